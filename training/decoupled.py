@@ -1,0 +1,85 @@
+"""The trained heart of the adapter: a second cross-attention for the image beside the text's.
+
+Z = softmax(QK^T / sqrt(d)) V + scale * softmax(QK'^T / sqrt(d)) V' (paper, equations 4 and 5), where
+only K' and V' are trained. This is the training's own copy, plain and differentiable; the engine
+that serves requests has another that is made for speed.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class DecoupledAttention(nn.Module):
+    """An attention processor with weights: `to_k_ip` and `to_v_ip`, copies of the text's at first.
+
+    The last `tokens` of the context are the image's, the others the text's. `scale` is the
+    paper's lambda.
+    """
+
+    def __init__(self, attention: Attention, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.scale = 1.0
+        self.to_k_ip = nn.Linear(attention.to_k.in_features, attention.inner_dim, bias=False)
+        self.to_v_ip = nn.Linear(attention.to_k.in_features, attention.inner_dim, bias=False)
+        with torch.no_grad():
+            self.to_k_ip.weight.copy_(attention.to_k.weight)
+            self.to_v_ip.weight.copy_(attention.to_v.weight)
+
+    def forward(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """Attend `(batch, pixels, dim)` to `(batch, text + image tokens, context)`."""
+        del attention_mask, temb  # never given to the cross-attentions of this layout
+        text = encoder_hidden_states[:, : -self.tokens]
+        image = encoder_hidden_states[:, -self.tokens :]
+        query = _heads(attn.to_q(hidden_states), attn.heads)
+        out = functional.scaled_dot_product_attention(
+            query, _heads(attn.to_k(text), attn.heads), _heads(attn.to_v(text), attn.heads)
+        ) + self.scale * functional.scaled_dot_product_attention(
+            query, _heads(self.to_k_ip(image), attn.heads), _heads(self.to_v_ip(image), attn.heads)
+        )
+        joined: Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2))
+        return joined
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attach(unet: UNet2DConditionModel, tokens: int) -> nn.ModuleDict:
+    """Put a `DecoupledAttention` at every cross-attention and return them.
+
+    Their keys in the dict are the public files': a processor's place in `unet.attn_processors`,
+    self-attentions counted too.
+    """
+    added = nn.ModuleDict()
+    processors: dict[str, object] = {}
+    for place, name in enumerate(unet.attn_processors):
+        if re.search(r"attn2\.processor$", name):
+            attention = unet.get_submodule(name.removesuffix(".processor"))
+            assert isinstance(attention, Attention)
+            processors[name] = added[str(place)] = DecoupledAttention(attention, tokens)
+        else:
+            processors[name] = AttnProcessor2_0()
+    unet.set_attn_processor(processors)
+    return added
+
+
+def public_weights(projection: nn.Module, attentions: nn.ModuleDict) -> dict[str, Tensor]:
+    """Name the trained weights as the public files do: `image_proj.*`, `ip_adapter.N.*`."""
+    weights = {f"image_proj.{key}": w for key, w in projection.state_dict().items()}
+    weights |= {f"ip_adapter.{key}": w for key, w in attentions.state_dict().items()}
+    return weights

@@ -1,0 +1,148 @@
+"""The loop every stage trains in: a budget of minutes, checkpoints, a bar and a loss curve.
+
+It knows nothing of what is trained: a stage hands it a function that returns a loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+CHECKPOINT_SECONDS: Final = 120.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how fast to train. `minutes` counts over all resumed runs together."""
+
+    minutes: float
+    learning_rate: float
+    weight_decay: float = 0.01
+    warmup_steps: int = 200
+    ema: float = 0.0
+
+
+class Loop:
+    """Train `model` (a module, or a dict of them) for a budget of minutes; resumable.
+
+    The learning rate warms up over steps and then falls with a cosine over the budget's time.
+    `ema` keeps an average of the weights, which `averaged` swaps in for export.
+    """
+
+    def __init__(self, name: str, model: nn.Module, budget: Budget, out: Path) -> None:
+        self.name, self.model, self.budget = name, model, budget
+        self.checkpoint = out / f"{name}.pt"
+        self.curve = out / f"{name}.png"
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=budget.learning_rate,
+            weight_decay=budget.weight_decay,
+            betas=(0.9, 0.99),
+            fused=True,
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.losses: list[float] = []
+        self.average = [p.detach().clone() for p in self.parameters] if budget.ema else []
+        out.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.exists():
+            self._load(torch.load(self.checkpoint, weights_only=True))
+
+    def run(self, loss: Callable[[int], Tensor]) -> None:
+        """Call `loss(step)` and learn from it until the budget is used up."""
+        total = self.budget.minutes * 60
+        saved = last = time.monotonic()
+        bar = tqdm(total=round(total), initial=round(self.seconds), desc=self.name, unit="s",
+                   mininterval=10)
+        while self.seconds < total:
+            self._learn(loss(self.step), self.seconds / total)
+            now = time.monotonic()
+            self.seconds, last = self.seconds + now - last, now
+            bar.n = min(bar.total, round(self.seconds))
+            recent = self.losses[-100:]
+            bar.set_postfix(step=self.step, loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
+            bar.update(0)
+            if now - saved > CHECKPOINT_SECONDS:
+                self.save()
+                saved = time.monotonic()
+        bar.close()
+        self.save()
+
+    def _learn(self, loss: Tensor, progress: float) -> None:
+        rate = self.budget.learning_rate * min(1.0, (self.step + 1) / self.budget.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1))))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self.losses.append(loss.item())
+        if self.average:
+            decay = min(self.budget.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+
+    def averaged(self) -> None:
+        """Put the averaged weights into the model, for good."""
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, self.average, strict=True):
+                parameter.copy_(average)
+
+    def save(self) -> None:
+        """Write the checkpoint and the loss curve."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": self.losses,
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.checkpoint)
+        draw_curve(self.losses, self.curve, self.name)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average = state["average"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.losses = state["losses"]
+
+
+def draw_curve(losses: list[float], path: Path, title: str) -> None:
+    """Draw the losses, each the mean of a hundredth of the run, as a picture."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # after the backend is chosen
+
+    width = max(1, len(losses) // 100)
+    means = [sum(losses[i : i + width]) / width for i in range(0, len(losses) - width + 1, width)]
+    figure, axes = plt.subplots(figsize=(5, 3))
+    axes.plot([i * width for i in range(len(means))], means)
+    axes.set(xlabel="step", ylabel="loss", title=title, yscale="log" if min(means, default=1) > 0
+             else "linear")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def arguments(description: str | None, minutes: float) -> argparse.Namespace:
+    """Read what every stage takes: `--minutes`, `--out` and `--seed`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--minutes", type=float, default=minutes, help="in all, resumed or not")
+    parser.add_argument("--out", type=Path, default=Path("work"), help="checkpoints and curves")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()

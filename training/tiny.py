@@ -1,0 +1,61 @@
+"""A model of the bundled one's layout and file names with very small random weights.
+
+Built in a second or two for tests that need every file but no sense: `python -m training.tiny DIR`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import ControlNetModel
+
+from training import architecture, decoupled, layout, tokenizer
+from training.architecture import IMAGE_TOKENS, Architecture
+from training.projection import LinearProjection, Resampler
+
+
+def parts(shape: Architecture) -> layout.Parts:
+    """Make every network of a model, untrained, with the adapters' public key names."""
+    with tempfile.TemporaryDirectory() as scratch:
+        words = tokenizer.write(Path(scratch))
+    unet = architecture.unet(shape)
+    controlnet = ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=shape.control
+    )
+    plain = unet.attn_processors  # set_attn_processor empties the dict it is given
+    tokens, plus_tokens = IMAGE_TOKENS, shape.plus_tokens
+    linear = LinearProjection(shape.projection, shape.context, tokens)
+    adapter = decoupled.public_weights(linear, decoupled.attach(unet, tokens))
+    unet.set_attn_processor(dict(plain))
+    resampler = Resampler(
+        shape.vision, shape.context, plus_tokens, shape.resampler, shape.resampler_heads
+    )
+    adapter_plus = decoupled.public_weights(resampler, decoupled.attach(unet, plus_tokens))
+    unet.set_attn_processor(dict(plain))
+    return layout.Parts(
+        vae=architecture.vae(shape),
+        unet=unet,
+        tokenizer=words,
+        text_encoder=architecture.text_encoder(shape, len(words)),
+        text_encoder_2=architecture.text_encoder_2(shape, len(words)),
+        image_encoder=architecture.image_encoder(shape),
+        adapter=adapter,
+        adapter_plus=adapter_plus,
+        controlnet=controlnet,
+    )
+
+
+def build(directory: Path, *, seed: int = 0) -> Path:
+    """Write the tiny model to `directory` and return it. The same seed gives the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return layout.write(parts(architecture.TINY), directory)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    print(build(parser.parse_args().directory))
