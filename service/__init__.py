@@ -1,0 +1,1 @@
+"""The HTTP side of the image-prompt service. It must never import torch or `workers`."""

@@ -1,0 +1,156 @@
+"""`models.yaml`: which models are served, where their files are, what they allow.
+
+Read by the API (names, limits, defaults) and by workers (files). It loads no weights.
+"""
+
+from pathlib import Path
+from typing import Annotated, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.core.errors import ConfigurationError
+from service.core.request import Name, SchedulerName
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Strict):
+    """A local folder (`path`, relative to the yaml file) or a hub repository at a revision."""
+
+    path: Path | None = None
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    revision: str | None = None
+    subfolder: str | None = None
+    variant: str | None = None
+    """`fp16` where the weight files carry it in their names."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.repo is None):
+            raise ValueError("give either `path` (a local folder) or `repo` (a hub id)")
+        return self
+
+    @property
+    def location(self) -> str:
+        """What diffusers' `from_pretrained` takes as its first argument."""
+        return str(self.path) if self.path is not None else str(self.repo)
+
+
+class Adapter(Source):
+    """One IP-Adapter weight file and the image encoder that it was trained with."""
+
+    weight_name: str
+    image_encoder: str
+    """Folder of the encoder: relative to `subfolder`, or to the repository if it has a slash."""
+
+
+class Limits(_Strict):
+    """What a request may ask of a model. Sizes in pixels."""
+
+    min_size: Annotated[int, Field(ge=8, multiple_of=8)]
+    max_size: Annotated[int, Field(ge=8, multiple_of=8)]
+    max_pixels: Annotated[int, Field(gt=0)]
+    """Largest width x height."""
+    max_steps: Annotated[int, Field(ge=1, le=100)] = 100
+
+
+class Defaults(_Strict):
+    """What a request gets where it is silent."""
+
+    width: Annotated[int, Field(ge=8, multiple_of=8)]
+    height: Annotated[int, Field(ge=8, multiple_of=8)]
+    adapter: Name
+    steps: Annotated[int, Field(ge=1, le=100)] = 30
+    guidance_scale: Annotated[float, Field(ge=0, le=20)] = 7.5
+    scheduler: SchedulerName = SchedulerName.DDIM
+
+
+class ModelEntry(_Strict):
+    """One served model: an SDXL-shaped base, its adapters and its ControlNets."""
+
+    title: str
+    base: Source
+    vae: Source | None = None
+    adapters: Annotated[dict[Name, Adapter], Field(min_length=1)]
+    controlnets: dict[Name, Source] = {}
+    limits: Limits
+    defaults: Defaults
+    warm_sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of the shape classes that are warmed; the default size always is."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.defaults.adapter not in self.adapters:
+            raise ValueError(f"defaults.adapter {self.defaults.adapter!r} is not under adapters")
+        if self.defaults.steps > self.limits.max_steps:
+            raise ValueError("defaults.steps is above limits.max_steps")
+        if not self.allows(self.defaults.width, self.defaults.height):
+            raise ValueError("the default size is outside the limits")
+        return self
+
+    def allows(self, width: int, height: int) -> bool:
+        """Whether a picture of this size (pixels) may be asked for."""
+        limits = self.limits
+        inside = all(limits.min_size <= side <= limits.max_size for side in (width, height))
+        return inside and width * height <= limits.max_pixels
+
+
+class Catalog(_Strict):
+    """All served models and the one a request gets by default."""
+
+    default: Name
+    models: Annotated[dict[Name, ModelEntry], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _default_is_served(self) -> Self:
+        if self.default not in self.models:
+            raise ValueError(f"default {self.default!r} is not under models")
+        return self
+
+
+def load_catalog(path: Path) -> Catalog:
+    """Read and check a `models.yaml`; relative folders in it are resolved against its own.
+
+    Raises `ConfigurationError` with the file and the field that is wrong.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"IMAGEPROMPT_MODELS names {path}, which does not exist") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not valid YAML: {error}") from None
+    try:
+        catalog = Catalog.model_validate(content)
+    except ValidationError as error:
+        causes = "; ".join(
+            f"{'.'.join(str(part) for part in cause['loc'])}: {cause['msg']}"
+            for cause in error.errors()
+        )
+        raise ConfigurationError(f"{path}: {causes}") from None
+    return _resolve(catalog, path.resolve().parent)
+
+
+SourceT = TypeVar("SourceT", bound=Source)
+
+
+def _resolve(catalog: Catalog, folder: Path) -> Catalog:
+    def absolute(source: SourceT) -> SourceT:
+        if source.path is None:
+            return source
+        return source.model_copy(update={"path": (folder / source.path).resolve()})
+
+    models = {
+        name: entry.model_copy(
+            update={
+                "base": absolute(entry.base),
+                "vae": absolute(entry.vae) if entry.vae else None,
+                "adapters": {key: absolute(value) for key, value in entry.adapters.items()},
+                "controlnets": {key: absolute(value) for key, value in entry.controlnets.items()},
+            }
+        )
+        for name, entry in catalog.models.items()
+    }
+    return catalog.model_copy(update={"models": models})

@@ -1,0 +1,132 @@
+"""A job as it stands in Redis, and the events it sends. Knows nothing of HTTP.
+
+Only the named transitions in `service/core/transitions.py` change a job.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from service.core.request import GenerateRequest
+
+
+class Status(StrEnum):
+    """Where a job stands. The last four are final and never change."""
+
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has come to its end."""
+        return self not in (Status.QUEUED, Status.PROCESSING)
+
+
+class EventName(StrEnum):
+    """Names of the server-sent events of a job."""
+
+    STATUS = "status"
+    PROGRESS = "progress"
+    PREVIEW = "preview"
+    DONE = "done"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class StoredImage(_Frozen):
+    """One finished picture in object storage. Width and height in pixels."""
+
+    key: str
+    content_type: str
+    width: int
+    height: int
+    seed: int
+    sha256: str
+
+
+class JobError(_Frozen):
+    """Why a job failed, in the words of RFC 9457."""
+
+    type: str
+    title: str
+    detail: str
+
+
+class JobMetrics(_Frozen):
+    """Where the time of a job went, in seconds, and what it shared."""
+
+    queue_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    denoise_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    upload_seconds: float = 0.0
+    total_seconds: float = 0.0
+    max_batch: int = 0
+    image_embedding_cache: str | None = None
+    """`hit` when no image of the job had to be encoded, else `miss`."""
+
+
+class Job(_Frozen):
+    """A job's whole record. Times are seconds since the Unix epoch."""
+
+    id: str
+    owner: str
+    status: Status
+    request: GenerateRequest
+    created_at: float
+    started_at: float | None = None
+    completed_at: float | None = None
+    expires_at: float | None = None
+    """When record and pictures are gone (410 from then on); set when the job ends."""
+    deadline_at: float | None = None
+    """A job that has not started by then expires."""
+    step: int = 0
+    attempt: int = 0
+    worker: str | None = None
+    traceparent: str | None = None
+    images: tuple[StoredImage, ...] = ()
+    error: JobError | None = None
+    metrics: JobMetrics = JobMetrics()
+
+    def to_hash(self) -> dict[str, str]:
+        """The fields of the Redis hash; absent ones are left out."""
+        return {
+            name: encode_field(name, value)
+            for name in type(self).model_fields
+            if (value := getattr(self, name)) is not None
+        }
+
+    @classmethod
+    def from_hash(cls, fields: dict[str, str]) -> "Job":
+        """The record behind the fields of a Redis hash.
+
+        Raises `pydantic.ValidationError` where somebody else wrote the hash.
+        """
+        return cls.model_validate(
+            {
+                name: _JSON_FIELDS[name].validate_json(text) if name in _JSON_FIELDS else text
+                for name, text in fields.items()
+                if name in cls.model_fields
+            }
+        )
+
+
+_JSON_FIELDS: dict[str, TypeAdapter[Any]] = {
+    "request": TypeAdapter(GenerateRequest),
+    "images": TypeAdapter(tuple[StoredImage, ...]),
+    "error": TypeAdapter(JobError),
+    "metrics": TypeAdapter(JobMetrics),
+}
+
+
+def encode_field(name: str, value: object) -> str:
+    """The text of one hash field, as `Job.from_hash` reads it."""
+    adapter = _JSON_FIELDS.get(name)
+    return adapter.dump_json(value).decode() if adapter else str(value)

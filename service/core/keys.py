@@ -1,0 +1,42 @@
+"""Names of everything this service keeps in Redis beside RQ's own keys, and in storage."""
+
+PREFIX = "imageprompt:"
+
+
+def job(job_id: str) -> str:
+    """Hash: the record of one job (`service.core.job.Job`)."""
+    return f"{PREFIX}job:{job_id}"
+
+
+def events(job_id: str) -> str:
+    """Stream: the events of one job, oldest first."""
+    return f"{PREFIX}events:{job_id}"
+
+
+def owner_jobs(owner: str) -> str:
+    """Sorted set: ids of one owner's jobs by creation time."""
+    return f"{PREFIX}owner:{owner}"
+
+
+def embedding(fingerprint: str) -> str:
+    """String: one cached image embedding."""
+    return f"{PREFIX}embedding:{fingerprint}"
+
+
+def worker(name: str) -> str:
+    """Hash with a time to live: what one worker says of itself."""
+    return f"{PREFIX}worker:{name}"
+
+
+WORKERS = f"{PREFIX}workers"
+"""Sorted set: worker names by the time of their last sign of life."""
+
+
+def upload(job_id: str, name: str) -> str:
+    """Storage key of one upload of a job, `name` without a folder."""
+    return f"uploads/{job_id}/{name}"
+
+
+def result(job_id: str, name: str) -> str:
+    """Storage key of one picture of a job."""
+    return f"results/{job_id}/{name}"

@@ -1,0 +1,137 @@
+"""Prometheus metrics of both sides, with the field's names and units. Low cardinality only.
+
+Every process builds its own `CollectorRegistry` and exposes it on its own port, so several
+workers never share a counter.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_JOB = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+_BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+
+
+class ApiMetrics:
+    """What the API counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "imageprompt_http_requests",
+            "HTTP requests by route, method and status class.",
+            ("route", "method", "status"),
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "imageprompt_http_request_seconds",
+            "Seconds from the first byte of a request to the last of its answer.",
+            ("route", "method"),
+            buckets=_FAST,
+            registry=self.registry,
+        )
+        self.jobs_accepted = Counter(
+            "imageprompt_jobs_accepted",
+            "Jobs taken in, by model.",
+            ("model",),
+            registry=self.registry,
+        )
+        self.uploaded_bytes = Counter(
+            "imageprompt_uploaded_bytes",
+            "Bytes of request bodies read.",
+            registry=self.registry,
+        )
+        self.queue_depth = Gauge(
+            "imageprompt_queue_jobs",
+            "Jobs waiting for a worker.",
+            registry=self.registry,
+        )
+        self.running_jobs = Gauge(
+            "imageprompt_running_jobs",
+            "Jobs that workers hold.",
+            registry=self.registry,
+        )
+        self.oldest_seconds = Gauge(
+            "imageprompt_queue_oldest_seconds",
+            "Age of the oldest waiting job.",
+            registry=self.registry,
+        )
+        self.workers_ready = Gauge(
+            "imageprompt_workers_ready",
+            "Warm workers that have given a sign of life.",
+            registry=self.registry,
+        )
+
+
+class WorkerMetrics:
+    """What a worker counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.jobs = Counter(
+            "imageprompt_jobs",
+            "Jobs that came to an end here, by model and final state.",
+            ("model", "status"),
+            registry=self.registry,
+        )
+        self.stage_seconds = Histogram(
+            "imageprompt_stage_seconds",
+            "Seconds of a job by stage: queue, encode, denoise, decode, upload, total.",
+            ("stage",),
+            buckets=_JOB,
+            registry=self.registry,
+        )
+        self.steps = Counter(
+            "imageprompt_steps",
+            "Batched denoising steps (UNet forwards).",
+            ("model",),
+            registry=self.registry,
+        )
+        self.batch_rows = Histogram(
+            "imageprompt_batch_rows",
+            "Rows that shared one UNet forward.",
+            ("model",),
+            buckets=_BATCH,
+            registry=self.registry,
+        )
+        self.embedding_cache = Counter(
+            "imageprompt_embedding_cache",
+            "Look-ups of image embeddings, by result: process, redis or miss.",
+            ("result",),
+            registry=self.registry,
+        )
+        self.encoder_runs = Counter(
+            "imageprompt_encoder_runs",
+            "Image prompts that an image encoder was run for.",
+            registry=self.registry,
+        )
+        self.recompiles = Counter(
+            "imageprompt_recompiles",
+            "Compilations of the UNet after warm-up; should stay 0.",
+            registry=self.registry,
+        )
+        self.out_of_memory = Counter(
+            "imageprompt_out_of_memory",
+            "Times the device ran out of memory.",
+            registry=self.registry,
+        )
+        self.running_jobs = Gauge(
+            "imageprompt_worker_running_jobs",
+            "Jobs that this worker holds.",
+            registry=self.registry,
+        )
+        self.ready = Gauge(
+            "imageprompt_worker_ready",
+            "1 when every model is loaded and warm.",
+            registry=self.registry,
+        )
+        self.device_memory = Gauge(
+            "imageprompt_device_memory_bytes",
+            "Memory of the GPU that torch holds, by kind: allocated, reserved, peak.",
+            ("kind",),
+            registry=self.registry,
+        )
+        self.last_step = Gauge(
+            "imageprompt_last_step_timestamp_seconds",
+            "Unix time of the last finished denoising step.",
+            registry=self.registry,
+        )

@@ -1,0 +1,82 @@
+"""The RQ queue that carries jobs from the API to the workers. JSON only, never pickle.
+
+An RQ job holds nothing but the id of a record; what is to be done stands in the record. It
+names its task by a dotted path that the API never imports.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from redis import Redis
+from rq import Queue, Retry
+from rq.job import Job as RqJob
+from rq.serializers import JSONSerializer
+
+from service.core import keys
+from service.core.job import Job
+from service.core.transitions import Transitions
+
+TASK: Final = "workers.task.generate"
+"""The only task that workers run; anything else in the queue is refused."""
+
+NO_TIMEOUT: Final = -1
+"""RQ's own timeout is off: a worker watches the progress of its steps instead."""
+
+RECOVERIES: Final = 1_000_000
+"""RQ requeues a job whose lease ran out so often; `Transitions.claim` holds the real cap."""
+
+
+def connect(url: str) -> Redis:
+    """A Redis client with a pool of its own; opens no connection yet."""
+    return Redis.from_url(
+        url, socket_connect_timeout=2, socket_keepalive=True, health_check_interval=15
+    )
+
+
+def open_queue(name: str, redis: Redis, job_class: type[RqJob] = RqJob) -> Queue:
+    """The queue `name`, with the JSON serializer that every reader of it must use."""
+    return Queue(name, connection=redis, serializer=JSONSerializer, job_class=job_class)
+
+
+def enqueue(
+    queue: Queue,
+    transitions: Transitions,
+    job: Job,
+    *,
+    also: Callable[[Any], None] | None = None,
+) -> None:
+    """Write the record, whatever `also` adds to the pipeline, and the RQ job in one transaction.
+
+    Either all of it is there afterwards or none. Raises `redis.RedisError`.
+    """
+    with queue.connection.pipeline(transaction=True) as pipeline:
+        transitions.create(job, pipeline)
+        if also is not None:
+            also(pipeline)
+        queue.enqueue_call(
+            TASK,
+            args=(job.id,),
+            job_id=job.id,
+            timeout=NO_TIMEOUT,
+            result_ttl=0,
+            failure_ttl=3600,
+            description="generate",
+            retry=Retry(max=RECOVERIES, enqueue_at_front=True),
+            pipeline=pipeline,
+        )
+        pipeline.execute()
+
+
+def forget(queue: Queue, job_id: str) -> None:
+    """Take a job that needs no worker any more out of the queue; a running one is left alone."""
+    queue.remove(job_id)
+
+
+def list_key(queue_name: str) -> str:
+    """Redis list of waiting job ids, the next one first (RQ's own key)."""
+    return f"rq:queue:{queue_name}"
+
+
+def record_keys(job_ids: list[str]) -> list[str]:
+    """Keys of the records of several jobs."""
+    return [keys.job(job_id) for job_id in job_ids]

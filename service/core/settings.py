@@ -1,0 +1,105 @@
+"""All settings, from environment variables with the prefix IMAGEPROMPT_ or secret files.
+
+Units are in the names. Nothing here opens a connection. Secrets may come as files: with
+IMAGEPROMPT_SECRETS_DIR=/run/secrets the file `imageprompt_redis_url` sets `redis_url`.
+"""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Device(StrEnum):
+    """Where the models run; `auto` takes CUDA where there is one."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class AttentionBackend(StrEnum):
+    """Which attention kernel runs; `auto` takes the fastest one measured at start-up on CUDA."""
+
+    AUTO = "auto"
+    XFORMERS = "xformers"
+    SDPA = "sdpa"
+
+
+class LogFormat(StrEnum):
+    """Lines for machines or for people."""
+
+    JSON = "json"
+    TEXT = "text"
+
+
+class Settings(BaseSettings):
+    """What an operator can set. API, workers and command line read the same ones."""
+
+    model_config = SettingsConfigDict(env_prefix="IMAGEPROMPT_", frozen=True, extra="ignore")
+
+    # Where things are
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    storage_url: str = f"file://{ROOT}/data/storage"
+    """`file:///dir`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://account/container`."""
+    storage_endpoint: str | None = None
+    """Endpoint of an S3-compatible store other than AWS."""
+    models: Path = ROOT / "models" / "shapes.yaml"
+    """Path of the `models.yaml` that names the models to serve."""
+
+    # Taking requests in
+    max_body_bytes: Annotated[int, Field(gt=0)] = 100 * 2**20
+    max_file_bytes: Annotated[int, Field(gt=0)] = 20 * 2**20
+    max_image_pixels: Annotated[int, Field(gt=0)] = 40_000_000
+    max_queued_jobs: Annotated[int, Field(gt=0)] = 1000
+    queue_deadline_seconds: Annotated[float, Field(gt=0)] = 3600
+    """A job that waits longer than this is of no use any more and expires."""
+    max_event_streams: Annotated[int, Field(gt=0)] = 200
+    presigned_url_seconds: Annotated[int, Field(gt=0)] = 600
+
+    # Keeping
+    job_retention_seconds: Annotated[int, Field(gt=0)] = 24 * 3600
+    """How long a finished job's record and pictures are kept."""
+    tombstone_seconds: Annotated[int, Field(gt=0)] = 7 * 24 * 3600
+    """How long after that a job answers 410 and not 404."""
+
+    # Workers
+    queue: str = "imageprompt"
+    device: Device = Device.AUTO
+    attention: AttentionBackend = AttentionBackend.AUTO
+    compile: bool = True
+    """Whether the UNet is compiled at warm-up on CUDA."""
+    worker_slots: Annotated[int, Field(gt=0, le=256)] = 16
+    """Jobs that one worker holds at once; the engine batches their rows."""
+    worker_threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of torch; 0 leaves it to torch."""
+    worker_metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9100
+    """Port of the worker's own /metrics and health; 0 takes a free one."""
+    lease_seconds: Annotated[float, Field(gt=0)] = 6
+    """A worker that has not renewed a job's lease for so long has lost the job."""
+    max_attempts: Annotated[int, Field(gt=0)] = 3
+    drain_seconds: Annotated[float, Field(ge=0)] = 60
+    """Grace after SIGTERM in which running jobs may finish before they are handed back."""
+    step_timeout_seconds: Annotated[float, Field(gt=0)] = 120
+    """Without a finished denoising step for so long a busy worker counts as hung."""
+    embedding_cache_entries: Annotated[int, Field(ge=0)] = 512
+    embedding_cache_seconds: Annotated[int, Field(gt=0)] = 7 * 24 * 3600
+    preview_every_steps: Annotated[int, Field(ge=0)] = 0
+    """Send a small preview event every so many steps; 0 sends none."""
+
+    # Logs
+    log_level: str = "INFO"
+    log_format: LogFormat = LogFormat.JSON
+
+
+def load_settings() -> Settings:
+    """Settings from the environment and, where IMAGEPROMPT_SECRETS_DIR is set, from files."""
+    secrets_dir = os.environ.get("IMAGEPROMPT_SECRETS_DIR")
+    return Settings(_secrets_dir=secrets_dir) if secrets_dir else Settings()

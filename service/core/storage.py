@@ -1,0 +1,136 @@
+"""Object storage for uploads and results: a local folder, S3, GCS or Azure, by one URL.
+
+Stands on obstore. Keys come from `service.core.keys`; nothing here knows what they mean.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from service.core.errors import ConfigurationError
+
+R = TypeVar("R")
+
+
+class StorageError(Exception):
+    """Raised when the storage does not answer or refuses."""
+
+
+class ObjectMissing(StorageError):
+    """Raised when there is no object under a key."""
+
+
+class Storage:
+    """Puts, gets, deletes and signs objects. Blocking and asynchronous forms are the same.
+
+    Every method raises `StorageError`; `get` raises `ObjectMissing` for an unknown key.
+    """
+
+    def __init__(self, store: ObjectStore, *, presigned_url_seconds: int) -> None:
+        self._store = store
+        self._presigned = timedelta(seconds=presigned_url_seconds)
+
+    @classmethod
+    def open(
+        cls, url: str, *, endpoint: str | None = None, presigned_url_seconds: int
+    ) -> "Storage":
+        """The storage behind `file:///dir`, `s3://bucket/prefix`, `gs://…` or `az://…`.
+
+        Credentials come from the environment, as the cloud's own tools read them. Raises
+        `ConfigurationError` for a URL that is none of these.
+        """
+        parts = urlsplit(url)
+        if parts.scheme == "file":
+            folder = Path(parts.path)
+            folder.mkdir(parents=True, exist_ok=True)
+            return cls(LocalStore(folder), presigned_url_seconds=presigned_url_seconds)
+        if parts.scheme not in ("s3", "gs", "az"):
+            raise ConfigurationError(
+                f"IMAGEPROMPT_STORAGE_URL has the scheme {parts.scheme!r}; "
+                "file, s3, gs and az are served"
+            )
+        options: dict[str, Any] = {
+            "client_options": {
+                "timeout": "10s",
+                "connect_timeout": "3s",
+                "allow_http": bool(endpoint and endpoint.startswith("http://")),
+            },
+            "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=15)},
+        }
+        if endpoint is not None:
+            options["endpoint"] = endpoint
+        try:
+            store = from_url(url, **options)
+        except (BaseError, ValueError) as error:
+            raise ConfigurationError(f"IMAGEPROMPT_STORAGE_URL: {error}") from error
+        return cls(store, presigned_url_seconds=presigned_url_seconds)
+
+    @property
+    def signs(self) -> bool:
+        """Whether a client can be sent to a presigned URL."""
+        return not isinstance(self._store, LocalStore)
+
+    def put(self, key: str, data: bytes, content_type: str) -> None:
+        """Write one object, whole or not at all."""
+        self._call(lambda: obstore.put(self._store, key, data, attributes=self._kind(content_type)))
+
+    async def put_async(self, key: str, data: bytes, content_type: str) -> None:
+        """As `put`."""
+        try:
+            await obstore.put_async(
+                self._store, key, data, attributes=self._kind(content_type)
+            )
+        except BaseError as error:
+            raise StorageError(type(error).__name__) from error
+
+    def get(self, key: str) -> bytes:
+        """Read one object whole."""
+        return self._call(lambda: bytes(obstore.get(self._store, key).bytes()))
+
+    async def get_async(self, key: str) -> bytes:
+        """As `get`."""
+        try:
+            answer = await obstore.get_async(self._store, key)
+            return bytes(await answer.bytes_async())
+        except (NotFoundError, FileNotFoundError) as error:
+            raise ObjectMissing(key) from error
+        except BaseError as error:
+            raise StorageError(type(error).__name__) from error
+
+    def delete_folder(self, prefix: str) -> int:
+        """Delete every object under `prefix` and return how many there were."""
+
+        def delete() -> int:
+            paths = [entry["path"] for batch in obstore.list(self._store, prefix) for entry in batch]
+            if paths:
+                obstore.delete(self._store, paths)
+            return len(paths)
+
+        return self._call(delete)
+
+    def sign(self, key: str) -> str:
+        """A URL under which anybody may read the object for a while."""
+        return self._call(lambda: obstore.sign(self._store, "GET", key, self._presigned))  # type: ignore[arg-type, call-overload, no-any-return]
+
+    def check(self) -> None:
+        """Write and read one small object, to see that the storage answers."""
+        self.put("health/check", b"ok", "text/plain")
+        self.get("health/check")
+
+    def _kind(self, content_type: str) -> Any:
+        return None if isinstance(self._store, LocalStore) else {"Content-Type": content_type}
+
+    @staticmethod
+    def _call(action: Callable[[], R]) -> R:
+        try:
+            return action()
+        except (NotFoundError, FileNotFoundError) as error:
+            raise ObjectMissing(str(error)) from error
+        except BaseError as error:
+            raise StorageError(type(error).__name__) from error

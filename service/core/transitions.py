@@ -1,0 +1,226 @@
+"""The only code that changes a job. Each change is one Lua script, so it happens whole or not.
+
+A worker that claims a job gets a fencing token; every later write must carry it. Once a job is
+final nothing changes it, so a cancel that races a finish ends in one state, and a worker that
+comes back from a long pause cannot overwrite what another one has done.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis import Redis
+
+from service.core import keys
+from service.core.job import (
+    EventName,
+    Job,
+    JobError,
+    JobMetrics,
+    Status,
+    StoredImage,
+    encode_field,
+)
+
+EVENTS_KEPT: Final = 500
+
+_EMIT = """
+local function emit(name, data)
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[1], '*', 'event', name, 'data', data)
+end
+local function finish(status, now, keep, tombstone, fields)
+  redis.call('HSET', KEYS[1], 'status', status, 'completed_at', now, 'expires_at', now + keep)
+  for name, value in pairs(fields) do redis.call('HSET', KEYS[1], name, value) end
+  redis.call('HDEL', KEYS[1], 'fence')
+  emit('status', cjson.encode({status = status}))
+  emit('done', cjson.encode({status = status}))
+  redis.call('EXPIRE', KEYS[1], keep + tombstone)
+  redis.call('EXPIRE', KEYS[2], keep)
+end
+local status = redis.call('HGET', KEYS[1], 'status')
+"""
+
+# ARGV: events kept, token, worker, now, attempt cap, keep, tombstone, exhausted error, expired error
+_CLAIM = (
+    _EMIT
+    + """
+if not status then return 'missing' end
+if status ~= 'queued' and status ~= 'processing' then return status end
+local now, keep, tombstone = tonumber(ARGV[4]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local deadline = redis.call('HGET', KEYS[1], 'deadline_at')
+if status == 'queued' and deadline and now > tonumber(deadline) then
+  finish('expired', now, keep, tombstone, {error = ARGV[9]})
+  return 'expired'
+end
+if redis.call('HINCRBY', KEYS[1], 'attempt', 1) > tonumber(ARGV[5]) then
+  finish('failed', now, keep, tombstone, {error = ARGV[8]})
+  return 'failed'
+end
+redis.call('HSETNX', KEYS[1], 'started_at', ARGV[4])
+redis.call('HSET', KEYS[1], 'status', 'processing', 'fence', ARGV[2], 'worker', ARGV[3], 'step', 0)
+emit('status', cjson.encode({status = 'processing'}))
+return 'claimed'
+"""
+)
+
+# ARGV: events kept, token, step, event name, event data
+_PROGRESS = (
+    _EMIT
+    + """
+if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[2] then return status or 'missing' end
+if ARGV[4] == 'progress' then redis.call('HSET', KEYS[1], 'step', ARGV[3]) end
+emit(ARGV[4], ARGV[5])
+return 'claimed'
+"""
+)
+
+# ARGV: events kept, token ('' from the API), new status, now, keep, tombstone, JSON of fields
+_FINISH = (
+    _EMIT
+    + """
+if not status then return 'missing' end
+if status ~= 'queued' and status ~= 'processing' then return status end
+if ARGV[2] ~= '' and redis.call('HGET', KEYS[1], 'fence') ~= ARGV[2] then return 'lost' end
+finish(ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), cjson.decode(ARGV[7]))
+return ARGV[3]
+"""
+)
+
+# ARGV: events kept, token
+_HAND_BACK = (
+    _EMIT
+    + """
+if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[2] then return status or 'missing' end
+redis.call('HSET', KEYS[1], 'status', 'queued', 'step', 0)
+redis.call('HINCRBY', KEYS[1], 'attempt', -1)
+redis.call('HDEL', KEYS[1], 'fence', 'worker')
+emit('status', cjson.encode({status = 'queued'}))
+return 'queued'
+"""
+)
+
+_EXHAUSTED = JobError(
+    type="urn:imageprompt:error:attempts-exhausted",
+    title="Given up",
+    detail="The job was started as often as allowed and its worker never came to an end with it.",
+)
+_EXPIRED = JobError(
+    type="urn:imageprompt:error:deadline",
+    title="Waited too long",
+    detail="The job waited longer than its deadline before a worker was free.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's right to work on one job until somebody else claims it."""
+
+    job_id: str
+    token: str
+
+
+class Transitions:
+    """The named changes of a job. Safe from many threads and processes.
+
+    Every method raises `redis.RedisError` where Redis does not answer.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        retention_seconds: int,
+        tombstone_seconds: int,
+        max_attempts: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._redis = redis
+        self._retention = retention_seconds
+        self._tombstone = tombstone_seconds
+        self._max_attempts = max_attempts
+        self._clock = clock
+        self._claim = redis.register_script(_CLAIM)
+        self._progress = redis.register_script(_PROGRESS)
+        self._finish = redis.register_script(_FINISH)
+        self._hand_back = redis.register_script(_HAND_BACK)
+
+    def create(self, job: Job, pipeline: Any) -> None:
+        """Write a new job into `pipeline`, which the caller executes as one transaction."""
+        pipeline.hset(keys.job(job.id), mapping=job.to_hash())
+        pipeline.zadd(keys.owner_jobs(job.owner), {job.id: job.created_at})
+        pipeline.xadd(
+            keys.events(job.id),
+            {"event": EventName.STATUS.value, "data": json.dumps({"status": job.status.value})},
+        )
+
+    def claim(self, claim: Claim, worker: str) -> bool:
+        """Take the job; `False` where it is final, gone, past its deadline or its attempts."""
+        answer = self._run(
+            self._claim,
+            claim.job_id,
+            claim.token,
+            worker,
+            self._clock(),
+            self._max_attempts,
+            self._retention,
+            self._tombstone,
+            _EXHAUSTED.model_dump_json(),
+            _EXPIRED.model_dump_json(),
+        )
+        return answer == "claimed"
+
+    def progress(self, claim: Claim, step: int, total: int) -> bool:
+        """Record that `step` of `total` is done; `False` where the claim no longer holds."""
+        data = json.dumps({"step": step, "total": total})
+        return self._event(claim, step, EventName.PROGRESS, data)
+
+    def preview(self, claim: Claim, data: Mapping[str, object]) -> bool:
+        """Send a preview event; `False` where the claim no longer holds."""
+        return self._event(claim, 0, EventName.PREVIEW, json.dumps(data))
+
+    def succeed(
+        self, claim: Claim, images: tuple[StoredImage, ...], metrics: JobMetrics, steps: int
+    ) -> bool:
+        """End the job with its pictures; `False` where somebody else has ended or taken it."""
+        fields = {"images": images, "metrics": metrics, "step": steps}
+        return self._end(claim.job_id, claim.token, Status.SUCCEEDED, fields) == "succeeded"
+
+    def fail(self, claim: Claim, error: JobError, metrics: JobMetrics) -> bool:
+        """End the job with an error; `False` where somebody else has ended or taken it."""
+        fields = {"error": error, "metrics": metrics}
+        return self._end(claim.job_id, claim.token, Status.FAILED, fields) == "failed"
+
+    def cancel(self, job_id: str) -> Status | None:
+        """End the job as canceled unless it is final already.
+
+        Returns the state it is in afterwards, `None` for an unknown job.
+        """
+        answer = self._end(job_id, "", Status.CANCELED, {})
+        return None if answer == "missing" else Status(answer)
+
+    def hand_back(self, claim: Claim) -> bool:
+        """Put a claimed job back to queued without counting the attempt."""
+        return self._run(self._hand_back, claim.job_id, claim.token) == "queued"
+
+    def _event(self, claim: Claim, step: int, name: EventName, data: str) -> bool:
+        answer = self._run(self._progress, claim.job_id, claim.token, step, name.value, data)
+        return answer == "claimed"
+
+    def _end(self, job_id: str, token: str, status: Status, fields: Mapping[str, object]) -> str:
+        encoded = json.dumps({name: encode_field(name, value) for name, value in fields.items()})
+        return self._run(
+            self._finish,
+            job_id,
+            token,
+            status.value,
+            self._clock(),
+            self._retention,
+            self._tombstone,
+            encoded,
+        )
+
+    def _run(self, script: Any, job_id: str, *args: object) -> str:
+        answer = script(keys=[keys.job(job_id), keys.events(job_id)], args=[EVENTS_KEPT, *args])
+        return answer.decode() if isinstance(answer, bytes) else str(answer)

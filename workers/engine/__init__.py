@@ -1,0 +1,1 @@
+"""The engine: rows of latents batched by step. Knows nothing of Redis, RQ, storage or HTTP."""
