@@ -1,0 +1,1 @@
+"""The command line: a client, an all-in-one server for one machine, and key management."""
