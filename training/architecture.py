@@ -66,7 +66,6 @@ class Architecture:
     vision_layers: int
     vision_heads: int
     resampler: int
-    resampler_depth: int
     resampler_heads: int
     plus_tokens: int
     control: tuple[int, ...]
@@ -86,8 +85,8 @@ SHAPES: Final = Architecture(
     size=128,
     vae=(32, 32, 64, 128),
     vae_groups=16,
-    unet=(64, 128, 160),
-    unet_layers=2,
+    unet=(64, 128, 128),
+    unet_layers=1,
     transformer_layers=(1, 1, 1),
     head_dim=32,
     unet_groups=32,
@@ -100,8 +99,7 @@ SHAPES: Final = Architecture(
     vision_layers=6,
     vision_heads=6,
     resampler=128,
-    resampler_depth=2,
-    resampler_heads=4,
+    resampler_heads=2,
     plus_tokens=8,
     control=(16, 32, 32, 64),
 )
@@ -124,7 +122,6 @@ TINY: Final = Architecture(
     vision_layers=2,
     vision_heads=2,
     resampler=32,
-    resampler_depth=1,
     resampler_heads=2,
     plus_tokens=8,
     control=(8, 8, 8, 16),

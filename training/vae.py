@@ -16,13 +16,13 @@ from torch.nn import functional
 from training import architecture, drawing, world
 from training.loop import Budget, Loop, arguments
 
-BATCH: Final = 16
+BATCH: Final = 8
 CROP: Final = 64
 #: Share of the budget after which whole pictures take the place of crops: group norm sees a
 #: crop's statistics otherwise.
-CROPS_UNTIL: Final = 0.75
+CROPS_UNTIL: Final = 0.8
 #: Keeps the latents' spread in bounds without blurring; in means, not sums.
-KL_WEIGHT: Final = 1e-4
+KL_WEIGHT: Final = 5e-4
 
 
 def to_model(pixels: Tensor) -> Tensor:
@@ -40,13 +40,13 @@ def loss(model: AutoencoderKL, pixels: Tensor) -> Tensor:
     return rebuilt + KL_WEIGHT * divergence
 
 
-def crop(pixels: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Cut one random window a picture."""
-    room = pixels.shape[-1] - side + 1
-    corners = torch.randint(room, (len(pixels), 2), generator=generator).tolist()
-    return torch.stack(
-        [p[:, y : y + side, x : x + side] for p, (y, x) in zip(pixels, corners, strict=True)]
-    )
+def crop(scenes: world.Scenes, size: int, generator: torch.Generator) -> Tensor:
+    """Draw the scenes and cut one window each, mostly around the object."""
+    jitter = torch.rand(2, len(scenes), generator=generator) - 0.5
+    middle = torch.stack([scenes.y, scenes.x]) + jitter * CROP / size
+    corners = (middle * size - CROP / 2).round().long().clamp(0, size - CROP)
+    windows = zip(drawing.draw(scenes, size), *corners.tolist(), strict=True)
+    return torch.stack([p[:, y : y + CROP, x : x + CROP] for p, y, x in windows])
 
 
 def train(minutes: float, out: Path, seed: int = 0) -> AutoencoderKL:
@@ -59,15 +59,44 @@ def train(minutes: float, out: Path, seed: int = 0) -> AutoencoderKL:
     def step(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         if loop.seconds < CROPS_UNTIL * minutes * 60:
-            pixels = crop(drawing.draw(world.sample(BATCH, generator), size), CROP, generator)
+            pixels = crop(world.sample(BATCH, generator), size, generator)
         else:
-            pixels = drawing.draw(world.sample(BATCH // 2, generator), size)
+            pixels = drawing.draw(world.sample(BATCH // 4, generator), size)
         return loss(model, to_model(pixels))
 
     loop.run(step)
     return model
 
 
+@torch.no_grad()
+def standardise(model: AutoencoderKL, pixels: Tensor) -> None:
+    """Give every latent channel of `pixels` zero mean and unit spread, changing no picture.
+
+    The two 1 x 1 convolutions around the latents take the change up exactly. `scaling_factor` is
+    then 1 / the spread over all of them, as for SDXL's.
+    """
+    means = model.encode(pixels).latent_dist.mean
+    mean, spread = means.mean((0, 2, 3)), means.std((0, 2, 3))
+    channels = len(mean)
+    into, back = model.quant_conv, model.post_quant_conv
+    back.bias += back.weight[:, :, 0, 0] @ mean
+    back.weight *= spread[None, :, None, None]
+    into.weight[:channels] /= spread[:, None, None, None]
+    into.bias[:channels] = (into.bias[:channels] - mean) / spread
+    into.bias[channels:] -= 2 * spread.log()
+    latents = model.encode(pixels).latent_dist.mean
+    model.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+
+
+def load(out: Path) -> AutoencoderKL:
+    """Read the trained autoencoder from its checkpoint and standardise its latents."""
+    model = architecture.vae(architecture.SHAPES)
+    Loop("vae", model, Budget(0, 0), out)
+    scenes = world.sample(64, torch.Generator().manual_seed(1))
+    standardise(model, to_model(drawing.draw(scenes, architecture.SHAPES.size)))
+    return model.eval()
+
+
 if __name__ == "__main__":
-    given = arguments(__doc__, minutes=18)
+    given = arguments(__doc__, minutes=22)
     train(given.minutes, given.out, given.seed)

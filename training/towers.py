@@ -1,0 +1,110 @@
+"""The CLIP towers as one trainable module, and their loss.
+
+Two text encoders as SDXL has, one image encoder, and the parts that only training needs: the first
+text encoder's projection, the temperature, and heads that read the attributes off the image
+embedding. It knows attributes and tokens; it draws nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training import architecture, captions
+from training.architecture import Architecture
+from training.world import BACKGROUNDS, COLOURS, FILLS, SHAPES, Scenes
+
+#: CLIP's own normalisation (openai/CLIP, the default of CLIPImageProcessor).
+MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+STD: Final = (0.26862954, 0.26130258, 0.27577711)
+VISION_SIZE: Final = 224
+HEADS: Final = {
+    "shape": len(SHAPES),
+    "colour": len(COLOURS),
+    "fill": len(FILLS),
+    "background": len(BACKGROUNDS),
+}
+
+
+class Towers(nn.Module):
+    """All three towers; `vocabulary` is the tokenizer's size."""
+
+    def __init__(self, shape: Architecture, vocabulary: int) -> None:
+        super().__init__()
+        self.text_encoder = architecture.text_encoder(shape, vocabulary)
+        self.text_encoder_2 = architecture.text_encoder_2(shape, vocabulary)
+        self.image_encoder = architecture.image_encoder(shape)
+        self.text_projection = nn.Linear(shape.text, shape.projection, bias=False)
+        self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(shape.projection, classes) for name, classes in HEADS.items()}
+        )
+
+    def loss(self, pixels: Tensor, tokens: Tensor, named: Tensor, scenes: Scenes) -> Tensor:
+        """Contrast pictures with captions for both text encoders, and read off the attributes.
+
+        `pixels` as from `see`, `tokens` `(batch, MAX_TOKENS)` of one caption a picture, `named` the
+        attributes `(batch, 4)` those captions name. Every caption that is true of a picture is a
+        right answer for it: a batch holds many such when captions leave parts out.
+        """
+        image = self.image_encoder(pixels).image_embeds
+        true = true_of(named, truth(scenes))
+        total = self.read(image, scenes)
+        first = self.text_projection(self.text_encoder(tokens).pooler_output)
+        second = self.text_encoder_2(tokens).text_embeds
+        scale = self.scale.clamp(max=math.log(100)).exp()
+        for text in (first, second):
+            logits = functional.normalize(image) @ functional.normalize(text).T * scale
+            total = total + (_contrast(logits, true) + _contrast(logits.T, true.T)) / 4
+        return total
+
+    def read(self, image: Tensor, scenes: Scenes) -> Tensor:
+        """Cross-entropy of the attribute heads on image embeddings, summed over the four."""
+        return torch.stack([
+            functional.cross_entropy(head(image), getattr(scenes, name))
+            for name, head in self.heads.items()
+        ]).sum()
+
+    @torch.no_grad()
+    def accuracy(self, pixels: Tensor, scenes: Scenes) -> dict[str, float]:
+        """Share of pictures whose attribute the heads read right, an attribute each."""
+        image = self.image_encoder(pixels).image_embeds
+        return {
+            name: (head(image).argmax(1) == getattr(scenes, name)).float().mean().item()
+            for name, head in self.heads.items()
+        }
+
+
+def see(pixels: Tensor) -> Tensor:
+    """Prepare uint8 pictures as CLIPImageProcessor does: bicubic to 224, CLIP's mean and std."""
+    scaled = functional.interpolate(
+        pixels.float() / 255, size=(VISION_SIZE, VISION_SIZE), mode="bicubic", antialias=True
+    ).clamp(0, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (scaled - mean) / std
+
+
+def truth(scenes: Scenes) -> Tensor:
+    """Stack the four attributes in the captions' order, `(n, 4)`."""
+    return torch.stack([scenes.shape, scenes.colour, scenes.fill, scenes.background], dim=1)
+
+
+def leave_out(attributes: Tensor, keep: float, generator: torch.Generator) -> Tensor:
+    """Name each of the attributes `(n, 4)` with chance `keep` only."""
+    kept = torch.rand(attributes.shape, generator=generator) < keep
+    return torch.where(kept, attributes, captions.LEFT_OUT)
+
+
+def true_of(named: Tensor, attributes: Tensor) -> Tensor:
+    """Tell which captions are true of which pictures, `(pictures, captions)`, bool."""
+    same = named[None] == attributes[:, None]
+    return (same | (named[None] == captions.LEFT_OUT)).all(dim=2)
+
+
+def _contrast(logits: Tensor, true: Tensor) -> Tensor:
+    targets = true.float() / true.sum(1, keepdim=True)
+    return functional.cross_entropy(logits, targets)
