@@ -110,12 +110,11 @@ class Views:
     """Finds another picture of the same object in the pool: another place, size and rotation."""
 
     def __init__(self, pool: Scenes) -> None:
+        nothing = torch.zeros_like(pool.shape)
         self._same = _Groups(pool.combination())
-        # With the background left out of the number, pictures of all six fall together.
-        nowhere = torch.zeros_like(pool.background)
-        self._object = _Groups(
-            world.combination(pool.shape, pool.colour, pool.fill, nowhere)
-        )
+        # What is left out of the number may be anything.
+        self._object = _Groups(world.combination(pool.shape, pool.colour, pool.fill, nothing))
+        self._paint = _Groups(world.combination(nothing, pool.colour, pool.fill, pool.background))
 
     def same_background(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Pick a picture for each of `rows` that shares all four attributes, `(n,)`."""
@@ -124,6 +123,10 @@ class Views:
     def any_background(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Pick a picture for each of `rows` that shares shape, colour and fill, `(n,)`."""
         return self._object.pick(rows, generator)
+
+    def any_shape(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Pick a picture for each of `rows` that shares colour, fill and background, `(n,)`."""
+        return self._paint.pick(rows, generator)
 
 
 class _Groups:

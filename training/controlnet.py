@@ -1,0 +1,115 @@
+"""Stage 5: a ControlNet for outlines, on the frozen UNet with the frozen adapter beside it.
+
+A copy of the UNet's encoder with zero convolutions (arXiv 2302.05543). Half of its batches carry an
+image prompt of another shape in the target's paint, so that it learns to overrule an image's
+shape. It needs stages 1 to 4 and leaves them as they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor
+
+from training import adapter, architecture, captions, clip, diffusion, drawing, pool, unet
+from training.adapter import Adapter, Frozen
+from training.loop import Budget, Loop, arguments
+from training.pool import Views
+from training.towers import leave_out, truth
+
+BATCH: Final = 32
+#: Chance of an empty text beside an image prompt, of no image prompt, and of no text at all.
+EMPTY: Final = 0.7
+NO_IMAGE: Final = 0.4
+KEEP: Final = 0.6
+
+
+def empty(model: UNet2DConditionModel) -> ControlNetModel:
+    """Return an untrained ControlNet that copies the encoder of `model`."""
+    return ControlNetModel.from_unet(
+        model, conditioning_embedding_out_channels=architecture.SHAPES.control
+    )
+
+
+def predict(
+    controlnet: ControlNetModel,
+    model: UNet2DConditionModel,
+    noised: diffusion.Noised,
+    text: unet.Conditions,
+    joined: unet.Conditions,
+    outlines: Tensor,
+) -> Tensor:
+    """Run both: the ControlNet reads `text` alone, the UNet `joined` (text and image tokens).
+
+    `outlines` is `(n, 3, size, size)`, 0 to 1.
+    """
+    added = {"text_embeds": text.pooled, "time_ids": text.time_ids}
+    down, middle = controlnet(
+        noised.latents,
+        noised.steps,
+        text.context,
+        controlnet_cond=outlines,
+        added_cond_kwargs=added,
+        return_dict=False,
+    )
+    sample: Tensor = model(
+        noised.latents,
+        noised.steps,
+        joined.context,
+        added_cond_kwargs=added,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
+    ).sample
+    return sample
+
+
+def train(
+    minutes: float, out: Path, frozen: Frozen, beside: Adapter, seed: int = 0
+) -> ControlNetModel:
+    """Train for `minutes` in all, with the adapter `beside` attached to the frozen UNet."""
+    torch.manual_seed(seed)
+    shape = architecture.SHAPES
+    frozen.unet.requires_grad_(requires_grad=False)
+    beside.requires_grad_(requires_grad=False)
+    model = empty(frozen.unet)
+    model.requires_grad_(requires_grad=True)
+    loop = Loop("controlnet", model, Budget(minutes, 8e-4, ema=0.995, warmup_steps=100), out)
+    scenes = pool.scenes(len(frozen.latents))
+    views = Views(scenes)
+
+    def step(number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        rows = torch.randint(len(frozen.latents), (BATCH,), generator=generator)
+        seen = frozen.images[views.any_shape(rows, generator)].float()
+        text_only, alone = (torch.rand(BATCH, generator=generator) for _ in range(2))
+        sentences = clip.numbers(leave_out(truth(scenes[rows]), KEEP, generator))
+        sentences[(text_only >= NO_IMAGE) & (alone < EMPTY)] = captions.EMPTY
+        # Guidance runs the ControlNet on the unconditional half as well.
+        sentences[text_only < 0.1] = pool.ZEROS
+        seen[text_only < NO_IMAGE] = frozen.no_image
+        text = unet.conditions(frozen.text, sentences, shape.size)
+        outlines = drawing.outline(scenes[rows], shape.size).float() / 255
+        noised = diffusion.noise(frozen.latents[rows], generator)
+        joined = beside.join(text, seen)
+        return noised.loss(predict(model, frozen.unet, noised, text, joined, outlines))
+
+    loop.run(step)
+    loop.averaged()
+    return model.eval()
+
+
+def load(out: Path, frozen: UNet2DConditionModel) -> ControlNetModel:
+    """Read the averaged ControlNet from its checkpoint."""
+    model = empty(frozen)
+    Loop("controlnet", model, Budget(0, 0, ema=1), out).averaged()
+    return model.eval()
+
+
+if __name__ == "__main__":
+    given = arguments(__doc__, minutes=10)
+    parts = adapter.frozen_parts(given.out, plus=False)
+    attached = adapter.load(given.out, parts.unet, plus=False)
+    train(given.minutes, given.out, parts, attached, given.seed)

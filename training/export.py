@@ -1,0 +1,63 @@
+"""Put the trained stages together into the bundled model: `python -m training.export`.
+
+Stages that are not trained yet are written with the weights they start from, so that the layout
+is whole from the first stage on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from training import adapter, architecture, clip, controlnet, decoupled, layout, tiny, unet, vae
+from training.adapter import Adapter
+
+
+def export(out: Path, directory: Path) -> Path:
+    """Read the checkpoints in `out` and write the model to `directory`."""
+    torch.manual_seed(0)
+    parts = tiny.parts(architecture.SHAPES)
+    towers = clip.load(out)
+    base = unet.load(out)
+    outline = controlnet.load(out, base)
+    plain = dict(base.attn_processors)
+    weights = {}
+    for plus in (False, True):
+        weights[plus] = _weights(adapter.load(out, base, plus=plus))
+        base.set_attn_processor(dict(plain))
+    written = layout.Parts(
+        vae=vae.load(out),
+        unet=base,
+        tokenizer=parts.tokenizer,
+        text_encoder=towers.text_encoder,
+        text_encoder_2=towers.text_encoder_2,
+        image_encoder=towers.image_encoder,
+        adapter=weights[False],
+        adapter_plus=weights[True],
+        controlnet=outline,
+    )
+    return layout.write(written, directory)
+
+
+def _weights(trained: Adapter) -> dict[str, Tensor]:
+    return decoupled.public_weights(trained.projection, trained.attentions)
+
+
+def parameters(trained: Adapter, base: UNet2DConditionModel) -> tuple[int, int]:
+    """Count what an adapter trains, and the frozen UNet it is trained for."""
+    return (
+        sum(weight.numel() for weight in trained.parameters()),
+        sum(weight.numel() for weight in base.parameters()),
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("work"), help="the checkpoints")
+    parser.add_argument("--directory", type=Path, default=Path("models/shapes"))
+    given = parser.parse_args()
+    print(export(given.out, given.directory))
