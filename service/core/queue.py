@@ -50,9 +50,7 @@ def enqueue(
     Either all of it is there afterwards or none. Raises `redis.RedisError`.
     """
     with queue.connection.pipeline(transaction=True) as pipeline:
-        transitions.create(job, pipeline)
-        if also is not None:
-            also(pipeline)
+        # RQ comes first: it opens the transaction, and refuses a pipeline with commands in it.
         queue.enqueue_call(
             TASK,
             args=(job.id,),
@@ -64,6 +62,9 @@ def enqueue(
             retry=Retry(max=RECOVERIES, enqueue_at_front=True),
             pipeline=pipeline,
         )
+        transitions.create(job, pipeline)
+        if also is not None:
+            also(pipeline)
         pipeline.execute()
 
 

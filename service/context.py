@@ -1,0 +1,83 @@
+"""What surrounds every request: its id, its log line, its metrics and the security headers.
+
+It knows nothing of what the routes do. Whatever escapes them becomes a 500 without its text.
+"""
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import problems
+from service.core.metrics import ApiMetrics
+
+CLIENT_GONE: Final = 499
+"""Stands in logs and metrics for a client that hung up before it was answered."""
+
+CONTENT_SECURITY_POLICY: Final = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'"
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class RequestContext:
+    """Pure ASGI middleware, so that streams pass through it and no task is put in between."""
+
+    def __init__(
+        self, app: ASGIApp, metrics: ApiMetrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; anything but HTTP passes untouched."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = f"urn:uuid:{uuid.uuid4()}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = self._clock()
+        status = CLIENT_GONE
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.setdefault("X-Frame-Options", "DENY")
+                headers.setdefault("Referrer-Policy", "no-referrer")
+                headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_headers)
+            except ClientDisconnect:
+                status = CLIENT_GONE
+            except Exception:
+                log.exception("a request failed")
+                if status == CLIENT_GONE:
+                    answer = problems.respond_internal(request_id)
+                    await answer(scope, receive, send_with_headers)
+                status = 500
+            self._record(scope, status, self._clock() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(route, method, f"{status // 100}xx").inc()
+        self._metrics.request_seconds.labels(route, method).observe(seconds)
+        log.info(
+            "request", route=route, method=method, status=status, seconds=round(seconds, 4)
+        )
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

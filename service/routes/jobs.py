@@ -1,0 +1,89 @@
+"""The job resource: look, list, cancel, fetch its pictures."""
+
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import RedirectResponse, Response
+
+from service.core.errors import Gone, NotFound
+from service.core.job import Status
+from service.core.queue import forget
+from service.core.storage import ObjectMissing
+from service.cursors import read_cursor, write_cursor
+from service.routes.answers import download_name, job_answer, view
+from service.state import Use
+from service.views import JobPage, JobView
+
+router = APIRouter()
+
+JobId = Annotated[str, Path(description="The job's id.")]
+ANONYMOUS = "anonymous"
+
+
+@router.get("/jobs", operation_id="list_jobs")
+async def list_jobs(
+    request: Request,
+    services: Use,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: Annotated[str | None, Query(description="From `next` of the page before.")] = None,
+) -> JobPage:
+    """Your jobs, newest first."""
+    before = None if cursor is None else read_cursor(cursor)
+    page, last = await services.records.page(ANONYMOUS, before=before, limit=limit)
+    following = None
+    if last is not None:
+        following = f"{request.base_url}jobs?limit={limit}&cursor={write_cursor(last)}"
+    return JobPage(
+        jobs=[await view(request, services, found) for found in page], next=following
+    )
+
+
+@router.get("/jobs/{job_id}", operation_id="get_job", response_model=JobView)
+async def get_job(request: Request, services: Use, job_id: JobId) -> Response:
+    """A job as it stands."""
+    found = await services.records.get(job_id, ANONYMOUS)
+    return job_answer(await view(request, services, found))
+
+
+@router.post("/jobs/{job_id}/cancel", operation_id="cancel_job", response_model=JobView)
+async def cancel_job(request: Request, services: Use, job_id: JobId) -> Response:
+    """End a job. One that has come to its end already stays as it is."""
+    found = await services.records.get(job_id, ANONYMOUS)
+    if not found.job.status.is_terminal:
+        await to_thread.run_sync(services.transitions.cancel, job_id)
+        await to_thread.run_sync(forget, services.queue, job_id)
+        found = await services.records.get(job_id, ANONYMOUS)
+    return job_answer(await view(request, services, found))
+
+
+@router.get("/jobs/{job_id}/images/{number}", operation_id="get_image")
+async def get_image(
+    request: Request,
+    services: Use,
+    job_id: JobId,
+    number: Annotated[int, Path(ge=0, le=3, description="From 0.")],
+) -> Response:
+    """A finished picture, or a redirect to where it lies."""
+    job = (await services.records.get(job_id, ANONYMOUS)).job
+    if number >= len(job.images):
+        state = "" if job.status is Status.SUCCEEDED else f"; the job is {job.status.value}"
+        raise NotFound(f"The job has no picture {number}{state}")
+    image = job.images[number]
+    if services.storage.signs:
+        url = await to_thread.run_sync(services.storage.sign, image.key)
+        return RedirectResponse(url, status_code=307)
+    etag = f'"{image.sha256}"'
+    headers = {
+        "ETag": etag,
+        "Cache-Control": "private, max-age=3600, immutable",
+        "Content-Disposition": f'inline; filename="{download_name(job, number)}"',
+    }
+    known = request.headers.get("if-none-match", "")
+    if etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+        return Response(status_code=304, headers=headers)
+    try:
+        data = await services.storage.get_async(image.key)
+    except ObjectMissing:
+        raise Gone("The picture has expired") from None
+    return Response(data, media_type=image.content_type, headers=headers)

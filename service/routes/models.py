@@ -1,0 +1,52 @@
+"""GET /models: what is served, with its limits and defaults."""
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from service.core.catalog import Catalog, Defaults, Limits
+from service.core.request import Name
+from service.state import Use
+
+router = APIRouter()
+
+
+class ModelView(BaseModel):
+    """One served model. Sizes in pixels."""
+
+    name: Name
+    title: str
+    adapters: list[Name]
+    controlnets: list[Name]
+    limits: Limits
+    defaults: Defaults
+
+
+class Models(BaseModel):
+    """All served models and the one a request gets by default."""
+
+    default: Name
+    models: list[ModelView]
+
+
+@router.get("/models", operation_id="list_models")
+async def list_models(services: Use) -> Models:
+    """Models with their adapters, ControlNets, limits and defaults."""
+    return models_of(services.catalog)
+
+
+def models_of(catalog: Catalog) -> Models:
+    """What clients may know of a catalog: no paths and no repositories."""
+    return Models(
+        default=catalog.default,
+        models=[
+            ModelView(
+                name=name,
+                title=entry.title,
+                adapters=list(entry.adapters),
+                controlnets=list(entry.controlnets),
+                limits=entry.limits,
+                defaults=entry.defaults,
+            )
+            for name, entry in catalog.models.items()
+        ],
+    )
