@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     """`file:///dir`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://account/container`."""
     storage_endpoint: str | None = None
     """Endpoint of an S3-compatible store other than AWS."""
+    storage_access_key_id: SecretStr | None = None
+    storage_secret_access_key: SecretStr | None = None
+    """Keys of an S3 store, best given as secret files; without them the environment is asked."""
+    storage_public: bool = True
+    """Whether clients reach the storage themselves. If so, a picture is answered by a redirect
+    to a presigned URL, else by its bytes."""
     models: Path = ROOT / "models" / "shapes.yaml"
     """Path of the `models.yaml` that names the models to serve."""
 

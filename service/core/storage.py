@@ -14,6 +14,7 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from service.core.errors import ConfigurationError
+from service.core.settings import Settings
 
 R = TypeVar("R")
 
@@ -32,24 +33,53 @@ class Storage:
     Every method raises `StorageError`; `get` raises `ObjectMissing` for an unknown key.
     """
 
-    def __init__(self, store: ObjectStore, *, presigned_url_seconds: int) -> None:
+    def __init__(
+        self, store: ObjectStore, *, presigned_url_seconds: int, public: bool = True
+    ) -> None:
         self._store = store
         self._presigned = timedelta(seconds=presigned_url_seconds)
+        self._public = public
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Storage":
+        """The storage that the settings name. Raises `ConfigurationError`."""
+        key_id, secret = settings.storage_access_key_id, settings.storage_secret_access_key
+        return cls.open(
+            settings.storage_url,
+            endpoint=settings.storage_endpoint,
+            access_key_id=key_id.get_secret_value() if key_id else None,
+            secret_access_key=secret.get_secret_value() if secret else None,
+            presigned_url_seconds=settings.presigned_url_seconds,
+            public=settings.storage_public,
+        )
 
     @classmethod
     def open(
-        cls, url: str, *, endpoint: str | None = None, presigned_url_seconds: int
+        cls,
+        url: str,
+        *,
+        endpoint: str | None = None,
+        access_key_id: str | None = None,
+        secret_access_key: str | None = None,
+        presigned_url_seconds: int,
+        public: bool = True,
     ) -> "Storage":
         """The storage behind `file:///dir`, `s3://bucket/prefix`, `gs://…` or `az://…`.
 
-        Credentials come from the environment, as the cloud's own tools read them. Raises
-        `ConfigurationError` for a URL that is none of these.
+        S3 keys that are not given, and all credentials of the others, come from the environment,
+        as the cloud's own tools read them. Raises `ConfigurationError` for a URL that is none of
+        these.
         """
         parts = urlsplit(url)
         if parts.scheme == "file":
             folder = Path(parts.path)
             folder.mkdir(parents=True, exist_ok=True)
             return cls(LocalStore(folder), presigned_url_seconds=presigned_url_seconds)
+        if (access_key_id is None) != (secret_access_key is None):
+            raise ConfigurationError(
+                "IMAGEPROMPT_STORAGE_ACCESS_KEY_ID and IMAGEPROMPT_STORAGE_SECRET_ACCESS_KEY "
+                "belong together; only one of them is set"
+            )
         if parts.scheme not in ("s3", "gs", "az"):
             raise ConfigurationError(
                 f"IMAGEPROMPT_STORAGE_URL has the scheme {parts.scheme!r}; "
@@ -65,16 +95,18 @@ class Storage:
         }
         if endpoint is not None:
             options["endpoint"] = endpoint
+        if access_key_id is not None and parts.scheme == "s3":
+            options |= {"access_key_id": access_key_id, "secret_access_key": secret_access_key}
         try:
             store = from_url(url, **options)
         except (BaseError, ValueError) as error:
             raise ConfigurationError(f"IMAGEPROMPT_STORAGE_URL: {error}") from error
-        return cls(store, presigned_url_seconds=presigned_url_seconds)
+        return cls(store, presigned_url_seconds=presigned_url_seconds, public=public)
 
     @property
     def signs(self) -> bool:
         """Whether a client can be sent to a presigned URL."""
-        return not isinstance(self._store, LocalStore)
+        return self._public and not isinstance(self._store, LocalStore)
 
     def put(self, key: str, data: bytes, content_type: str) -> None:
         """Write one object, whole or not at all."""
@@ -83,9 +115,7 @@ class Storage:
     async def put_async(self, key: str, data: bytes, content_type: str) -> None:
         """As `put`."""
         try:
-            await obstore.put_async(
-                self._store, key, data, attributes=self._kind(content_type)
-            )
+            await obstore.put_async(self._store, key, data, attributes=self._kind(content_type))
         except BaseError as error:
             raise StorageError(type(error).__name__) from error
 
@@ -107,7 +137,9 @@ class Storage:
         """Delete every object under `prefix` and return how many there were."""
 
         def delete() -> int:
-            paths = [entry["path"] for batch in obstore.list(self._store, prefix) for entry in batch]
+            paths = [
+                entry["path"] for batch in obstore.list(self._store, prefix) for entry in batch
+            ]
             if paths:
                 obstore.delete(self._store, paths)
             return len(paths)
