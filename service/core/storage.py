@@ -133,6 +133,13 @@ class Storage:
         except BaseError as error:
             raise StorageError(type(error).__name__) from error
 
+    def delete(self, key: str) -> None:
+        """Delete one object; one that is not there is no error."""
+        try:
+            self._call(lambda: obstore.delete(self._store, key))
+        except ObjectMissing:
+            return
+
     def delete_folder(self, prefix: str) -> int:
         """Delete every object under `prefix` and return how many there were."""
 

@@ -88,13 +88,13 @@ return ARGV[3]
 """
 )
 
-# ARGV: events kept, token
+# ARGV: events kept, token, change of the attempt counter
 _HAND_BACK = (
     _EMIT
     + """
 if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[2] then return status or 'missing' end
 redis.call('HSET', KEYS[1], 'status', 'queued', 'step', 0)
-redis.call('HINCRBY', KEYS[1], 'attempt', -1)
+redis.call('HINCRBY', KEYS[1], 'attempt', ARGV[3])
 redis.call('HDEL', KEYS[1], 'fence', 'worker')
 emit('status', cjson.encode({status = 'queued'}))
 return 'queued'
@@ -202,7 +202,11 @@ class Transitions:
 
     def hand_back(self, claim: Claim) -> bool:
         """Put a claimed job back to queued without counting the attempt."""
-        return self._run(self._hand_back, claim.job_id, claim.token) == "queued"
+        return self._run(self._hand_back, claim.job_id, claim.token, -1) == "queued"
+
+    def retry(self, claim: Claim) -> bool:
+        """Put a claimed job back to queued after an attempt that failed and counts."""
+        return self._run(self._hand_back, claim.job_id, claim.token, 0) == "queued"
 
     def _event(self, claim: Claim, step: int, name: EventName, data: str) -> bool:
         answer = self._run(self._progress, claim.job_id, claim.token, step, name.value, data)
