@@ -1,1 +1,1 @@
-"""The GPU side of the image-prompt service. It must never import fastapi or `service` beyond core."""
+"""The GPU side of the service. It must never import fastapi or `service` beyond core."""

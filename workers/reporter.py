@@ -1,0 +1,127 @@
+"""Carries progress from the engine's thread to Redis, and cancellation back.
+
+The engine must never wait for Redis, so it only leaves a note here; one thread writes the notes.
+When Redis is slow, notes of one job are joined and the newest stays. A job whose claim no longer
+holds (canceled, or another worker's by now) is dropped from the engine.
+"""
+
+import base64
+import io
+import threading
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+from PIL.Image import Image
+from redis import Redis, RedisError
+
+from service.core import keys
+from service.core.transitions import Claim, Transitions
+from workers.engine.types import Ticket
+
+logger = structlog.get_logger(__name__)
+
+LOOK_SECONDS: Final = 0.2
+"""How often a job that takes no steps is looked at for cancellation."""
+NOTES_KEPT: Final = 32
+"""Steps of one job that may wait for Redis before they are joined."""
+
+
+@dataclass(eq=False)
+class Following:
+    """What one job has to tell; the engine's `Listener`."""
+
+    claim: Claim
+    _wake: threading.Event
+    ticket: Ticket | None = None
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    preview: tuple[int, Image] | None = None
+
+    def on_step(self, step: int, total: int) -> None:
+        """Note a finished step; called on the engine's thread."""
+        if len(self.steps) >= NOTES_KEPT:
+            self.steps = []
+        self.steps.append((step, total))
+        self._wake.set()
+
+    def on_preview(self, step: int, image: Image) -> None:
+        """Note a preview; called on the engine's thread."""
+        self.preview = (step, image)
+        self._wake.set()
+
+
+class Reporter(threading.Thread):
+    """The thread that writes progress and learns of cancellation."""
+
+    def __init__(self, redis: Redis, transitions: Transitions) -> None:
+        super().__init__(name="reporter", daemon=True)
+        self._redis = redis
+        self._transitions = transitions
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._followed: set[Following] = set()
+
+    def follow(self, claim: Claim) -> Following:
+        """Begin to report on a job; give it its ticket as soon as there is one."""
+        following = Following(claim, self._wake)
+        with self._lock:
+            self._followed.add(following)
+        return following
+
+    def leave(self, following: Following) -> None:
+        """Stop reporting on a job."""
+        with self._lock:
+            self._followed.discard(following)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closing.set()
+        self._wake.set()
+
+    def run(self) -> None:
+        """Write what there is, look at the claims, sleep until there is more."""
+        while not self._closing.is_set():
+            self._wake.wait(LOOK_SECONDS)
+            self._wake.clear()
+            with self._lock:
+                followed = list(self._followed)
+            try:
+                for following in followed:
+                    self._report(following)
+                self._drop_lost(followed)
+            except RedisError as error:
+                logger.warning("progress not written", cause=type(error).__name__)
+                self._closing.wait(1)
+            except Exception:
+                logger.exception("progress not written")
+                self._closing.wait(1)
+
+    def _report(self, following: Following) -> None:
+        steps, following.steps = following.steps, []
+        preview, following.preview = following.preview, None
+        held = True
+        for step, total in steps:
+            held = held and self._transitions.progress(following.claim, step, total)
+        if preview is not None and held:
+            held = self._transitions.preview(following.claim, _preview(*preview))
+        if not held and following.ticket is not None:
+            following.ticket.cancel()
+
+    def _drop_lost(self, followed: list[Following]) -> None:
+        if not followed:
+            return
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for following in followed:
+                pipeline.hget(keys.job(following.claim.job_id), "fence")
+            fences = pipeline.execute()
+        for following, fence in zip(followed, fences, strict=True):
+            if fence != following.claim.token.encode() and following.ticket is not None:
+                following.ticket.cancel()
+
+
+def _preview(step: int, image: Image) -> dict[str, object]:
+    out = io.BytesIO()
+    image.convert("RGB").save(out, "JPEG", quality=80)
+    data = base64.b64encode(out.getvalue()).decode()
+    return {"step": step, "content_type": "image/jpeg", "data": data}

@@ -1,0 +1,252 @@
+"""The life of one job on a worker: claim, read, generate, store, end.
+
+Knows nothing of RQ: `workers/runner.py` says which job, and puts back what is returned. A finished
+picture is never given up because Redis or the storage is away: both are tried again until they
+answer or the worker is told to let go.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from threading import Event
+from typing import Final, TypeVar
+from uuid import uuid4
+
+import structlog
+from pydantic import ValidationError
+from redis import Redis, RedisError
+
+from service.core import keys
+from service.core.errors import EngineFault, JobFailed, StorageFailed
+from service.core.job import Job, JobError, JobMetrics, StoredImage
+from service.core.metrics import WorkerMetrics
+from service.core.storage import Storage, StorageError
+from service.core.transitions import Claim, Transitions
+from workers import patience, pictures
+from workers.engine.types import Canceled, EngineJob, EngineResult, Listener, Ticket
+from workers.inputs import PATIENCE_SECONDS, Inputs
+from workers.isolation import Isolation
+from workers.reporter import Reporter
+
+R = TypeVar("R")
+logger = structlog.get_logger(__name__)
+
+SUSPECT_ATTEMPTS: Final = 2
+"""A job that was started so often and never ended is run alone."""
+
+
+class Outcome(Enum):
+    """What becomes of the RQ job."""
+
+    ENDED = "ended"
+    """The record is final or gone: nothing is left to do."""
+    RETURNED = "returned"
+    """Another attempt is wanted, here or elsewhere."""
+    LOST = "lost"
+    """Another worker has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collaborators:
+    """What every job of a worker shares."""
+
+    redis: Redis
+    storage: Storage
+    transitions: Transitions
+    submit: Callable[[EngineJob, Listener | None], Ticket]
+    """Of the engine."""
+    reporter: Reporter
+    isolation: Isolation
+    metrics: WorkerMetrics
+    worker_name: str
+    max_attempts: int
+
+
+def generate(job_id: str, shared: Collaborators, *, let_go: Event) -> Outcome:
+    """Run one job to its end, or until `let_go` is set; never raises for what a job may do.
+
+    Raises `patience.Interrupted` where Redis stayed away until `let_go`: the lease runs out then.
+    """
+    return _Generation(job_id, shared, let_go).run()
+
+
+class _Generation:
+    def __init__(self, job_id: str, shared: Collaborators, let_go: Event) -> None:
+        self._claim = Claim(job_id, uuid4().hex)
+        self._shared = shared
+        self._let_go = let_go
+        self._log = logger.bind(job_id=job_id)
+
+    def run(self) -> Outcome:
+        record = keys.job(self._claim.job_id)
+        started = self._redis(lambda: self._shared.redis.hget(record, "attempt"))
+        suspect = int(started or 0) >= SUSPECT_ATTEMPTS
+        with self._shared.isolation.enter(suspect=suspect):
+            if self._let_go.is_set():
+                return Outcome.RETURNED
+            if not self._redis(
+                lambda: self._shared.transitions.claim(self._claim, self._shared.worker_name)
+            ):
+                return Outcome.ENDED
+            fields = self._redis(lambda: self._shared.redis.hgetall(record))
+            try:
+                job = Job.from_hash({_text(name): _text(value) for name, value in fields.items()})
+            except ValidationError:
+                return self._fail(EngineFault("The job's record is damaged."), "", JobMetrics())
+            return self._run(job)
+
+    def _run(self, job: Job) -> Outcome:
+        metrics = JobMetrics(queue_seconds=max(0.0, (job.started_at or 0) - job.created_at))
+        try:
+            result = self._pictures(job)
+            metrics = metrics.model_copy(
+                update={
+                    "encode_seconds": result.encode_seconds,
+                    "denoise_seconds": result.denoise_seconds,
+                    "decode_seconds": result.decode_seconds,
+                    "max_batch": result.max_batch,
+                    "image_embedding_cache": result.image_embedding_cache,
+                }
+            )
+            began = time.monotonic()
+            images = self._upload(job, result)
+            metrics = metrics.model_copy(
+                update={
+                    "upload_seconds": time.monotonic() - began,
+                    "total_seconds": max(0.0, time.time() - job.created_at),
+                }
+            )
+            return self._succeed(job, images, metrics)
+        except (Canceled, patience.Interrupted):
+            return self._stopped(job)
+        except JobFailed as error:
+            failure = error
+        except Exception:  # noqa: BLE001  one job must never end the worker
+            self._log.exception("job failed unexpectedly")
+            failure = EngineFault("The worker failed in an unexpected way; its log has the cause.")
+        if self._let_go.is_set():
+            return self._stopped(job)
+        if failure.retryable and job.attempt < self._shared.max_attempts:
+            self._log.warning("attempt failed", attempt=job.attempt, cause=failure.detail)
+            again = self._redis(lambda: self._shared.transitions.retry(self._claim))
+            return Outcome.RETURNED if again else self._whose()
+        total = max(0.0, time.time() - job.created_at)
+        return self._fail(
+            failure, job.request.model, metrics.model_copy(update={"total_seconds": total})
+        )
+
+    def _pictures(self, job: Job) -> EngineResult:
+        shared = self._shared
+        dropped = Event()
+        inputs = Inputs(shared.storage, job.request, interrupt=dropped)
+        following = shared.reporter.follow(self._claim)
+        try:
+            ticket = shared.submit(
+                EngineJob(job.id, job.request, inputs.image, inputs.control()), following
+            )
+            following.ticket = ticket
+            while True:
+                try:
+                    return ticket.result(timeout=0.5)
+                except TimeoutError:
+                    if self._let_go.is_set():
+                        ticket.cancel()
+        finally:
+            dropped.set()
+            shared.reporter.leave(following)
+
+    def _upload(self, job: Job, result: EngineResult) -> tuple[StoredImage, ...]:
+        """Store the pictures under names of this attempt, so that no other one overwrites them."""
+
+        def note(error: Exception) -> None:
+            self._log.warning("picture not stored yet", cause=str(error))
+
+        stored = []
+        for index, image in enumerate(result.images):
+            file = pictures.encode(image, job.request, index)
+            key = keys.result(job.id, f"{index}-{self._claim.token[:12]}.{file.extension}")
+            try:
+                patience.persist(
+                    lambda key=key, file=file: self._shared.storage.put(  # type: ignore[misc]
+                        key, file.data, file.content_type
+                    ),
+                    StorageError,
+                    interrupt=self._let_go,
+                    patience_seconds=PATIENCE_SECONDS,
+                    on_error=note,
+                )
+            except StorageError:
+                raise StorageFailed("The pictures could not be written to storage.") from None
+            stored.append(
+                StoredImage(
+                    key=key,
+                    content_type=file.content_type,
+                    width=image.width,
+                    height=image.height,
+                    seed=job.request.seed + index,
+                    sha256=file.sha256,
+                )
+            )
+        return tuple(stored)
+
+    def _succeed(self, job: Job, images: tuple[StoredImage, ...], metrics: JobMetrics) -> Outcome:
+        steps = job.request.steps
+        if not self._redis(
+            lambda: self._shared.transitions.succeed(self._claim, images, metrics, steps)
+        ):
+            self._discard(images)
+            return self._whose()
+        self._count(job.request.model, "succeeded", metrics)
+        self._log.info("job succeeded", **metrics.model_dump())
+        return Outcome.ENDED
+
+    def _fail(self, failure: JobFailed, model: str, metrics: JobMetrics) -> Outcome:
+        error = JobError(type=failure.type, title=failure.title, detail=failure.detail)
+        if not self._redis(lambda: self._shared.transitions.fail(self._claim, error, metrics)):
+            return self._whose()
+        self._count(model, "failed", metrics)
+        self._log.warning("job failed", error=failure.code, detail=failure.detail)
+        return Outcome.ENDED
+
+    def _stopped(self, job: Job) -> Outcome:
+        """Go on from a job that was dropped: canceled, taken away, or handed back by us."""
+        if self._let_go.is_set() and self._shared.transitions.hand_back(self._claim):
+            self._log.info("job handed back")
+            return Outcome.RETURNED
+        outcome = self._whose()
+        if outcome is Outcome.ENDED:
+            self._shared.metrics.jobs.labels(job.request.model, "canceled").inc()
+        return outcome
+
+    def _whose(self) -> Outcome:
+        """Tell a job that is over from one that another worker holds."""
+        status = self._redis(
+            lambda: self._shared.redis.hget(keys.job(self._claim.job_id), "status")
+        )
+        return Outcome.LOST if status in (b"queued", b"processing") else Outcome.ENDED
+
+    def _discard(self, images: tuple[StoredImage, ...]) -> None:
+        for image in images:
+            try:
+                self._shared.storage.delete(image.key)
+            except StorageError as error:
+                self._log.warning("orphaned picture left", key=image.key, cause=str(error))
+
+    def _count(self, model: str, status: str, metrics: JobMetrics) -> None:
+        self._shared.metrics.jobs.labels(model, status).inc()
+        for stage in ("queue", "encode", "denoise", "decode", "upload", "total"):
+            seconds = getattr(metrics, f"{stage}_seconds")
+            self._shared.metrics.stage_seconds.labels(stage).observe(seconds)
+
+    def _redis(self, action: Callable[[], R]) -> R:
+        """Ask Redis until it answers. Raises `patience.Interrupted` once the worker lets go."""
+
+        def note(error: Exception) -> None:
+            self._log.warning("Redis does not answer", cause=type(error).__name__)
+
+        return patience.persist(action, RedisError, interrupt=self._let_go, on_error=note)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
