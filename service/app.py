@@ -11,6 +11,7 @@ from service import problems
 from service.context import RequestContext
 from service.core.metrics import ApiMetrics
 from service.core.settings import Settings
+from service.document import describe
 from service.routes import events, generate, health, jobs, models
 from service.state import Services, open_services
 
@@ -33,9 +34,11 @@ def create_app(settings: Settings, stopping: asyncio.Event | None = None) -> Fas
         async with open_services(settings, metrics, stopping or asyncio.Event()) as services:
             yield {"services": services}
 
-    app = FastAPI(title="imageprompt", lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="imageprompt", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(RequestContext, metrics=metrics)
     problems.install(app)
     for part in (generate, jobs, events, models, health):
         app.include_router(part.router)
+    document = describe(app)
+    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own hook
     return app

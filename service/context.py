@@ -75,9 +75,7 @@ class RequestContext:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(route, method, f"{status // 100}xx").inc()
         self._metrics.request_seconds.labels(route, method).observe(seconds)
-        log.info(
-            "request", route=route, method=method, status=status, seconds=round(seconds, 4)
-        )
+        log.info("request", route=route, method=method, status=status, seconds=round(seconds, 4))
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

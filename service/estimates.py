@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import redis.asyncio as aioredis
 
@@ -84,7 +84,7 @@ class Estimates:
 
     async def presences(self) -> list[Presence]:
         """The workers that have lately given a sign of life."""
-        names = await self._redis.zrangebyscore(
+        names: Any = await self._redis.zrangebyscore(
             keys.WORKERS, self._clock() - 2 * PRESENCE_SECONDS, "+inf"
         )
         if not names:

@@ -151,9 +151,7 @@ def _field_error(cause: Any) -> FieldError:
 class Plan:
     """A checked request that waits for its pictures."""
 
-    def __init__(
-        self, fields: Fields, catalog: Catalog, *, images: int, control: bool
-    ) -> None:
+    def __init__(self, fields: Fields, catalog: Catalog, *, images: int, control: bool) -> None:
         """Check fields against each other, the catalog and the number of files.
 
         Raises `InvalidField` naming all that do not fit.

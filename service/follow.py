@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import redis.asyncio as aioredis
 import structlog
@@ -39,9 +39,7 @@ class Event:
 class Follower:
     """A bounded number of followers of jobs."""
 
-    def __init__(
-        self, redis_url: str, *, at_once: int, stopping: asyncio.Event
-    ) -> None:
+    def __init__(self, redis_url: str, *, at_once: int, stopping: asyncio.Event) -> None:
         self._redis = aioredis.Redis.from_pool(
             aioredis.BlockingConnectionPool.from_url(
                 redis_url,
@@ -91,11 +89,11 @@ class Follower:
 
         Ends early only when the process is about to end. Outlasts an absence of Redis.
         """
-        key = keys.events(job_id)
+        key, last = keys.events(job_id), after
         while not self.stopping:
             try:
                 answer = await self._redis.xread(
-                    {key: after}, count=_EVENTS_AT_ONCE, block=int(BLOCK_SECONDS * 1000)
+                    {key: last}, count=_EVENTS_AT_ONCE, block=int(BLOCK_SECONDS * 1000)
                 )
             except RedisError as error:
                 log.warning("an event stream lost Redis", cause=type(error).__name__)
@@ -104,11 +102,11 @@ class Follower:
                 continue
             if not answer:
                 yield None
-            for _, entries in answer:
-                for after, fields in entries:  # noqa: PLW2901 - where to go on
-                    yield Event(after, fields["event"], fields["data"])
-                    if fields["event"] == EventName.DONE:
-                        return
+            for event_id, fields in _entries(answer):
+                last = event_id
+                yield Event(event_id, fields["event"], fields["data"])
+                if fields["event"] == EventName.DONE:
+                    return
 
     async def wait(self, job_id: str, seconds: float) -> bool:
         """Wait at most `seconds` until the job has ended; whether it has."""
@@ -123,3 +121,8 @@ class Follower:
             except TimeoutError:
                 return False
         return False
+
+
+def _entries(answer: Any) -> list[tuple[str, dict[str, str]]]:
+    """The entries of the one stream in an answer to XREAD."""
+    return [entry for _, entries in answer for entry in entries]

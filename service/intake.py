@@ -70,7 +70,7 @@ async def take_in(request: Request, services: Services, owner: str, *, waits: bo
 
 async def _check_room(services: Services) -> None:
     """Refuse early, before a body is read that could not be used."""
-    waiting = await services.redis.llen(list_key(services.settings.queue))  # type: ignore[misc]
+    waiting = await services.redis.llen(list_key(services.settings.queue))
     if waiting >= services.settings.max_queued_jobs:
         raise QueueFull(
             f"{waiting} jobs are waiting, as many as may",

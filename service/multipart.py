@@ -9,12 +9,16 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from tempfile import SpooledTemporaryFile
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final, Self
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.core.errors import FieldError, InvalidField, MalformedBody, TooLarge
+
+if TYPE_CHECKING:
+    # It exists for type checkers alone.
+    from python_multipart.multipart import MultipartCallbacks
 
 IN_MEMORY_BYTES: Final = 512 * 1024
 MAX_TEXT_BYTES: Final = 32 * 1024
@@ -50,7 +54,7 @@ class Form:
     size_bytes: int = 0
     _held: ExitStack = field(default_factory=ExitStack)
 
-    def __enter__(self) -> "Form":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,7 +109,7 @@ class _Parts:
         self._size = 0
         self.complete = False
 
-    def callbacks(self) -> dict[str, object]:
+    def callbacks(self) -> "MultipartCallbacks":
         """What `MultipartParser` calls, by its names."""
         return {
             "on_part_begin": self._on_part_begin,

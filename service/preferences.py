@@ -60,7 +60,7 @@ def _weight(text: str) -> float:
 
 def _weight_of(kind: str, weights: dict[str, float]) -> float:
     """Of a media type, by the most specific range that covers it."""
-    for covering in (kind, f"{kind.split('/')[0]}/*", "*/*"):
+    for covering in (kind, f"{kind.partition('/')[0]}/*", "*/*"):
         if covering in weights:
             return weights[covering]
     return 0.0

@@ -96,9 +96,7 @@ def install(app: FastAPI) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        fields = [
-            FieldError(str(cause["loc"][-1]), str(cause["msg"])) for cause in error.errors()
-        ]
+        fields = [FieldError(str(cause["loc"][-1]), str(cause["msg"])) for cause in error.errors()]
         names = ", ".join(field.field for field in fields)
         return respond(
             InvalidField(f"Out of range or malformed: {names}", errors=fields),

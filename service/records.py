@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import redis.asyncio as aioredis
 
@@ -67,11 +67,13 @@ class Records:
         highest: float | str = "+inf" if before is None else before[0]
         index = keys.owner_jobs(owner)
         # Jobs of one instant share a score, so some may stand in both pages' ranges.
-        ranked = await self._redis.zrevrangebyscore(
+        ranked: Any = await self._redis.zrevrangebyscore(
             index, highest, "-inf", start=0, num=limit + 64, withscores=True
         )
         ids = [
-            (score, job_id) for job_id, score in ranked if before is None or (score, job_id) < before
+            (score, job_id)
+            for job_id, score in ranked
+            if before is None or (score, job_id) < before
         ]
         chosen = ids[:limit]
         async with self._redis.pipeline(transaction=False) as pipeline:

@@ -78,11 +78,7 @@ async def open_services(
         retry=Retry(NoBackoff(), 0),
     )
     follower = Follower(url, at_once=settings.max_event_streams, stopping=stopping)
-    storage = Storage.open(
-        settings.storage_url,
-        endpoint=settings.storage_endpoint,
-        presigned_url_seconds=settings.presigned_url_seconds,
-    )
+    storage = Storage.from_settings(settings)
     try:
         yield Services(
             settings=settings,

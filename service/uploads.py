@@ -39,7 +39,9 @@ class Uploads:
         except (InvalidImage, UnsupportedMedia) as error:
             raise _named(error, label) from None
 
-    async def store(self, job_id: str, files: dict[str, list[Upload]]) -> dict[str, list[StoredUpload]]:
+    async def store(
+        self, job_id: str, files: dict[str, list[Upload]]
+    ) -> dict[str, list[StoredUpload]]:
         """Decode all files, then write all of them; where that fails, none is left.
 
         Raises as `read`, or `StorageError`.

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import StreamingResponse
 
+from service.contract import failures
 from service.core.errors import DependencyUnavailable, FieldError, InvalidField
 from service.core.job import EventName
 from service.follow import FIRST, Event
@@ -24,7 +25,24 @@ RETRY_MILLISECONDS: Final = 2000
 _EVENT_ID: Final = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 
 
-@router.get("/jobs/{job_id}/events", operation_id="follow_job")
+@router.get(
+    "/jobs/{job_id}/events",
+    operation_id="follow_job",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "The events so far and as they happen, until the job has ended.",
+            "content": {
+                "text/event-stream": {
+                    "schema": {"type": "string"},
+                    "example": "id: 1767268800400-0\nevent: progress\n"
+                    'data: {"step": 12, "total": 30}\n\n',
+                }
+            },
+        },
+        **failures(404, 410, 422, 503),
+    },
+)
 async def follow_job(
     request: Request,
     services: Use,
@@ -53,11 +71,11 @@ async def _stream(
 ) -> AsyncIterator[str]:
     job_id = found.job.id
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
-    if found.job.status.is_terminal and after != FIRST:
-        # The client may have seen the last event already; then no other would ever come.
-        if not await services.follower.has_news(job_id, after):
-            yield _frame(Event(after, EventName.DONE, await _whole(request, services, job_id)))
-            return
+    # The client may have seen the last event already; then no other would ever come.
+    resumes = found.job.status.is_terminal and after != FIRST
+    if resumes and not await services.follower.has_news(job_id, after):
+        yield _frame(Event(after, EventName.DONE, await _whole(request, services, job_id)))
+        return
     sent_at = time.monotonic()
     with services.follower.seat():
         async for event in services.follower.events(job_id, after):

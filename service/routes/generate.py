@@ -5,23 +5,69 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from service.contract import JOB_EXAMPLE, failures, generate_body, header, success
 from service.core.job import Status
+from service.core.request import OutputFormat
 from service.core.storage import StorageError
 from service.intake import take_in
 from service.preferences import Preferences, read_prefer, wanted_format
 from service.records import Found
 from service.routes.answers import download_name, job_answer, view
 from service.state import Services, Use
+from service.views import JobView
 
 router = APIRouter()
 
 
-@router.post("/generate", status_code=202, operation_id="generate")
+@router.post(
+    "/generate",
+    status_code=202,
+    operation_id="generate",
+    responses={
+        200: success(
+            "With `Prefer: wait`: the job has ended. With `Accept: image/*` too, its picture.",
+            JobView,
+            example=JOB_EXAMPLE,
+            headers={
+                "Preference-Applied": "What was done of `Prefer`.",
+                "X-Job-Id": "With a picture: the job that made it.",
+                "X-Seed": "With a picture: its seed.",
+            },
+            binary=tuple(one.content_type for one in OutputFormat),
+        ),
+        202: success(
+            "The job is queued.",
+            JobView,
+            headers={
+                "Location": "URL of the job.",
+                "Retry-After": "Seconds after which to ask for it.",
+                "Preference-Applied": "What was done of `Prefer`.",
+            },
+        ),
+        **failures(400, 413, 415, 422, 503),
+    },
+    openapi_extra={
+        "requestBody": generate_body(),
+        "parameters": [
+            header(
+                "Prefer",
+                "`wait=N` holds the answer up to N (at most 60) seconds until the "
+                "job ends; `respond-async` does not (RFC 7240).",
+                "wait=30",
+            ),
+            header(
+                "traceparent",
+                "Trace that the job belongs to (W3C Trace Context).",
+                "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            ),
+        ],
+    },
+)
 async def generate(request: Request, services: Use) -> Response:
     """Queue a job; or, with `Prefer: wait`, answer with what came of it."""
     prefer = read_prefer(request.headers.getlist("prefer"))
     owner = "anonymous"
-    waits = bool(prefer.wait_seconds)
+    waits = bool(prefer.wait_seconds) and services.follower.has_room
     job = await take_in(request, services, owner, waits=waits)
     ended = waits and await services.follower.wait(job.id, float(prefer.wait_seconds or 0))
     found = await services.records.get(job.id, owner)
@@ -33,13 +79,13 @@ async def generate(request: Request, services: Use) -> Response:
         answer = job_answer(shown, 200 if ended else 202)
     answer.headers["Location"] = f"{request.base_url}jobs/{job.id}"
     answer.headers["Vary"] = "Accept, Prefer"
-    _confirm(answer, prefer)
+    _confirm(answer, prefer, waited=waits)
     return answer
 
 
-def _confirm(answer: Response, prefer: Preferences) -> None:
+def _confirm(answer: Response, prefer: Preferences, *, waited: bool) -> None:
     """Say what was done of what the client preferred (RFC 7240, section 3)."""
-    if prefer.wait_seconds:
+    if waited:
         answer.headers["Preference-Applied"] = f"wait={prefer.wait_seconds}"
     elif prefer.respond_async:
         answer.headers["Preference-Applied"] = "respond-async"

@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 
+from service.contract import success
 from service.core.storage import StorageError
 from service.state import Services, Use
 
@@ -40,7 +41,16 @@ async def live() -> Alive:
     return Alive(status="ok")
 
 
-@router.get("/healthz/ready", operation_id="ready", response_model=Readiness)
+@router.get(
+    "/healthz/ready",
+    operation_id="ready",
+    responses={
+        200: success("A job sent now would be worked on.", Readiness),
+        503: success("Something that a job needs is away.", Readiness)
+        | {"headers": {"Retry-After": {"schema": {"type": "integer"}}}},
+    },
+    response_model=Readiness,
+)
 async def ready(services: Use) -> Response:
     """Whether Redis, the storage and at least one warm worker answer."""
     workers, storage = await asyncio.gather(_workers(services), _storage_answers(services))
@@ -58,7 +68,17 @@ async def ready(services: Use) -> Response:
     )
 
 
-@router.get("/metrics", operation_id="metrics")
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Prometheus text format.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
+    },
+)
 async def metrics(services: Use) -> Response:
     """Figures for Prometheus."""
     try:

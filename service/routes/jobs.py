@@ -6,9 +6,11 @@ from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
+from service.contract import JOB_EXAMPLE, failures, header, success
 from service.core.errors import Gone, NotFound
 from service.core.job import Status
 from service.core.queue import forget
+from service.core.request import OutputFormat
 from service.core.storage import ObjectMissing
 from service.cursors import read_cursor, write_cursor
 from service.routes.answers import download_name, job_answer, view
@@ -21,7 +23,7 @@ JobId = Annotated[str, Path(description="The job's id.")]
 ANONYMOUS = "anonymous"
 
 
-@router.get("/jobs", operation_id="list_jobs")
+@router.get("/jobs", operation_id="list_jobs", responses=failures(422, 503))
 async def list_jobs(
     request: Request,
     services: Use,
@@ -34,19 +36,36 @@ async def list_jobs(
     following = None
     if last is not None:
         following = f"{request.base_url}jobs?limit={limit}&cursor={write_cursor(last)}"
-    return JobPage(
-        jobs=[await view(request, services, found) for found in page], next=following
-    )
+    return JobPage(jobs=[await view(request, services, found) for found in page], next=following)
 
 
-@router.get("/jobs/{job_id}", operation_id="get_job", response_model=JobView)
+@router.get(
+    "/jobs/{job_id}",
+    operation_id="get_job",
+    responses={
+        200: success(
+            "The job.",
+            JobView,
+            example=JOB_EXAMPLE,
+            headers={"Retry-After": "While it is not final: seconds after which to ask again."},
+        ),
+        **failures(404, 410, 422, 503),
+    },
+)
 async def get_job(request: Request, services: Use, job_id: JobId) -> Response:
     """A job as it stands."""
     found = await services.records.get(job_id, ANONYMOUS)
     return job_answer(await view(request, services, found))
 
 
-@router.post("/jobs/{job_id}/cancel", operation_id="cancel_job", response_model=JobView)
+@router.post(
+    "/jobs/{job_id}/cancel",
+    operation_id="cancel_job",
+    responses={
+        200: success("The job as it stands now.", JobView, example=JOB_EXAMPLE),
+        **failures(404, 410, 422, 503),
+    },
+)
 async def cancel_job(request: Request, services: Use, job_id: JobId) -> Response:
     """End a job. One that has come to its end already stays as it is."""
     found = await services.records.get(job_id, ANONYMOUS)
@@ -57,7 +76,22 @@ async def cancel_job(request: Request, services: Use, job_id: JobId) -> Response
     return job_answer(await view(request, services, found))
 
 
-@router.get("/jobs/{job_id}/images/{number}", operation_id="get_image")
+@router.get(
+    "/jobs/{job_id}/images/{number}",
+    operation_id="get_image",
+    response_class=Response,
+    responses={
+        200: success(
+            "The picture; its metadata carry the job's parameters.",
+            headers={"ETag": "The picture's SHA-256.", "Content-Disposition": "Its file name."},
+            binary=tuple(one.content_type for one in OutputFormat),
+        ),
+        304: success("The picture that `If-None-Match` names."),
+        307: success("Where the picture lies.", headers={"Location": "A presigned URL."}),
+        **failures(404, 410, 422, 503),
+    },
+    openapi_extra={"parameters": [header("If-None-Match", "ETag of a picture at hand.", '"cd…"')]},
+)
 async def get_image(
     request: Request,
     services: Use,

@@ -1,0 +1,263 @@
+"""What the OpenAPI document says beyond the types of the routes: the form, errors, headers.
+
+It describes; it decides nothing. `service/openapi.py` puts the document together.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from service.core import errors
+from service.core.errors import ServiceError
+from service.fields import CONTROL, IMAGE, MAX_IMAGES, Fields
+from service.problems import MEDIA_TYPE, Problem
+
+Described = dict[int | str, dict[str, Any]]
+REFERENCE: Final = "#/components/schemas/{model}"
+EXAMPLE_ID: Final = "6f0f1e1c-6a5e-4f0b-9a53-0d8b7a2c1e4d"
+EXAMPLE_REQUEST: Final = "urn:uuid:1b4e28ba-2fa1-41d2-883f-0016d3cca427"
+
+KINDS: Final[Mapping[int, tuple[type[ServiceError], ...]]] = {
+    400: (errors.MalformedBody, errors.InvalidImage),
+    401: (errors.Unauthorized,),
+    403: (errors.Forbidden,),
+    404: (errors.NotFound,),
+    409: (errors.IdempotencyInProgress,),
+    410: (errors.Gone,),
+    413: (errors.TooLarge,),
+    415: (errors.UnsupportedMedia,),
+    422: (errors.InvalidField, errors.IdempotencyMismatch),
+    429: (errors.RateLimited,),
+    503: (errors.QueueFull, errors.DependencyUnavailable),
+    500: (errors.ServiceError,),
+}
+"""Every error that a client may see, by its status."""
+
+_DETAILS: Final[Mapping[type[ServiceError], str]] = {
+    errors.MalformedBody: "The body must be multipart/form-data; see /docs",
+    errors.InvalidImage: "image cannot be decoded; it is damaged or cut off",
+    errors.Unauthorized: "This needs an API key: Authorization: Bearer KEY",
+    errors.Forbidden: "This key may not do that",
+    errors.NotFound: "There is no such job",
+    errors.IdempotencyInProgress: "The first request with this key is still being taken in",
+    errors.Gone: "The job's record and pictures have expired",
+    errors.TooLarge: "image is larger than 20971520 bytes",
+    errors.UnsupportedMedia: "image is GIF; PNG, JPEG and WebP are served",
+    errors.InvalidField: "steps: Input should be less than or equal to 100",
+    errors.IdempotencyMismatch: "This Idempotency-Key came before with another body",
+    errors.RateLimited: "This key may send 60 requests a minute",
+    errors.QueueFull: "1000 jobs are waiting, as many as may",
+    errors.DependencyUnavailable: "The job store does not answer; nothing was changed",
+    errors.ServiceError: "The request failed on our side; quote the request id.",
+}
+
+_RETRY_AFTER: Final = {
+    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}
+}
+
+
+def failures(*statuses: int) -> Described:
+    """The problem documents of these statuses, with an example of each kind."""
+    return {status: _failure(status) for status in (*statuses, 500)}
+
+
+def _failure(status: int) -> dict[str, Any]:
+    kinds = KINDS[status]
+    described: dict[str, Any] = {
+        "description": " ".join(_sentence(kind) for kind in kinds),
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {"$ref": REFERENCE.format(model=Problem.__name__)},
+                "examples": {
+                    kind.code: {"summary": kind.title, "value": _example(kind)} for kind in kinds
+                },
+            }
+        },
+    }
+    if status in (429, 503):
+        described["headers"] = _RETRY_AFTER
+    return described
+
+
+def _sentence(kind: type[ServiceError]) -> str:
+    if kind is ServiceError:
+        return "A fault of ours; the answer says nothing of its cause."
+    text = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+    return text.removeprefix("Raised ")[:1].upper() + text.removeprefix("Raised ")[1:]
+
+
+def _example(kind: type[ServiceError]) -> dict[str, Any]:
+    detail = _DETAILS[kind]
+    example: dict[str, Any] = {
+        "type": errors.URN + kind.code,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "instance": EXAMPLE_REQUEST,
+    }
+    if kind in (errors.InvalidField, errors.InvalidImage, errors.UnsupportedMedia):
+        field = detail.split(":")[0].split(" ")[0]
+        example["errors"] = [{"field": field, "message": detail.removeprefix(field).lstrip(": ")}]
+    return example
+
+
+def success(
+    description: str,
+    model: type[BaseModel] | None = None,
+    *,
+    example: object = None,
+    headers: Mapping[str, str] | None = None,
+    binary: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """A good answer: JSON of `model`, or bytes of these media types, or both."""
+    content: dict[str, Any] = {}
+    if model is not None:
+        content["application/json"] = {
+            "schema": {"$ref": REFERENCE.format(model=model.__name__)},
+        }
+        if example is not None:
+            content["application/json"]["example"] = example
+    for kind in binary:
+        content[kind] = {"schema": {"type": "string", "format": "binary"}}
+    described: dict[str, Any] = {"description": description}
+    if content:
+        described["content"] = content
+    if headers:
+        described["headers"] = {
+            name: {"description": meaning, "schema": {"type": "string"}}
+            for name, meaning in headers.items()
+        }
+    return described
+
+
+def form_schema() -> dict[str, Any]:
+    """JSON schema of the multipart form: the files and every text field."""
+    schema = Fields.model_json_schema(ref_template=REFERENCE)
+    schema.pop("$defs", None)
+    properties: dict[str, Any] = {
+        IMAGE: {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "minItems": 1,
+            "maxItems": MAX_IMAGES,
+            "description": "Image prompts: PNG, JPEG or WebP. Several are combined as one prompt.",
+        },
+        CONTROL: {
+            "type": "string",
+            "format": "binary",
+            "description": "The ControlNet map; resized to the output size.",
+        },
+    }
+    for name, described in schema["properties"].items():
+        properties[name] = _plain(described)
+    # On the wire it is one text; the array is what it means.
+    properties["image_weights"] |= {"type": "string", "pattern": r"^\d+(\.\d+)?(,\d+(\.\d+)?)*$"}
+    properties["image_weights"].pop("items", None)
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [IMAGE],
+        "additionalProperties": False,
+    }
+
+
+def _plain(described: dict[str, Any]) -> dict[str, Any]:
+    """A field without its `null`, which a form cannot send."""
+    choices = [one for one in described.pop("anyOf", []) if one.get("type") != "null"]
+    if described.get("default") is None:
+        described.pop("default", None)
+    return described | (choices[0] if choices else {})
+
+
+def generate_body() -> dict[str, Any]:
+    """`requestBody` of POST /generate."""
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {"$ref": REFERENCE.format(model="GenerateForm")},
+                "encoding": {
+                    name: {"contentType": "image/png, image/jpeg, image/webp"}
+                    for name in (IMAGE, CONTROL)
+                },
+                "example": {IMAGE: ["(file)"], "prompt": "a watercolour", "seed": 7},
+            }
+        },
+    }
+
+
+def header(name: str, description: str, example: str) -> dict[str, Any]:
+    """A request header that is optional."""
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": description,
+        "schema": {"type": "string"},
+        "example": example,
+    }
+
+
+JOB_EXAMPLE: Final[dict[str, Any]] = {
+    "id": EXAMPLE_ID,
+    "status": "succeeded",
+    "created_at": "2026-01-01T12:00:00Z",
+    "started_at": "2026-01-01T12:00:00.400Z",
+    "completed_at": "2026-01-01T12:00:03.100Z",
+    "expires_at": "2026-01-02T12:00:03.100Z",
+    "queue_position": None,
+    "eta_seconds": None,
+    "progress": {"step": 30, "total": 30},
+    "input": {
+        "image": [{"sha256": "ab" * 32, "width": 640, "height": 480}],
+        "image_weights": [1.0],
+        "prompt": "a watercolour",
+        "negative_prompt": "",
+        "control_image": None,
+        "control_type": None,
+        "control_scale": None,
+        "control_start": None,
+        "control_end": None,
+        "ip_scale": 0.5,
+        "crop": "center",
+        "model": "sdxl",
+        "adapter": "plus",
+        "width": 1024,
+        "height": 1024,
+        "steps": 30,
+        "guidance_scale": 7.5,
+        "scheduler": "ddim",
+        "seed": 7,
+        "num_images": 1,
+        "output_format": "png",
+        "deterministic": False,
+        "webhook_url": None,
+    },
+    "images": [
+        {
+            "url": f"https://images.example.org/jobs/{EXAMPLE_ID}/images/0",
+            "content_type": "image/png",
+            "width": 1024,
+            "height": 1024,
+            "seed": 7,
+            "sha256": "cd" * 32,
+        }
+    ],
+    "error": None,
+    "metrics": {
+        "queue_seconds": 0.4,
+        "encode_seconds": 0.0,
+        "denoise_seconds": 2.3,
+        "decode_seconds": 0.2,
+        "upload_seconds": 0.1,
+        "total_seconds": 3.1,
+        "max_batch": 8,
+        "image_embedding_cache": "hit",
+    },
+    "urls": {
+        "self": f"https://images.example.org/jobs/{EXAMPLE_ID}",
+        "cancel": f"https://images.example.org/jobs/{EXAMPLE_ID}/cancel",
+        "events": f"https://images.example.org/jobs/{EXAMPLE_ID}/events",
+    },
+}

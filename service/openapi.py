@@ -1,0 +1,21 @@
+"""`python -m service.openapi` prints the OpenAPI document as YAML.
+
+The checked-in `openapi/openapi.yaml` must equal it; a test holds that.
+"""
+
+import sys
+
+import yaml
+
+from service.app import create_app
+from service.core.settings import Settings
+
+
+def render() -> str:
+    """The document as YAML."""
+    document = create_app(Settings()).openapi()
+    return yaml.safe_dump(document, sort_keys=False, width=100, allow_unicode=True)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())
