@@ -41,6 +41,8 @@ class Adapter(nn.Module):
 
     def __init__(self, model: UNet2DConditionModel, shape: Architecture, *, plus: bool) -> None:
         super().__init__()
+        model.requires_grad_(requires_grad=False)
+        self.name = "adapter-plus" if plus else "adapter"
         tokens = shape.plus_tokens if plus else architecture.IMAGE_TOKENS
         self.projection: nn.Module = (
             Resampler(shape.vision, shape.context, tokens, shape.resampler, shape.resampler_heads)
@@ -87,40 +89,37 @@ def choose(scenes: Scenes, rows: Tensor, views: Views, generator: torch.Generato
     return Prompts(sentences, images, (drop >= DROP) & (drop < 3 * DROP))
 
 
-def train(
-    out: Path,
-    budget: Budget,
-    frozen: UNet2DConditionModel,
-    latents: Tensor,
-    text: TextFeatures,
-    images: Tensor,
-    no_image: Tensor,
-    *,
-    plus: bool,
-    seed: int = 0,
-) -> Adapter:
-    """Train an adapter of `frozen` on scaled `latents`; `images` are the pool's features.
+@dataclass(frozen=True)
+class Frozen:
+    """The earlier stages' work, read once, with scaled `latents` and `images` of the pool.
 
-    `no_image` is the feature that stands for a dropped image: zeros for the base, the encoder's
-    features of a black-after-normalising picture for Plus, as public pipelines feed them.
+    `no_image` is the feature that stands for a dropped image: zeros for the base (paper, section
+    3.3), the encoder's features of an all-zero input for Plus, as public pipelines feed them.
     """
-    torch.manual_seed(seed)
-    shape = architecture.SHAPES
-    frozen.requires_grad_(requires_grad=False)
-    model = Adapter(frozen, shape, plus=plus)
-    loop = Loop("adapter-plus" if plus else "adapter", model, budget, out)
-    scenes = pool.scenes(len(latents))
+
+    unet: UNet2DConditionModel
+    latents: Tensor
+    text: TextFeatures
+    images: Tensor
+    no_image: Tensor
+
+
+def train(model: Adapter, frozen: Frozen, budget: Budget, out: Path, seed: int = 0) -> Adapter:
+    """Train `model`, which is attached to the frozen UNet, and return it averaged."""
+    size = architecture.SHAPES.size
+    loop = Loop(model.name, model, budget, out)
+    scenes = pool.scenes(len(frozen.latents))
     views = Views(scenes)
 
     def step(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        rows = torch.randint(len(latents), (BATCH,), generator=generator)
+        rows = torch.randint(len(frozen.latents), (BATCH,), generator=generator)
         prompts = choose(scenes, rows, views, generator)
-        seen = images[prompts.images].float()
-        seen[prompts.no_image] = no_image
-        told = model.join(unet.conditions(text, prompts.sentences, shape.size), seen)
-        noised = diffusion.noise(latents[rows], generator)
-        return noised.loss(told.predict(frozen, noised))
+        seen = frozen.images[prompts.images].float()
+        seen[prompts.no_image] = frozen.no_image
+        told = model.join(unet.conditions(frozen.text, prompts.sentences, size), seen)
+        noised = diffusion.noise(frozen.latents[rows], generator)
+        return noised.loss(told.predict(frozen.unet, noised))
 
     loop.run(step)
     loop.averaged()
@@ -130,20 +129,8 @@ def train(
 def load(out: Path, frozen: UNet2DConditionModel, *, plus: bool) -> Adapter:
     """Attach the averaged adapter of a checkpoint to `frozen`."""
     model = Adapter(frozen, architecture.SHAPES, plus=plus)
-    name = "adapter-plus" if plus else "adapter"
-    Loop(name, model, Budget(0, 0, ema=1), out).averaged()
+    Loop(model.name, model, Budget(0, 0, ema=1), out).averaged()
     return model.eval()
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """The earlier stages' work, read once."""
-
-    unet: UNet2DConditionModel
-    latents: Tensor
-    text: TextFeatures
-    images: Tensor
-    no_image: Tensor
 
 
 def frozen_parts(out: Path, *, plus: bool) -> Frozen:
@@ -161,9 +148,7 @@ def frozen_parts(out: Path, *, plus: bool) -> Frozen:
         none = seen.hidden_states[-2][0]
     latents = pool.latents(autoencoder, out, size) * autoencoder.config.scaling_factor
     text = pool.text_features(towers, clip.sentence_tokens())
-    return Frozen(
-        unet.load(out).to(memory_format=torch.channels_last), latents, text, images, none
-    )
+    return Frozen(unet.load(out).to(memory_format=torch.channels_last), latents, text, images, none)
 
 
 if __name__ == "__main__":
@@ -174,14 +159,7 @@ if __name__ == "__main__":
     parser.add_argument("--plus", action="store_true", help="the resampler over patch features")
     given = parser.parse_args()
     read = frozen_parts(given.out, plus=given.plus)
-    train(
-        given.out,
-        Budget(given.minutes, 1e-3, ema=0.998, warmup_steps=100),
-        read.unet,
-        read.latents,
-        read.text,
-        read.images,
-        read.no_image,
-        plus=given.plus,
-        seed=given.seed,
-    )
+    torch.manual_seed(given.seed)
+    trained = Adapter(read.unet, architecture.SHAPES, plus=given.plus)
+    learning = Budget(given.minutes, 1e-3, ema=0.998, warmup_steps=100)
+    train(trained, read, learning, given.out, given.seed)

@@ -7,6 +7,7 @@ shape. It needs stages 1 to 4 and leaves them as they are.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -34,31 +35,36 @@ def empty(model: UNet2DConditionModel) -> ControlNetModel:
     )
 
 
-def predict(
-    controlnet: ControlNetModel,
-    model: UNet2DConditionModel,
-    noised: diffusion.Noised,
-    text: unet.Conditions,
-    joined: unet.Conditions,
-    outlines: Tensor,
-) -> Tensor:
-    """Run both: the ControlNet reads `text` alone, the UNet `joined` (text and image tokens).
+@dataclass(frozen=True)
+class Told:
+    """What a batch is told. The ControlNet reads `text` alone, the UNet text and image, `joined`.
 
     `outlines` is `(n, 3, size, size)`, 0 to 1.
     """
+
+    text: unet.Conditions
+    joined: unet.Conditions
+    outlines: Tensor
+
+
+def predict(
+    controlnet: ControlNetModel, model: UNet2DConditionModel, noised: diffusion.Noised, told: Told
+) -> Tensor:
+    """Run both networks on a noised batch."""
+    text = told.text
     added = {"text_embeds": text.pooled, "time_ids": text.time_ids}
     down, middle = controlnet(
         noised.latents,
         noised.steps,
         text.context,
-        controlnet_cond=outlines,
+        controlnet_cond=told.outlines,
         added_cond_kwargs=added,
         return_dict=False,
     )
     sample: Tensor = model(
         noised.latents,
         noised.steps,
-        joined.context,
+        told.joined.context,
         added_cond_kwargs=added,
         down_block_additional_residuals=down,
         mid_block_additional_residual=middle,
@@ -67,16 +73,19 @@ def predict(
 
 
 def train(
-    minutes: float, out: Path, frozen: Frozen, beside: Adapter, seed: int = 0
+    model: ControlNetModel,
+    frozen: Frozen,
+    beside: Adapter,
+    budget: Budget,
+    out: Path,
+    *,
+    seed: int = 0,
 ) -> ControlNetModel:
-    """Train for `minutes` in all, with the adapter `beside` attached to the frozen UNet."""
-    torch.manual_seed(seed)
+    """Train `model`, with `beside` attached to the frozen UNet, and return it averaged."""
     shape = architecture.SHAPES
     frozen.unet.requires_grad_(requires_grad=False)
     beside.requires_grad_(requires_grad=False)
-    model = empty(frozen.unet)
-    model.requires_grad_(requires_grad=True)
-    loop = Loop("controlnet", model, Budget(minutes, 8e-4, ema=0.995, warmup_steps=100), out)
+    loop = Loop("controlnet", model, budget, out)
     scenes = pool.scenes(len(frozen.latents))
     views = Views(scenes)
 
@@ -93,8 +102,8 @@ def train(
         text = unet.conditions(frozen.text, sentences, shape.size)
         outlines = drawing.outline(scenes[rows], shape.size).float() / 255
         noised = diffusion.noise(frozen.latents[rows], generator)
-        joined = beside.join(text, seen)
-        return noised.loss(predict(model, frozen.unet, noised, text, joined, outlines))
+        told = Told(text, beside.join(text, seen), outlines)
+        return noised.loss(predict(model, frozen.unet, noised, told))
 
     loop.run(step)
     loop.averaged()
@@ -111,5 +120,8 @@ def load(out: Path, frozen: UNet2DConditionModel) -> ControlNetModel:
 if __name__ == "__main__":
     given = arguments(__doc__, minutes=10)
     parts = adapter.frozen_parts(given.out, plus=False)
+    torch.manual_seed(given.seed)
+    copied = empty(parts.unet)  # before the adapter is attached: it would be copied too
     attached = adapter.load(given.out, parts.unet, plus=False)
-    train(given.minutes, given.out, parts, attached, given.seed)
+    learning = Budget(given.minutes, 8e-4, ema=0.995, warmup_steps=100)
+    train(copied, parts, attached, learning, given.out, seed=given.seed)

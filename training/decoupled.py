@@ -1,6 +1,6 @@
 """The trained heart of the adapter: a second cross-attention for the image beside the text's.
 
-Z = softmax(QK^T / sqrt(d)) V + scale * softmax(QK'^T / sqrt(d)) V' (paper, equations 4 and 5), where
+Z = softmax(QK^T / sqrt(d)) V + scale * softmax(QK'^T / sqrt(d)) V' (paper, equations 4 and 5);
 only K' and V' are trained. This is the training's own copy, plain and differentiable; the engine
 that serves requests has another that is made for speed.
 """

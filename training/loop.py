@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import matplotlib as mpl
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -63,8 +63,13 @@ class Loop:
         """Call `loss(step)` and learn from it until the budget is used up."""
         total = self.budget.minutes * 60
         saved = last = time.monotonic()
-        bar = tqdm(total=round(total), initial=round(self.seconds), desc=self.name, unit="s",
-                   mininterval=10)
+        bar = tqdm(
+            total=round(total),
+            initial=round(self.seconds),
+            desc=self.name,
+            unit="s",
+            mininterval=10,
+        )
         while self.seconds < total:
             self._learn(loss(self.step), self.seconds / total)
             now = time.monotonic()
@@ -125,18 +130,19 @@ class Loop:
 
 def draw_curve(losses: list[float], path: Path, title: str) -> None:
     """Draw the losses, each the mean of a hundredth of the run, as a picture."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # after the backend is chosen
-
     width = max(1, len(losses) // 100)
     means = [sum(losses[i : i + width]) / width for i in range(0, len(losses) - width + 1, width)]
-    figure, axes = plt.subplots(figsize=(5, 3))
+    figure = Figure(figsize=(5, 3))
+    axes = figure.subplots()
     axes.plot([i * width for i in range(len(means))], means)
-    axes.set(xlabel="step", ylabel="loss", title=title, yscale="log" if min(means, default=1) > 0
-             else "linear")
+    axes.set(
+        xlabel="step",
+        ylabel="loss",
+        title=title,
+        yscale="log" if min(means, default=1) > 0 else "linear",
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=80)
-    plt.close(figure)
 
 
 def arguments(description: str | None, minutes: float) -> argparse.Namespace:

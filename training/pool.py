@@ -6,7 +6,6 @@ checkpoints. It knows the frozen encoders, not what is trained on their output.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +42,12 @@ def _each(n: int, size: int, encode: Callable[[Tensor], Tensor], path: Path) -> 
         stored: Tensor = torch.load(path, weights_only=True)
         return stored
     every = scenes(n)
-    result = torch.cat([
-        encode(drawing.draw(every[start : start + CHUNK], size))
-        for start in tqdm(range(0, n, CHUNK), desc=path.stem, mininterval=10)
-    ])
+    result = torch.cat(
+        [
+            encode(drawing.draw(every[start : start + CHUNK], size))
+            for start in tqdm(range(0, n, CHUNK), desc=path.stem, mininterval=10)
+        ]
+    )
     torch.save(result, path)
     return result
 
@@ -142,8 +143,3 @@ class _Groups:
         number = self._number[rows]
         random = torch.rand(len(rows), generator=generator)
         return self._order[self._start[number] + (random * self._count[number]).long()]
-
-
-def spread(values: Tensor) -> float:
-    """Standard deviation over everything, for `scaling_factor` = 1 / spread."""
-    return math.sqrt(values.double().var().item())

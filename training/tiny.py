@@ -22,9 +22,7 @@ def parts(shape: Architecture) -> layout.Parts:
     with tempfile.TemporaryDirectory() as scratch:
         words = tokenizer.write(Path(scratch))
     unet = architecture.unet(shape)
-    controlnet = ControlNetModel.from_unet(
-        unet, conditioning_embedding_out_channels=shape.control
-    )
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=shape.control)
     plain = unet.attn_processors  # set_attn_processor empties the dict it is given
     tokens, plus_tokens = IMAGE_TOKENS, shape.plus_tokens
     linear = LinearProjection(shape.projection, shape.context, tokens)

@@ -5,6 +5,7 @@ Each word of the captions is one token; any other text falls apart into bytes, a
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def _split(word: str, merges: dict[tuple[str, str], int]) -> list[str]:
     """Split a word as byte-pair encoding does: the earliest merge first."""
     parts = [*word[:-1], word[-1] + END_OF_WORD]
     while len(parts) > 1:
-        pairs = list(zip(parts, parts[1:], strict=False))
+        pairs = list(itertools.pairwise(parts))
         rank, at = min((merges.get(pair, len(merges)), at) for at, pair in enumerate(pairs))
         if rank == len(merges):
             break

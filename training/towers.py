@@ -64,10 +64,12 @@ class Towers(nn.Module):
 
     def read(self, image: Tensor, scenes: Scenes) -> Tensor:
         """Cross-entropy of the attribute heads on image embeddings, summed over the four."""
-        return torch.stack([
-            functional.cross_entropy(head(image), getattr(scenes, name))
-            for name, head in self.heads.items()
-        ]).sum()
+        return torch.stack(
+            [
+                functional.cross_entropy(head(image), getattr(scenes, name))
+                for name, head in self.heads.items()
+            ]
+        ).sum()
 
     @torch.no_grad()
     def accuracy(self, pixels: Tensor, scenes: Scenes) -> dict[str, float]:

@@ -99,5 +99,6 @@ if __name__ == "__main__":
     frozen_vae = vae.load(given.out)
     frozen_text = pool.text_features(clip.load(given.out), clip.sentence_tokens())
     codes = pool.latents(frozen_vae, given.out, architecture.SHAPES.size)
-    train(given.minutes, given.out, codes * frozen_vae.config.scaling_factor, frozen_text,
-          given.seed)
+    train(
+        given.minutes, given.out, codes * frozen_vae.config.scaling_factor, frozen_text, given.seed
+    )

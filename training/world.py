@@ -85,7 +85,7 @@ class Scenes:
 
 
 def combination(shape: Tensor, colour: Tensor, fill: Tensor, background: Tensor) -> Tensor:
-    """Number each choice of the four attributes: 0 to 575."""
+    """Give each choice of the four attributes a number, 0 to 575."""
     number = (shape * len(COLOURS) + colour) * len(FILLS) + fill
     return number * len(BACKGROUNDS) + background
 

@@ -1,0 +1,141 @@
+"""Paint batches of pictures with plain diffusers pipelines over a model folder.
+
+It knows the public pipelines and nothing of how pictures are judged. Many different image prompts
+go in one batch as one tensor of embeddings; as a list of pictures diffusers would mix them.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import (
+    ControlNetModel,
+    DPMSolverMultistepScheduler,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLPipeline,
+)
+from torch import Tensor
+
+from training import layout
+from training.towers import see
+
+STEPS: Final = 20
+GUIDANCE: Final = 5.0
+BATCH: Final = 50
+
+
+@dataclass(frozen=True)
+class Order:
+    """Pictures to paint. `image` are uint8 pictures `(n, 3, h, w)`, `control` 0 to 1 likewise."""
+
+    texts: list[str]
+    first_seed: int
+    image: Tensor | None = None
+    scale: float = 1.0
+    control: Tensor | None = None
+
+
+class Painter:
+    """A model folder, opened with the three public calls."""
+
+    def __init__(self, directory: Path) -> None:
+        logging.getLogger("diffusers").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", message=".*torchvision.*")
+        self._directory = directory
+        controlnet = ControlNetModel.from_pretrained(directory / layout.CONTROLNET)
+        self.controlled = StableDiffusionXLControlNetPipeline.from_pretrained(
+            directory, controlnet=controlnet
+        )
+        self.controlled.scheduler = DPMSolverMultistepScheduler.from_config(
+            self.controlled.scheduler.config
+        )
+        parts = dict(self.controlled.components)
+        parts.pop("controlnet")
+        self.plain = StableDiffusionXLPipeline(**parts)
+        for pipeline in (self.controlled, self.plain):
+            pipeline.set_progress_bar_config(disable=True)
+        self._loaded: str | None = None
+
+    def load(self, adapter: str | None) -> None:
+        """Load one of the adapter files, or none. The UNet is shared by both pipelines."""
+        if adapter == self._loaded:
+            return
+        if self._loaded:
+            self.plain.unload_ip_adapter()
+        if adapter:
+            self.plain.load_ip_adapter(
+                str(self._directory), subfolder=layout.ADAPTERS, weight_name=adapter
+            )
+        self._loaded = adapter
+
+    @torch.no_grad()
+    def paint(self, order: Order, adapter: str | None = layout.BASE_FILE) -> Tensor:
+        """Paint all of the order, uint8 `(n, 3, size, size)`; picture i has its own seed."""
+        self.load(adapter if order.image is not None else None)
+        return torch.cat(
+            [
+                self._batch(order, slice(start, start + BATCH))
+                for start in range(0, len(order.texts), BATCH)
+            ]
+        )
+
+    def _batch(self, order: Order, rows: slice) -> Tensor:
+        texts = order.texts[rows]
+        given: dict[str, Any] = {
+            "prompt": texts,
+            "num_inference_steps": STEPS,
+            "guidance_scale": GUIDANCE,
+            "latents": self._noise(order.first_seed + rows.start, len(texts)),
+            "output_type": "pt",
+        }
+        if order.image is not None:
+            given["ip_adapter_image_embeds"] = [self._embeddings(order.image[rows])]
+            self.plain.set_ip_adapter_scale(order.scale)
+        if order.control is None:
+            painted = self.plain(**given).images
+        else:
+            given["image"] = order.control[rows]
+            painted = self.controlled(**given).images
+        return (painted * 255).round().to(torch.uint8)
+
+    def _noise(self, first_seed: int, n: int) -> Tensor:
+        side = self.plain.unet.config.sample_size
+        return torch.stack(
+            [
+                torch.randn(4, side, side, generator=torch.Generator().manual_seed(first_seed + i))
+                for i in range(n)
+            ]
+        )
+
+    def _embeddings(self, pictures: Tensor) -> Tensor:
+        """Encode image prompts, the unconditional half first, `(2 n, 1, ...)`."""
+        encoder = self._encoder()
+        seen = see(pictures)
+        if self._loaded == layout.PLUS_FILE:
+            features = encoder(seen, output_hidden_states=True).hidden_states[-2]
+            none = encoder(torch.zeros_like(seen), output_hidden_states=True).hidden_states[-2]
+        else:
+            features = encoder(seen).image_embeds
+            none = torch.zeros_like(features)
+        return torch.cat([none, features])[:, None]
+
+    def _encoder(self) -> Any:  # the pipelines' attribute has no type
+        return self.plain.image_encoder
+
+    @torch.no_grad()
+    def image_embeddings(self, pictures: Tensor) -> Tensor:
+        """Return CLIP image embeddings of unit length, `(n, projection)`."""
+        self.load(layout.BASE_FILE)
+        return torch.nn.functional.normalize(self._encoder()(see(pictures)).image_embeds)
+
+    @torch.no_grad()
+    def text_embeddings(self, texts: list[str]) -> Tensor:
+        """Return the second text encoder's embeddings of unit length, `(n, projection)`."""
+        tokens = self.plain.tokenizer_2(texts, padding="max_length", return_tensors="pt").input_ids
+        embeddings: Tensor = self.plain.text_encoder_2(tokens).text_embeds
+        return torch.nn.functional.normalize(embeddings)

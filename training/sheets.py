@@ -1,0 +1,87 @@
+"""Contact sheets for docs/: what came out beside what was asked for.
+
+It lays pictures out; what is painted and how is the evaluation's matter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from training import captions, drawing
+from training.painter import Order
+from training.world import BACKGROUND_NAMES
+
+if TYPE_CHECKING:
+    from training.evaluate import Evaluation
+
+GAP: Final = 4
+LABEL: Final = 16
+SCALES: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def sheet(rows: list[Tensor], labels: list[str], path: Path) -> None:
+    """Lay rows of uint8 pictures `(n, 3, size, size)` out below each other, each with a label."""
+    size = rows[0].shape[-1]
+    cell = size + GAP
+    width = cell * max(len(row) for row in rows) + GAP
+    canvas = Image.new("RGB", (width, len(rows) * (cell + LABEL) + GAP), "white")
+    pen = ImageDraw.Draw(canvas)
+    for down, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        top = GAP + down * (cell + LABEL)
+        pen.text((GAP, top), label, fill="black")
+        for across, picture in enumerate(row):
+            tile = Image.fromarray(picture.permute(1, 2, 0).numpy())
+            canvas.paste(tile, (GAP + across * cell, top + LABEL))
+    canvas.quantize(128).save(path, optimize=True)
+
+
+def draw_all(evaluation: Evaluation, docs: Path) -> None:
+    """Draw the evaluation's first cases, whatever they are: nothing is picked."""
+    n = 8
+    given = evaluation.cases
+    sheet(
+        [evaluation.text()[:n]],
+        ["text only: " + "; ".join(text.split(" ", 1)[1] for text in evaluation.captions[:3])],
+        docs / "sheet-text.png",
+    )
+    sheet(
+        [evaluation.prompts[:n], evaluation.image()[:n], evaluation.plus()[:n]],
+        ["image prompts", "painted, no text", "painted by Plus, no text"],
+        docs / "sheet-image.png",
+    )
+    held = drawing.draw(given.held_out[:n], evaluation.prompts.shape[-1])
+    sheet(
+        [held, evaluation.held_out()[:n]],
+        ["image prompts of pairs never trained on", "painted, no text"],
+        docs / "sheet-held-out.png",
+    )
+    sheet(
+        [evaluation.prompts[:n], *(evaluation.image(scale)[:n] for scale in SCALES)],
+        ["image prompts", *(f"scale {scale}" for scale in SCALES)],
+        docs / "sheet-scales.png",
+    )
+    _image_by_text(evaluation, docs / "sheet-image-text.png")
+    outlines = drawing.outline(given.outlines[:n], evaluation.prompts.shape[-1])
+    sheet(
+        [evaluation.prompts[:n], outlines, evaluation.control()[:n]],
+        ["image prompts", "control maps", "painted, no text"],
+        docs / "sheet-control.png",
+    )
+
+
+def _image_by_text(evaluation: Evaluation, path: Path) -> None:
+    """Paint a grid: each of four image prompts beside each background's text."""
+    prompts = evaluation.prompts[:4]
+    texts = [captions.setting(background) for background in range(len(BACKGROUND_NAMES))]
+    order = Order(
+        texts * len(prompts), first_seed=5000, image=prompts.repeat_interleave(len(texts), dim=0)
+    )
+    painted = evaluation.paint("grid", order).unflatten(0, (len(prompts), len(texts)))
+    rows = [torch.cat([prompt[None], row]) for prompt, row in zip(prompts, painted, strict=True)]
+    label = "image prompt, then with: " + ", ".join(texts)
+    sheet(rows, [label, *[""] * (len(rows) - 1)], path)
