@@ -1,0 +1,40 @@
+# ruff: noqa: INP001  a script beside its pictures, no package
+"""Draws the demo's inputs anew: `python -m examples.draw`. Needs torch; the pictures do not."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from training import drawing
+from training.world import BACKGROUND_NAMES, COLOUR_NAMES, FILLS, SHAPES, Scenes
+
+FOLDER = Path(__file__).parent
+SIDE = 256
+
+
+def scene(shape: str, colour: str, fill: str, background: str, angle: float = 0.3) -> Scenes:
+    """One object in the middle of the picture."""
+    indices = (
+        SHAPES.index(shape),
+        COLOUR_NAMES.index(colour),
+        FILLS.index(fill),
+        BACKGROUND_NAMES.index(background),
+    )
+    places = (0.5, 0.5, 0.34, angle)
+    return Scenes(*(torch.tensor([index]) for index in indices), *map(torch.tensor, zip(places)))
+
+
+def save(pixels: torch.Tensor, name: str) -> None:
+    """Write the only picture of `pixels`, `(1, 3, side, side)`, uint8."""
+    Image.fromarray(pixels[0].permute(1, 2, 0).contiguous().numpy()).save(
+        FOLDER / name, optimize=True
+    )
+
+
+if __name__ == "__main__":
+    save(drawing.draw(scene("star", "red", "solid", "navy"), SIDE), "red-star.png")
+    save(drawing.draw(scene("ring", "blue", "striped", "gray"), SIDE), "blue-ring.png")
+    save(drawing.draw(scene("square", "green", "solid", "pink"), SIDE), "green-square.png")
+    triangle = scene("triangle", "white", "solid", "black", angle=0.8)
+    save(drawing.outline(triangle, SIDE), "triangle-outline.png")

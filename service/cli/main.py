@@ -1,0 +1,81 @@
+"""`imageprompt`: the commands and how they fail: one line on standard error.
+
+Exit status 2 for wrong use, 1 for everything else that goes wrong, 0 only for success.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from service.cli import demo as demo_command
+from service.cli import generate as generate_command
+from service.cli.client import ClientError
+from service.cli.redis_server import RedisServerError
+from service.cli.up import StartError, running
+
+WRONG_USE = 2
+console = Console(stderr=True)
+
+app = typer.Typer(
+    name="imageprompt",
+    help="Pictures from pictures: an image-prompt service and its client.",
+    add_completion=False,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+)
+app.command("generate")(generate_command.generate)
+
+
+@app.command()
+def up(
+    *,
+    port: Annotated[int, typer.Option(help="Port of the API; 0 takes a free one.")] = 8000,
+    data: Annotated[Path, typer.Option(help="Folder of all data and logs.")] = Path("data"),
+    workers: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 1,
+    fsync_always: Annotated[
+        bool,
+        typer.Option("--fsync-always", help="Redis writes to disk before it answers."),
+    ] = False,
+) -> None:
+    """Run the whole service on this machine until Ctrl-C."""
+    with running(
+        data, port=port, workers=workers, console=console, fsync_always=fsync_always
+    ) as service:
+        console.print(f"[bold green]ready[/] at [bold]{service.url}[/]  (docs: {service.url}/docs)")
+        console.print(f"data and logs in {data.resolve()}; Ctrl-C ends everything")
+        service.run()
+        console.print("stopping: running jobs finish or wait for the next start")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for pictures and job JSON.")] = Path("out"),
+) -> None:
+    """Start the service, make four pictures with it, show what happened, stop it."""
+    demo_command.demo(out, console)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        status = app(standalone_mode=False)
+    except typer.TyperException as error:
+        _fail(error.format_message(), WRONG_USE)
+    except (ClientError, StartError, RedisServerError) as error:
+        _fail(str(error), 1)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    sys.exit(status or 0)
+
+
+def _fail(message: str, status: int) -> None:
+    line = " ".join(message.split())
+    sys.stderr.write(f"imageprompt: {line}\n")
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""`imageprompt up`: Redis, API and workers on loopback under one parent, data in one folder.
+
+It starts the same processes that a cluster runs, and ends them in order; a crashed one is started
+again. Nothing outlives the parent, not even if it is killed with -9 (see `processes.spawn`).
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import httpx
+from rich.console import Console
+
+from service.cli import processes
+from service.cli.redis_server import RedisServer
+
+HOST: Final = "127.0.0.1"
+START_SECONDS: Final = 900.0
+"""How long models may take to load and warm up."""
+POLL_SECONDS: Final = 0.1
+LONGEST_PAUSE_SECONDS: Final = 30.0
+STABLE_SECONDS: Final = 60.0
+"""A child that has lived so long is started again without a pause."""
+CONFIGURATION_WRONG: Final = 2
+DRAIN_SECONDS: Final = 10.0
+
+
+class StartError(Exception):
+    """Raised when the service cannot come up; the message is for a person."""
+
+
+@dataclass
+class Child:
+    """One process of the service, and how to start it again."""
+
+    name: str
+    log: Path
+    start: Callable[[], subprocess.Popen[bytes]]
+    grace_seconds: float
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    pause_seconds: float = field(default=0.5)
+
+    def ensure(self, console: Console) -> None:
+        """Start the process if it is not running, after a growing pause if it keeps ending."""
+        now = time.monotonic()
+        if self.process is not None and self.process.poll() is not None:
+            console.print(
+                f"[yellow]{self.name} ended with status {self.process.returncode}; "
+                f"started again in {self.pause_seconds:g} s[/] (log: {self.log})"
+            )
+            if now - self.started_at > STABLE_SECONDS:
+                self.pause_seconds = 0.5
+            self.process, self.start_at = None, now + self.pause_seconds
+            self.pause_seconds = min(2 * self.pause_seconds, LONGEST_PAUSE_SECONDS)
+        if self.process is None and now >= self.start_at:
+            self.process, self.started_at = self.start(), now
+
+    def last_words(self) -> str:
+        """What the process said last: the cause in a log line of ours, else the line itself."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in reversed(lines):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and (text := entry.get("cause") or entry.get("stage")):
+                return str(text)
+        return lines[-1] if lines else ""
+
+
+class AllInOne:
+    """Redis, API and workers as children of this process."""
+
+    def __init__(
+        self, data: Path, *, port: int, workers: int, console: Console, fsync_always: bool = False
+    ) -> None:
+        """Raise `StartError` where `port` is taken."""
+        self._console = console
+        self.port = port or processes.free_port()
+        self.url = f"http://{HOST}:{self.port}"
+        self._stopping = False
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, self.port))
+            except OSError:
+                raise StartError(f"port {self.port} is taken; choose another with --port") from None
+        logs = data / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        redis = RedisServer(
+            data / "redis",
+            password=secrets.token_hex(16),
+            fsync="always" if fsync_always else "everysec",
+        )
+        environment = {
+            **os.environ,
+            "IMAGEPROMPT_HOST": HOST,
+            "IMAGEPROMPT_PORT": str(self.port),
+            "IMAGEPROMPT_REDIS_URL": redis.url,
+            "IMAGEPROMPT_STORAGE_URL": (data / "storage").resolve().as_uri(),
+        }
+        drain = float(environment.setdefault("IMAGEPROMPT_DRAIN_SECONDS", str(DRAIN_SECONDS)))
+
+        def module(name: str, log: Path) -> Callable[[], subprocess.Popen[bytes]]:
+            return lambda: processes.spawn(
+                [sys.executable, "-m", name],
+                log=log,
+                environment=environment | {"IMAGEPROMPT_WORKER_METRICS_PORT": "0"},
+            )
+
+        self._redis = Child("redis", redis.log, redis.spawn, grace_seconds=15)
+        self._api = Child("api", logs / "api.log", module("service", logs / "api.log"), 30)
+        self._workers = [
+            Child(name, logs / f"{name}.log", module("workers", logs / f"{name}.log"), drain + 30)
+            for name in (f"worker-{number}" for number in range(1, workers + 1))
+        ]
+
+    @property
+    def children(self) -> list[Child]:
+        """All children in the order of their start."""
+        return [self._redis, self._api, *self._workers]
+
+    def start(self) -> None:
+        """Start everything and wait until a job would be worked on.
+
+        Raises `StartError` where that cannot come to be.
+        """
+        until = time.monotonic() + START_SECONDS
+        with self._console.status("starting") as status:
+            while not self._is_ready():
+                self.keep()
+                if self._stopping:
+                    raise StartError("stopped while starting")
+                if time.monotonic() > until:
+                    raise StartError(f"not ready after {START_SECONDS:g} s; see {self._api.log}")
+                self._give_up_on_wrong_configuration()
+                if self._workers[0].log.exists():
+                    status.update(f"starting: {self._workers[0].last_words()}")
+                time.sleep(POLL_SECONDS)
+
+    def keep(self) -> None:
+        """Start again what has ended."""
+        for child in self.children:
+            child.ensure(self._console)
+
+    def run(self) -> None:
+        """Keep everything running until `request_stop`."""
+        while not self._stopping:
+            self.keep()
+            time.sleep(POLL_SECONDS)
+
+    def request_stop(self) -> None:
+        """Make `start` and `run` return soon; asked again, workers hand their jobs back at once."""
+        if self._stopping:
+            self._signal_workers()
+        self._stopping = True
+
+    def stop(self) -> None:
+        """End the API, then the workers, then Redis."""
+        if self._api.process is not None:
+            processes.end(self._api.process, grace_seconds=self._api.grace_seconds)
+        self._signal_workers()
+        for worker in self._workers:
+            if worker.process is not None:
+                _wait(worker.process, worker.grace_seconds)
+        if self._redis.process is not None:
+            processes.end(self._redis.process, grace_seconds=self._redis.grace_seconds)
+
+    def _signal_workers(self) -> None:
+        for worker in self._workers:
+            if worker.process is not None and worker.process.poll() is None:
+                worker.process.terminate()
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/healthz/ready", timeout=10).is_success
+        except httpx.HTTPError:
+            return False
+
+    def _give_up_on_wrong_configuration(self) -> None:
+        for child in self.children:
+            if child.process is not None and child.process.poll() == CONFIGURATION_WRONG:
+                raise StartError(f"{child.name}: {child.last_words()} (log: {child.log})")
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def running(
+    data: Path, *, port: int, workers: int, console: Console, fsync_always: bool = False
+) -> Iterator[AllInOne]:
+    """The whole service, ready, for the length of the block. Raises `StartError`.
+
+    Call it from the main thread: it handles SIGTERM and SIGINT meanwhile.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    with (data / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StartError(
+                f"another `imageprompt up` uses {data}; choose another --data"
+            ) from None
+        service = AllInOne(
+            data, port=port, workers=workers, console=console, fsync_always=fsync_always
+        )
+        before = {
+            number: signal.signal(number, lambda *_: service.request_stop())
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            service.start()
+            yield service
+        finally:
+            service.stop()
+            for number, handler in before.items():
+                signal.signal(number, handler)
