@@ -66,20 +66,20 @@ class Sweep:
         now = self._clock()
         try:
             dequeued = self._leases.dequeued()
+            self._first_seen = {job_id: self._first_seen.get(job_id, now) for job_id in dequeued}
             if self._answering_since is None:
                 self._answering_since = now
             if now - self._answering_since < self._leases.seconds / 2:
                 return
             for job_id in self._leases.return_expired():
                 logger.warning("job of a lost worker returned", job_id=job_id)
-            self._return_stranded(dequeued, now)
+            self._return_stranded(now)
         except RedisError:
             self._answering_since = None
             raise
 
-    def _return_stranded(self, dequeued: list[str], now: float) -> None:
+    def _return_stranded(self, now: float) -> None:
         """Return jobs whose worker died between taking them and leasing them."""
-        self._first_seen = {job_id: self._first_seen.get(job_id, now) for job_id in dequeued}
         for job_id, since in self._first_seen.items():
             if now - since > self._leases.seconds:
                 logger.warning("job of a lost worker returned", job_id=job_id)

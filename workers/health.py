@@ -62,8 +62,8 @@ class HealthServer:
             return answer
         check = self._checks.get(path)
         if check is None:
-            start("404 Not Found", JSON)
+            start("404 Not Found", list(JSON))
             return [b"{}"]
         passed = check()
-        start("200 OK" if passed else "503 Service Unavailable", JSON)
+        start("200 OK" if passed else "503 Service Unavailable", list(JSON))
         return [json.dumps({"status": "ok" if passed else "unavailable"}).encode()]

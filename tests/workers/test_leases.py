@@ -1,0 +1,128 @@
+"""No job is lost or doubled, whenever its worker dies."""
+
+import time
+
+import pytest
+from redis import Redis
+from rq import Queue
+
+from workers.beat import Sweep
+from workers.leases import Leases
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def leases(queue: Queue, clock: Clock) -> Leases:
+    return Leases(queue, worker_name="one", lease_seconds=6, clock=clock)
+
+
+def test_job_of_a_worker_that_died_is_returned_once(add_job, queue, leases, clock) -> None:
+    job = add_job()
+    assert leases.dequeue(1) == job.id
+    assert leases.take(job.id)
+    clock.now += 5
+    assert leases.return_expired() == []
+    clock.now += 2
+    assert leases.return_expired() == [job.id]
+    assert leases.return_expired() == []
+    assert queue.job_ids == [job.id]
+
+
+def test_returned_job_goes_to_the_front(add_job, queue, leases, clock) -> None:
+    first, second = add_job(), add_job()
+    leases.take(leases.dequeue(1))
+    clock.now += 7
+    leases.return_expired()
+    assert queue.job_ids == [first.id, second.id]
+
+
+def test_renewed_lease_is_left_alone(add_job, queue, leases, clock) -> None:
+    add_job()
+    lease = leases.take(leases.dequeue(1))
+    for _ in range(4):
+        clock.now += 5
+        leases.renew([lease])
+        assert leases.return_expired() == []
+    assert queue.job_ids == []
+
+
+def test_lost_lease_cannot_be_renewed(add_job, queue, leases, clock) -> None:
+    job = add_job()
+    lease = leases.take(leases.dequeue(1))
+    clock.now += 7
+    leases.return_expired()
+    leases.renew([lease])
+    leases.hand_back(lease)
+    assert queue.job_ids == [job.id]
+
+
+def test_worker_that_wakes_late_does_not_take_a_job_that_was_returned(
+    add_job, queue, leases
+) -> None:
+    job = add_job()
+    assert leases.dequeue(1) == job.id
+    leases.undo_dequeue(job.id)
+    assert leases.take(job.id) is None
+    assert queue.job_ids == [job.id]
+
+
+def test_job_of_a_worker_that_died_before_its_lease_is_returned(add_job, queue, leases) -> None:
+    job = add_job()
+    now = [0.0]
+    sweep = Sweep(leases, clock=lambda: now[0])
+    assert leases.dequeue(1) == job.id
+    for seconds in (0, 4, 6):
+        now[0] = seconds
+        sweep()
+    assert queue.job_ids == []
+    now[0] = 7
+    sweep()
+    sweep()
+    assert queue.job_ids == [job.id]
+
+
+def test_nothing_is_taken_from_the_living_right_after_redis_was_away(
+    add_job, queue, leases, clock
+) -> None:
+    job = add_job()
+    leases.take(leases.dequeue(1))
+    clock.now += 60
+    now = [0.0]
+    sweep = Sweep(leases, clock=lambda: now[0])
+    sweep()
+    assert queue.job_ids == []
+    now[0] = 10
+    sweep()
+    assert queue.job_ids == [job.id]
+
+
+def test_finished_job_leaves_no_keys_of_rq(add_job, redis: Redis, leases) -> None:
+    job = add_job()
+    lease = leases.take(leases.dequeue(1))
+    leases.renew([lease])
+    leases.drop(lease)
+    left = [key for key in redis.keys("rq:*") if job.id.encode() in key]
+    assert left == []
+    assert redis.zcard("rq:wip:test") == 0
+    assert redis.llen("rq:queue:test:intermediate") == 0
+
+
+def test_ids_that_nobody_can_read_are_thrown_away(redis: Redis, leases) -> None:
+    redis.rpush("rq:queue:test", b"\xff\xfe")
+    redis.zadd("rq:wip:test", {"no-colon": 1, b"\xff:\xff": 1})
+    assert leases.dequeue(1) is None
+    assert leases.dequeued() == []
+    assert leases.return_expired() == []
+    assert redis.zcard("rq:wip:test") == 0

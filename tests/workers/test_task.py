@@ -1,0 +1,198 @@
+"""The life of one job, with an engine whose every move the test makes."""
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from conftest import FakeEngine, result
+from running import until
+
+from service.core import keys
+from service.core.errors import EngineFault, NotFinite
+from service.core.job import Status
+from service.core.storage import StorageError
+from service.core.transitions import Claim
+from workers.task import Outcome, generate
+
+
+@pytest.fixture
+def start(shared):
+    """Run a job on a thread, as a slot of a worker does."""
+    let_go = threading.Event()
+    shared.reporter.start()
+    with ThreadPoolExecutor(8) as pool:
+
+        def run(job_id: str) -> Future[Outcome]:
+            return pool.submit(generate, job_id, shared, let_go=let_go)
+
+        run.let_go = let_go
+        yield run
+        let_go.set()
+    shared.reporter.close()
+
+
+def test_pictures_are_stored_before_the_job_has_succeeded(
+    add_job, read, storage, shared, engine: FakeEngine, start
+) -> None:
+    engine.answer = lambda _: result(count=2)
+    job = add_job(num_images=2)
+    assert start(job.id).result(30) is Outcome.ENDED
+    done = read(job.id)
+    assert done.status is Status.SUCCEEDED
+    assert [image.seed for image in done.images] == [7, 8]
+    assert all(storage.get(image.key) for image in done.images)
+    assert done.metrics.max_batch == 4
+    assert done.metrics.image_embedding_cache == "miss"
+
+
+def test_progress_reaches_record_and_events(
+    add_job, read, redis, engine: FakeEngine, start
+) -> None:
+    job = add_job()
+    running = start(job.id)
+    ticket = until(lambda: engine.tickets and engine.tickets[0])
+    for step in (1, 2, 3):
+        ticket.listener.on_step(step, 4)
+    until(lambda: read(job.id).step == 3)
+    ticket.finish(result())
+    running.result(30)
+    names = [fields[b"event"] for _, fields in redis.xrange(keys.events(job.id))]
+    assert names == [b"status", b"status", *[b"progress"] * 3, b"status", b"done"]
+
+
+def test_canceled_job_leaves_the_engine_and_stores_nothing(
+    add_job, read, transitions, results, engine: FakeEngine, start
+) -> None:
+    job = add_job()
+    running = start(job.id)
+    ticket = until(lambda: engine.tickets and engine.tickets[0])
+    assert transitions.cancel(job.id) is Status.CANCELED
+    assert ticket.canceled.wait(30)
+    assert running.result(30) is Outcome.ENDED
+    assert read(job.id).status is Status.CANCELED
+    assert results(job.id) == []
+
+
+def test_job_that_another_worker_took_is_not_overwritten(
+    add_job, read, transitions, results, shared, engine: FakeEngine, start
+) -> None:
+    shared.reporter.close()  # it would stop the job at once; here its result comes first
+    job = add_job()
+    running = start(job.id)
+    ticket = until(lambda: engine.tickets and engine.tickets[0])
+    assert transitions.claim(Claim(job.id, "other"), "other")
+    ticket.finish(result())
+    assert running.result(30) is Outcome.LOST
+    now = read(job.id)
+    assert (now.status, now.worker, now.images) == (Status.PROCESSING, "other", ())
+    assert results(job.id) == []
+
+
+def test_failure_of_the_job_ends_it_with_its_reason(
+    add_job, read, engine: FakeEngine, start
+) -> None:
+    engine.answer = lambda _: NotFinite("The latents are not finite.")
+    job = add_job()
+    assert start(job.id).result(30) is Outcome.ENDED
+    error = read(job.id).error
+    assert error.type == "urn:imageprompt:error:not-finite"
+    assert error.detail == "The latents are not finite."
+
+
+def test_engine_fault_is_tried_again_until_the_cap(
+    add_job, read, engine: FakeEngine, start
+) -> None:
+    engine.answer = lambda _: EngineFault("Something broke.")
+    job = add_job()
+    outcomes = [start(job.id).result(30) for _ in range(3)]
+    assert outcomes == [Outcome.RETURNED, Outcome.RETURNED, Outcome.ENDED]
+    assert read(job.id).status is Status.FAILED
+
+
+def test_text_of_an_unexpected_exception_stays_in_the_log(
+    add_job, read, engine: FakeEngine, start
+) -> None:
+    engine.answer = lambda _: RuntimeError("/secret/path")
+    job = add_job()
+    for _ in range(3):
+        start(job.id).result(30)
+    error = read(job.id).error
+    assert error.type == "urn:imageprompt:error:engine-fault"
+    assert "secret" not in error.model_dump_json()
+
+
+def test_result_waits_for_a_storage_that_is_away(
+    add_job, read, shared, storage, monkeypatch, engine: FakeEngine, start
+) -> None:
+    job = add_job()
+    put, refusals = storage.put, [StorageError("away")] * 3
+
+    def sometimes(*args: object) -> None:
+        if refusals:
+            raise refusals.pop()
+        put(*args)
+
+    monkeypatch.setattr(storage, "put", sometimes)
+    engine.answer = lambda _: result()
+    assert start(job.id).result(30) is Outcome.ENDED
+    assert refusals == []
+    assert read(job.id).status is Status.SUCCEEDED
+
+
+def test_lost_upload_ends_the_job(add_job, read, storage, engine: FakeEngine, start) -> None:
+    job = add_job()
+    storage.delete(job.request.images[0].key)
+
+    def load(engine_job):
+        try:
+            engine_job.load_image(0)
+        except Exception as error:  # as the engine does
+            return error
+
+    engine.answer = load
+    start(job.id).result(30)
+    assert read(job.id).error.type == "urn:imageprompt:error:input-lost"
+
+
+def test_running_job_is_handed_back_without_counting_the_attempt(
+    add_job, read, engine: FakeEngine, start
+) -> None:
+    job = add_job()
+    running = start(job.id)
+    until(lambda: engine.tickets)
+    start.let_go.set()
+    assert running.result(30) is Outcome.RETURNED
+    now = read(job.id)
+    assert (now.status, now.attempt, now.worker) == (Status.QUEUED, 0, None)
+
+
+def test_job_that_saw_two_workers_die_runs_alone(
+    add_job, transitions, engine: FakeEngine, start
+) -> None:
+    suspect, ordinary, late = add_job(), add_job(), add_job()
+    for token in ("first", "second"):
+        assert transitions.claim(Claim(suspect.id, token), "dead")
+    together = start(ordinary.id)
+    until(lambda: len(engine.tickets) == 1)
+    alone = start(suspect.id)
+    engine.tickets[0].finish(result())
+    together.result(30)
+    until(lambda: len(engine.tickets) == 2)
+    assert engine.tickets[1].job.id == suspect.id
+    after = start(late.id)
+    engine.tickets[1].finish(result())
+    alone.result(30)
+    until(lambda: len(engine.tickets) == 3)
+    engine.tickets[2].finish(result())
+    assert after.result(30) is Outcome.ENDED
+
+
+def test_job_started_too_often_is_given_up(
+    add_job, read, transitions, engine: FakeEngine, start
+) -> None:
+    job = add_job()
+    for token in ("first", "second", "third"):
+        assert transitions.claim(Claim(job.id, token), "dead")
+    assert start(job.id).result(30) is Outcome.ENDED
+    assert engine.tickets == []
+    assert read(job.id).error.type == "urn:imageprompt:error:attempts-exhausted"
