@@ -1,0 +1,150 @@
+"""A running API (a real process, a real Redis, a storage folder) and a hand that plays worker."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from redis import Redis
+
+from service.core import keys
+from service.core.job import JobMetrics, StoredImage
+from service.core.presence import Presence, announce
+from service.core.storage import Storage
+from service.core.transitions import Claim, Transitions
+from tests import corpus
+from tests.running import Running, start_api
+
+PNG = corpus.saved(corpus.picture(), "PNG")
+
+
+@dataclass(frozen=True)
+class Api:
+    """The running API and all that it writes to."""
+
+    client: httpx.Client
+    running: Running
+    redis: Redis
+    redis_url: str
+    folder: Path
+    storage: Storage
+    transitions: Transitions
+
+    def post(self, fields: dict[str, object] | None = None, **options: object) -> httpx.Response:
+        """POST /generate with one picture and these fields; `files` replaces the picture."""
+        options.setdefault("files", [("image", ("a.png", PNG, "image/png"))])
+        texts = {name: str(value) for name, value in (fields or {}).items()}
+        return self.client.post("/generate", data=texts, **options)
+
+    def job(self, fields: dict[str, object] | None = None) -> str:
+        """The id of a new job."""
+        answer = self.post(fields)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def claim(self, job_id: str) -> Claim:
+        """Take the job as a worker would."""
+        claim = Claim(job_id, uuid.uuid4().hex)
+        assert self.transitions.claim(claim, "hand")
+        return claim
+
+    def finish(self, job_id: str, data: bytes = PNG, images: int = 1) -> None:
+        """Do the job as a worker would: pictures first, then the state."""
+        claim = self.claim(job_id)
+        stored = []
+        for number in range(images):
+            key = keys.result(job_id, f"{number}.png")
+            self.storage.put(key, data, "image/png")
+            stored.append(
+                StoredImage(
+                    key=key,
+                    content_type="image/png",
+                    width=24,
+                    height=16,
+                    seed=7 + number,
+                    sha256="ab" * 32,
+                )
+            )
+        assert self.transitions.succeed(claim, tuple(stored), JobMetrics(total_seconds=1), 30)
+
+    def leftovers(self) -> tuple[set[str], set[str]]:
+        """Every stored object and every Redis key that belongs to a job."""
+        files = {
+            str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()
+        }
+        names = {key.decode() for key in self.redis.keys("*")}
+        return (
+            {file for file in files if not file.startswith("health/")},
+            {name for name in names if not name.startswith(keys.WORKERS)},
+        )
+
+
+@pytest.fixture(scope="session")
+def make_api(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Running]:
+    """Starts one more API process with given settings."""
+
+    def make(**settings: object) -> Running:
+        log = tmp_path_factory.mktemp("api") / "log"
+        return start_api(settings, log).wait("/healthz/live")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def api(
+    tmp_path_factory: pytest.TempPathFactory,
+    fresh_redis_url: Callable[[], str],
+    make_api: Callable[..., Running],
+) -> Iterator[Api]:
+    """One API for all tests of a module. No worker: `Api.finish` plays it."""
+    folder = tmp_path_factory.mktemp("storage")
+    url = fresh_redis_url()
+    redis = Redis.from_url(url)
+    with (
+        make_api(redis_url=url, storage_url=folder.as_uri()) as running,
+        httpx.Client(base_url=running.url, timeout=30) as client,
+        redis,
+    ):
+        yield Api(
+            client=client,
+            running=running,
+            redis=redis,
+            redis_url=url,
+            folder=folder,
+            storage=Storage.open(folder.as_uri(), presigned_url_seconds=60),
+            transitions=Transitions(
+                redis, retention_seconds=3600, tombstone_seconds=3600, max_attempts=3
+            ),
+        )
+
+
+@pytest.fixture
+def warm_worker(api: Api) -> None:
+    """A worker that says it is warm and does 20 row steps a second."""
+    announce(
+        api.redis,
+        Presence(
+            name="hand",
+            ready=True,
+            models=("shapes",),
+            device="cpu",
+            slots=4,
+            running=0,
+            row_steps_per_second=20.0,
+            at=time.time(),
+        ),
+    )
+
+
+def sse(text: str) -> list[tuple[str, str, dict[str, object]]]:
+    """(id, event, data) of each event in a stream."""
+    events = []
+    for block in text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if "event" in lines:
+            events.append((lines["id"], lines["event"], json.loads(lines["data"])))
+    return events
