@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -53,13 +53,18 @@ class Running(AbstractContextManager["Running"]):
     """One started process, its log file and, as soon as it serves, its URL."""
 
     def __init__(
-        self, module: str, port: int, settings: Mapping[str, object], log: Path, grace: float
+        self,
+        command: Sequence[str],
+        port: int,
+        settings: Mapping[str, object],
+        log: Path,
+        grace: float,
     ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         self._grace = grace
         self.process: subprocess.Popen[bytes] = processes.spawn(
-            [sys.executable, "-m", module], log=log, environment=environment(settings)
+            [sys.executable, *command], log=log, environment=environment(settings)
         )
 
     def wait(self, path: str, *, seconds: float = START_SECONDS) -> Self:
@@ -104,14 +109,20 @@ class Running(AbstractContextManager["Running"]):
 def start_api(settings: Mapping[str, object], log: Path) -> Running:
     """`python -m service` on a free port; call `.wait("/healthz/live")` next."""
     port = processes.free_port()
-    return Running("service", port, {**settings, "port": port}, log, grace=15)
+    return Running(["-m", "service"], port, {**settings, "port": port}, log, grace=15)
 
 
-def start_worker(settings: Mapping[str, object], log: Path) -> Running:
-    """`python -m workers` with metrics and health on a free port; `.wait("/healthz/ready")`."""
+def start_worker(
+    settings: Mapping[str, object], log: Path, *, script: Path | None = None
+) -> Running:
+    """`python -m workers` with metrics and health on a free port; `.wait("/healthz/ready")`.
+
+    `script` is run in its place: a worker with a fault of the test's own.
+    """
     port = processes.free_port()
     mine = {"device": "cpu", "worker_threads": 1, "worker_metrics_port": port}
-    return Running("workers", port, {**mine, **settings}, log, grace=30)
+    command = ["-m", "workers"] if script is None else [str(script)]
+    return Running(command, port, {**mine, **settings}, log, grace=30)
 
 
 def redis_client(url: str) -> Redis:

@@ -69,8 +69,14 @@ def enqueue(
 
 
 def forget(queue: Queue, job_id: str) -> None:
-    """Take a job that needs no worker any more out of the queue; a running one is left alone."""
-    queue.remove(job_id)
+    """Take a job whose record is final out of the queue, and delete what RQ keeps of it.
+
+    The worker of a running one learns of it from the record. Raises `redis.RedisError`.
+    """
+    with queue.connection.pipeline(transaction=True) as pipeline:
+        queue.remove(job_id, pipeline=pipeline)
+        pipeline.delete(RqJob.key_for(job_id))
+        pipeline.execute()
 
 
 def list_key(queue_name: str) -> str:

@@ -1,13 +1,13 @@
-"""What the worker's tests share: records in a real Redis, and an engine of the test's own."""
+"""What the worker's tests share: records in a real Redis, uploads in a real folder."""
 
 import hashlib
 import io
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from fake_engine import FakeEngine
 from PIL import Image
 from redis import Redis
 from rq import Queue
@@ -19,62 +19,12 @@ from service.core.queue import enqueue, open_queue
 from service.core.request import GenerateRequest, ImagePrompt
 from service.core.storage import Storage
 from service.core.transitions import Transitions
-from workers.engine.types import Canceled, EngineJob, EngineResult, Listener
 from workers.isolation import Isolation
 from workers.reporter import Reporter
 from workers.task import Collaborators
 
 QUEUE = "test"
 MAX_ATTEMPTS = 3
-
-
-class FakeTicket:
-    """A ticket whose end the test decides."""
-
-    def __init__(self, job: EngineJob, listener: Listener | None) -> None:
-        self.job = job
-        self.listener = listener
-        self.canceled = threading.Event()
-        self._done = threading.Event()
-        self._end: EngineResult | Exception | None = None
-
-    def cancel(self) -> None:
-        self.canceled.set()
-        self.finish(Canceled())
-
-    def finish(self, end: EngineResult | Exception) -> None:
-        if self._end is None:
-            self._end = end
-        self._done.set()
-
-    def result(self, timeout: float | None = None) -> EngineResult:
-        if not self._done.wait(timeout):
-            raise TimeoutError
-        if isinstance(self._end, Exception):
-            raise self._end
-        assert self._end is not None
-        return self._end
-
-
-class FakeEngine:
-    """Keeps what is submitted until the test ends it, or ends it at once by `answer`."""
-
-    def __init__(self) -> None:
-        self.tickets: list[FakeTicket] = []
-        self.answer: Callable[[EngineJob], EngineResult | Exception] | None = None
-
-    def submit(self, job: EngineJob, listener: Listener | None) -> FakeTicket:
-        ticket = FakeTicket(job, listener)
-        self.tickets.append(ticket)
-        if self.answer is not None:
-            ticket.finish(self.answer(job))
-        return ticket
-
-
-def result(colour: str = "red", count: int = 1) -> EngineResult:
-    """Some finished pictures."""
-    images = tuple(Image.new("RGB", (64, 64), colour) for _ in range(count))
-    return EngineResult(images, 0.1, 0.2, 0.3, 4, "miss")
 
 
 @pytest.fixture

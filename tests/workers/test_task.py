@@ -4,7 +4,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from conftest import FakeEngine, result
+from fake_engine import FakeEngine, result
 from running import until
 
 from service.core import keys
