@@ -1,0 +1,86 @@
+"""Every query on the dashboard, in a rule and in the autoscaler asks for metrics that exist."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy import exposition, manifests
+
+ROOT = Path(__file__).resolve().parents[2]
+DASHBOARD = ROOT / "monitoring" / "grafana" / "dashboards" / "imageprompt.json"
+RULES = [
+    rule
+    for path in sorted((ROOT / "monitoring" / "rules").glob("*.yml"))
+    for group in yaml.safe_load(path.read_text())["groups"]
+    for rule in group["rules"]
+]
+RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
+TARGET_LABELS = {"instance", "job", "namespace", "pod"}
+
+
+def panels() -> list[dict[str, Any]]:
+    """The panels of the dashboard that draw something."""
+    found = json.loads(DASHBOARD.read_text())["panels"]
+    return [panel for panel in found if panel["type"] != "row"]
+
+
+QUERIES = {
+    **{
+        f"panel {panel['title']} {target['refId']}": target["expr"]
+        for panel in panels()
+        for target in panel["targets"]
+    },
+    **{f"rule {rule.get('record') or rule['alert']}": rule["expr"] for rule in RULES},
+    **{
+        f"trigger of {manifests.named(m)}": trigger["metadata"]["query"]
+        for m in manifests.files()
+        if m["kind"] == "ScaledObject"
+        for trigger in m["spec"]["triggers"]
+    },
+}
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_the_query_asks_for_metrics_and_labels_that_exist(name: str) -> None:
+    query = QUERIES[name]
+    metrics = exposition.registered()
+    asked = exposition.asked_for(query)
+    assert asked, f"{query} asks for none of our metrics"
+    for metric, labels in asked.items():
+        if metric in RECORDED:
+            continue
+        assert metric in metrics, f"{metric} is not exposed by anything"
+        assert labels <= metrics[metric] | TARGET_LABELS, f"{metric} has no such labels: {labels}"
+        if len(asked) == 1:
+            grouped = exposition.grouped_by(query)
+            assert grouped <= metrics[metric] | TARGET_LABELS, f"{metric} is grouped by {grouped}"
+
+
+def test_a_metric_that_is_gone_is_noticed() -> None:
+    assert "imageprompt_no_such_total" not in exposition.registered()
+    assert exposition.asked_for('rate(imageprompt_x_total{model="a"}[5m])') == {
+        "imageprompt_x_total": frozenset({"model"})
+    }
+
+
+def test_every_metric_stands_in_the_documentation_and_the_other_way_round() -> None:
+    text = (ROOT / "docs" / "observability.md").read_text()
+    documented = set(re.findall(r"^\| `(imageprompt_\w+)`", text, flags=re.MULTILINE))
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exposition.registered()}
+    assert documented == families
+
+
+def test_panels_have_titles_units_and_one_data_source() -> None:
+    titles = [panel["title"] for panel in panels()]
+    assert len(titles) == len(set(titles))
+    for panel in panels():
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "prometheus"}, panel["title"]
+    source = yaml.safe_load(
+        (ROOT / "monitoring/grafana/provisioning/datasources/prometheus.yaml").read_text()
+    )["datasources"][0]
+    assert (source["type"], source["uid"]) == ("prometheus", "prometheus")
