@@ -17,7 +17,7 @@ from training import architecture, captions, drawing, tokenizer, world
 from training.loop import Budget, Loop, arguments
 from training.towers import Towers, leave_out, see, truth
 
-BATCH: Final = 96
+BATCH: Final = 48
 #: Chance of naming an attribute in a caption; 0.8 to the fourth is 41 % full captions.
 KEEP: Final = 0.8
 CASES: Final = 500

@@ -2,7 +2,7 @@
 
 Two text encoders as SDXL has, one image encoder, and the parts that only training needs: the first
 text encoder's projection, the temperature, and heads that read the attributes off the image
-embedding. It knows attributes and tokens; it draws nothing.
+embedding. It knows attributes and tokens, and draws no picture but the objects' areas.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training import architecture, captions
+from training import architecture, captions, drawing
 from training.architecture import Architecture
 from training.world import BACKGROUNDS, COLOURS, FILLS, SHAPES, Scenes
 
@@ -22,6 +22,9 @@ from training.world import BACKGROUNDS, COLOURS, FILLS, SHAPES, Scenes
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 STD: Final = (0.26862954, 0.26130258, 0.27577711)
 VISION_SIZE: Final = 224
+PATCH: Final = 32
+#: Cells a patch's side is divided into where its share of the object's area is read.
+CELLS: Final = 4
 HEADS: Final = {
     "shape": len(SHAPES),
     "colour": len(COLOURS),
@@ -40,6 +43,7 @@ class Towers(nn.Module):
         self.image_encoder = architecture.image_encoder(shape)
         self.text_projection = nn.Linear(shape.text, shape.projection, bias=False)
         self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.area = nn.Linear(shape.vision, CELLS**2)
         self.heads = nn.ModuleDict(
             {name: nn.Linear(shape.projection, classes) for name, classes in HEADS.items()}
         )
@@ -51,9 +55,10 @@ class Towers(nn.Module):
         attributes `(batch, 4)` those captions name. Every caption that is true of a picture is a
         right answer for it: a batch holds many such when captions leave parts out.
         """
-        image = self.image_encoder(pixels).image_embeds
+        seen = self.image_encoder(pixels, output_hidden_states=True)
+        image = seen.image_embeds
         true = true_of(named, truth(scenes))
-        total = self.read(image, scenes)
+        total = self.read(image, scenes) + self.outline(seen.hidden_states[-2], scenes)
         first = self.text_projection(self.text_encoder(tokens).pooler_output)
         second = self.text_encoder_2(tokens).text_embeds
         scale = self.scale.clamp(max=math.log(100)).exp()
@@ -70,6 +75,18 @@ class Towers(nn.Module):
                 for name, head in self.heads.items()
             ]
         ).sum()
+
+    def outline(self, features: Tensor, scenes: Scenes) -> Tensor:
+        """Cross-entropy of the object's area, read off each patch's penultimate features.
+
+        It teaches the patches where the object's edges run, which the shapes are made of.
+        """
+        side = VISION_SIZE // PATCH
+        cells = self.area(features[:, 1:]).unflatten(1, (side, side)).unflatten(3, (CELLS, CELLS))
+        drawn = drawing.mask(scenes, side * CELLS)
+        return functional.binary_cross_entropy_with_logits(
+            cells.permute(0, 1, 3, 2, 4).reshape(drawn.shape), drawn
+        )
 
     @torch.no_grad()
     def accuracy(self, pixels: Tensor, scenes: Scenes) -> dict[str, float]:
