@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from redis import Redis
 
 from service.cli.redis_server import RedisServer
+from tests.tiny_catalog import write_catalog
 
 DATABASES = 16
 
@@ -50,32 +50,15 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a model of the public layout with very small random weights."""
-    from training import tiny  # noqa: PLC0415  torch is imported only where a test needs it
-
-    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
+def tiny_catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of a models.yaml that serves a model of very small random weights as `tiny`."""
+    return write_catalog(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")
-def tiny_catalog(tiny_model: Path) -> Path:
-    """Path of a models.yaml that serves the tiny model as `tiny`."""
-    adapter = {"path": "tiny", "subfolder": "adapters", "image_encoder": "image_encoder"}
-    entry = {
-        "title": "Random weights",
-        "base": {"path": "tiny"},
-        "adapters": {
-            "base": {**adapter, "weight_name": "ip-adapter.safetensors"},
-            "plus": {**adapter, "weight_name": "ip-adapter-plus.safetensors"},
-        },
-        "controlnets": {"outline": {"path": "tiny/controlnets/outline"}},
-        "limits": {"min_size": 64, "max_size": 256, "max_pixels": 65536, "max_steps": 100},
-        "defaults": {"width": 64, "height": 64, "adapter": "base", "steps": 4},
-        "warm_sizes": [[64, 64]],
-    }
-    path = tiny_model.parent / "models.yaml"
-    path.write_text(yaml.safe_dump({"default": "tiny", "models": {"tiny": entry}}))
-    return path
+def tiny_model(tiny_catalog: Path) -> Path:
+    """Folder of that model, in the public layout."""
+    return tiny_catalog.parent / "tiny"
 
 
 @pytest.fixture

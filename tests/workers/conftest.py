@@ -7,7 +7,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from fake_engine import FakeEngine
 from PIL import Image
 from redis import Redis
 from rq import Queue
@@ -19,6 +18,7 @@ from service.core.queue import enqueue, open_queue
 from service.core.request import GenerateRequest, ImagePrompt
 from service.core.storage import Storage
 from service.core.transitions import Transitions
+from tests.workers.fake_engine import FakeEngine
 from workers.isolation import Isolation
 from workers.reporter import Reporter
 from workers.task import Collaborators

@@ -9,12 +9,12 @@ import zlib
 import pytest
 from redis import Redis
 from rq import Callback, Queue
-from running import until
 
 from service.cli.redis_server import RedisServer
 from service.core.job import Status
 from service.core.queue import connect, open_queue
 from service.core.transitions import Transitions
+from tests.running import until
 from workers.runner import Runner
 from workers.task import Outcome
 

@@ -4,14 +4,14 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from fake_engine import FakeEngine, result
-from running import until
 
 from service.core import keys
 from service.core.errors import EngineFault, NotFinite
 from service.core.job import Status
 from service.core.storage import StorageError
 from service.core.transitions import Claim
+from tests.running import until
+from tests.workers.fake_engine import FakeEngine, result
 from workers.task import Outcome, generate
 
 
