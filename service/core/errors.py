@@ -202,6 +202,13 @@ class InputLost(JobFailed):
     title = "Input lost"
 
 
+class UnservableRequest(JobFailed):
+    """Raised when the model at hand cannot do what a job asks; trying again would not help."""
+
+    code = "unservable-request"
+    title = "The model cannot do this"
+
+
 class StorageFailed(JobFailed):
     """Raised when results could not be written after all retries."""
 

@@ -1,0 +1,102 @@
+"""The paper's decoupled cross-attention, over keys and values that were made beforehand.
+
+Z = softmax(QK^T / sqrt(d)) V + lambda * softmax(QK'^T / sqrt(d)) V' (arXiv 2308.06721, section
+3.2.2, equation 5). Three kernels give the same result: xformers, PyTorch's SDPA, and a plain one
+that the tests read. It knows nothing of diffusers, rows or jobs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Attention of queries `(batch, queries, heads, d)` to keys and values `(batch, tokens, heads, d)`.
+
+The last argument is a bias of the logits, `(batch, tokens)` or None. Returns `(batch, queries,
+heads, d)`.
+"""
+
+BIAS_ALIGNMENT: Final = 8
+"""xformers reads a bias whose rows start at multiples of this many elements."""
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute attention as the formula is written, in the dtype of its inputs."""
+    logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
+    if bias is not None:
+        logits = logits + bias[:, None, None, :]
+    return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), value)
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute attention with PyTorch's scaled_dot_product_attention, whichever kernel it picks."""
+    mask = None if bias is None else bias[:, None, None, :]
+    out = functional.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
+    )
+    return out.transpose(1, 2)
+
+
+def xformers(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute attention with xformers' memory-efficient kernels; CUDA only."""
+    from xformers.ops import memory_efficient_attention  # noqa: PLC0415 (absent on most machines)
+
+    mask = None
+    if bias is not None:
+        mask = aligned(bias)[:, None, None, :].expand(
+            -1, query.shape[2], query.shape[1], bias.shape[1]
+        )
+    out: Tensor = memory_efficient_attention(query, key, value, attn_bias=mask)
+    return out
+
+
+def aligned(bias: Tensor) -> Tensor:
+    """Copy a bias `(batch, tokens)` into memory whose rows start where xformers can read them."""
+    tokens = bias.shape[1]
+    room = -tokens % BIAS_ALIGNMENT
+    return functional.pad(bias, (0, room))[:, :tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the rows of one batch attend to: keys and values of every layer side by side.
+
+    `text` is `(batch, text tokens, width)` and `image` `(batch, image tokens, width)`, where a
+    layer's keys and then its values lie at its own place in `width`; `scale` is lambda,
+    `(batch, layers)`; `bias` is added to the logits of the image, `(batch, image tokens)`: the
+    logarithm of an image prompt's relative weight, minus infinity for padding. Without any image
+    prompt in the batch the last three are None; without padding and weights `bias` is.
+    """
+
+    text: Tensor
+    image: Tensor | None = None
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def decoupled(
+    kernel: Kernel, query: Tensor, context: Context, *, layer: int, offset: int
+) -> Tensor:
+    """Attend `query`, `(batch, queries, heads, d)`, to the text and the image of its row.
+
+    `layer` is the layer's number and `offset` the place of its keys in the context's width.
+    Returns the shape of `query`.
+    """
+    key, value = _slices(context.text, offset, query)
+    out = kernel(query, key, value, None)
+    if context.image is None or context.scale is None:
+        return out
+    key, value = _slices(context.image, offset, query)
+    image = kernel(query, key, value, context.bias)
+    return torch.addcmul(out, image, context.scale[:, layer, None, None, None])
+
+
+def _slices(memory: Tensor, offset: int, query: Tensor) -> tuple[Tensor, Tensor]:
+    heads, d = query.shape[2:]
+    middle, end = offset + heads * d, offset + 2 * heads * d
+    key, value = memory[..., offset:middle], memory[..., middle:end]
+    return key.unflatten(-1, (heads, d)), value.unflatten(-1, (heads, d))

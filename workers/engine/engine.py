@@ -1,0 +1,289 @@
+"""The engine: jobs of different people batched step by step on one device.
+
+`load_engine` makes one; the worker around it calls `start`, `warm_up`, `submit` and `stop`. It
+knows nothing of Redis, RQ, storage or HTTP. How rows share a batch is in `stepper.py`, what they
+carry in `conditions.py`, who goes first in `policy.py`.
+"""
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final, Literal
+
+import torch
+
+from service.core.catalog import Catalog
+from service.core.errors import EngineFault, JobFailed, UnservableRequest
+from service.core.settings import AttentionBackend, Device
+from workers.engine import inputs, warmup
+from workers.engine.backends import KERNELS, choose_device, choose_kernel
+from workers.engine.batch import Batcher
+from workers.engine.cache import EmbeddingCache
+from workers.engine.caps import Caps
+from workers.engine.decoding import Decoder
+from workers.engine.encoding import Encoders
+from workers.engine.finishing import Finisher
+from workers.engine.loading import LoadedModel, load_model
+from workers.engine.networks import Networks
+from workers.engine.previews import Previews
+from workers.engine.rows import Work, now
+from workers.engine.stepper import Stepper
+from workers.engine.ticket import EngineTicket
+from workers.engine.types import Canceled, EmbeddingStore, EngineJob, Listener, Observer, Ticket
+
+log = logging.getLogger(__name__)
+
+INPUT_THREADS: Final = 4
+FINISH_THREADS: Final = 2
+
+
+class Silent:
+    """A listener and observer that hears nothing."""
+
+    def on_step(self, step: int, total: int) -> None:
+        """See `types.Listener`."""
+
+    def on_preview(self, step: int, image: object) -> None:
+        """See `types.Listener`."""
+
+    def on_forward(self, model: str, rows: int) -> None:
+        """See `types.Observer`."""
+
+    def on_embedding_lookup(self, level: Literal["process", "store", "miss"]) -> None:
+        """See `types.Observer`."""
+
+    def on_encoder_run(self) -> None:
+        """See `types.Observer`."""
+
+    def on_recompile(self) -> None:
+        """See `types.Observer`."""
+
+    def on_out_of_memory(self) -> None:
+        """See `types.Observer`."""
+
+
+class Engine:
+    """Takes jobs from any thread and steps them together on one.
+
+    `models` are the loaded models by name; `row_steps_per_second` is the rate measured at
+    warm-up at full batches of the default model (0 before), a row being one side of a picture.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, LoadedModel],
+        default: str,
+        *,
+        device: torch.device,
+        compile: bool = False,  # noqa: A002 (the setting's name)
+        slots: int = 16,
+        threads: int = 0,
+        store: EmbeddingStore | None = None,
+        cache_entries: int = 512,
+        preview_every_steps: int = 0,
+        observer: Observer | None = None,
+        on_stage: Callable[[str], None] | None = None,
+    ) -> None:
+        observer = observer or Silent()
+        self.models = models
+        self.row_steps_per_second = 0.0
+        self._default = default
+        self._device = device
+        self._on_stage = on_stage or (lambda _stage: None)
+        self._images = EmbeddingCache(cache_entries, store, observer.on_embedding_lookup)
+        self._texts = EmbeddingCache(cache_entries, store)
+        self._numbers = itertools.count()
+        self._open: set[Work] = set()
+        self._lock = threading.Lock()
+        self._started = False
+        self._stopped = False
+        self._inputs = ThreadPoolExecutor(INPUT_THREADS, thread_name_prefix="engine-inputs")
+        self._caps = Caps(2 * slots)
+        self._previews = Previews(preview_every_steps)
+        self._finisher = Finisher(FINISH_THREADS)
+        self._decoder = Decoder(device, observer.on_out_of_memory)
+        self._batchers = {
+            name: Batcher(Networks(model), observer.on_out_of_memory)
+            for name, model in models.items()
+        }
+        self._stepper = Stepper(
+            device=device,
+            batchers=self._batchers,
+            caps=self._caps,
+            encoders=Encoders(images=self._images, texts=self._texts, observer=observer),
+            decoder=self._decoder,
+            finisher=self._finisher,
+            previews=self._previews,
+            observer=observer,
+            threads=threads,
+        )
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return self._device.type
+
+    @property
+    def busy(self) -> bool:
+        """Whether any job is in hand: its inputs read, its rows stepping or its pictures decoding."""
+        return bool(self._open)
+
+    @property
+    def last_step_at(self) -> float:
+        """Monotonic time (seconds) of the last finished step; an idle engine keeps it fresh."""
+        return self._stepper.last_step_at
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread runs; once it has died the process must be restarted."""
+        return self._stepper.alive
+
+    def start(self) -> None:
+        """Start the engine's threads, once."""
+        with self._lock:
+            if not self._started:
+                self._started = True
+                self._stepper.start()
+
+    def warm_up(self) -> None:
+        """Start, run real jobs of every class, and measure how large batches may be.
+
+        Each model runs a job with each adapter, each ControlNet and each warm size. Raises what
+        such a job raises.
+        """
+        self.start()
+        for name, model in self.models.items():
+            self._on_stage(f"warming {name}")
+            for job in warmup.classes(name, model):
+                self.submit(job).result()
+            rate = self._profile(name, model)
+            if name == self._default:
+                self.row_steps_per_second = rate
+
+    def _profile(self, name: str, model: LoadedModel) -> float:
+        """Set the caps of a model's sizes; returns its places per second at its default size."""
+        defaults = model.entry.defaults
+        default = (defaults.width, defaults.height)
+        profiler = warmup.Profiler(name, model, self._batchers[name], self._stepper.rows_of)
+        rates = {}
+        for width, height in {default, *model.entry.warm_sizes}:
+            self._on_stage(f"profiling {name} at {width} x {height}")
+            measured = self._stepper.ask(
+                partial(profiler.seconds, (width, height), self._caps.limit)
+            )
+            cap, rates[width, height] = warmup.best_rate(measured)
+            self._caps.set(name, height, width, cap)
+        if self._previews.wanted:
+            colours = self._stepper.ask(partial(profiler.colours, self._decoder, default))
+            self._previews.learn(name, colours)
+        return rates[default]
+
+    def submit(self, job: EngineJob, listener: Listener | None = None) -> Ticket:
+        """Take a job in and return at once. Any thread may call it.
+
+        What is wrong with the job comes out of `Ticket.result`, see `types.Ticket`.
+        """
+        model = self.models.get(job.request.model)
+        ticket = EngineTicket()
+        if model is None:
+            ticket.fail(UnservableRequest(f"`model` {job.request.model} is not served here"))
+            return ticket
+        work = Work(
+            job=job,
+            model=model,
+            ticket=ticket,
+            listener=listener or Silent(),
+            arrival=next(self._numbers),
+            submitted_at=now(),
+        )
+        with self._lock:
+            if self._stopped or not self._started:
+                ticket.fail(Canceled())
+                return ticket
+            self._open.add(work)
+            ticket.on_end = lambda: self._end(work)
+            self._inputs.submit(self._gather, work)
+        return ticket
+
+    def stop(self) -> None:
+        """End the threads; jobs that are still open raise `Canceled`. Once is enough."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._stopped = True
+            held = list(self._open)
+        for work in held:
+            work.ticket.fail(Canceled())
+        self._inputs.shutdown(cancel_futures=True)
+        self._stepper.stop()
+        self._finisher.stop()
+
+    def _gather(self, work: Work) -> None:
+        """Bring a job's inputs to hand (on a thread for inputs) and pass it on."""
+        if work.ticket.done:
+            return
+        try:
+            work.inputs = inputs.gather(
+                work.job, work.model, images=self._images, texts=self._texts
+            )
+        except JobFailed as error:
+            work.ticket.fail(error)
+        except Exception:
+            log.exception("the inputs of job %s could not be read", work.job.id)
+            work.ticket.fail(EngineFault("The job's inputs could not be read."))
+        else:
+            self._stepper.admit(work)
+
+    def _end(self, work: Work) -> None:
+        with self._lock:
+            self._open.discard(work)
+        self._stepper.wake()
+
+
+def load_engine(
+    catalog: Catalog,
+    *,
+    device: Device = Device.AUTO,
+    attention: AttentionBackend = AttentionBackend.AUTO,
+    compile: bool = True,  # noqa: A002 (the setting's name)
+    slots: int = 16,
+    threads: int = 0,
+    store: EmbeddingStore | None = None,
+    cache_entries: int = 512,
+    preview_every_steps: int = 0,
+    observer: Observer | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> Engine:
+    """Load and check every model of a catalog.
+
+    float16 on CUDA with the attention kernel that is fastest there, float32 and SDPA on a CPU.
+    `compile` acts on CUDA only. `slots` is the most jobs held at once and bounds the batches,
+    `threads` the CPU threads of torch (0: its own choice), `store` a shared second level of the
+    embedding cache, whose first level keeps `cache_entries`. `on_stage` hears what start-up is
+    about to do. Raises `ConfigurationError` where files are missing or do not fit together.
+    """
+    place = choose_device(device)
+    kernel = KERNELS[choose_kernel(attention, place)]
+    tell = on_stage or (lambda _stage: None)
+    if threads:
+        torch.set_num_threads(threads)
+    models = {
+        name: load_model(name, entry, device=place, kernel=kernel, on_stage=tell)
+        for name, entry in catalog.models.items()
+    }
+    return Engine(
+        models,
+        catalog.default,
+        device=place,
+        compile=compile and place.type == "cuda",
+        slots=slots,
+        threads=threads,
+        store=store,
+        cache_entries=cache_entries,
+        preview_every_steps=preview_every_steps,
+        observer=observer,
+        on_stage=tell,
+    )

@@ -1,0 +1,52 @@
+"""The networks that run at every step, eager or compiled, for one model.
+
+This is the seam for memory: everything large that a step allocates is allocated in here, and
+tests take its place to run out of it. It knows nothing of rows.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from workers.engine.attention import Context
+from workers.engine.forward import control_forward, unet_forward
+from workers.engine.loading import LoadedModel
+
+
+class Networks:
+    """UNet and ControlNets of a loaded model.
+
+    `on_forward` hears the number of places of every UNet forward.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self.dtype = model.dtype
+
+    def padded(self, places: int) -> int:
+        """The batch size that `places` are run at; compiled networks have a few fixed ones."""
+        return places
+
+    def denoise(
+        self,
+        sample: Tensor,
+        emb: Tensor,
+        context: Context,
+        residuals: Sequence[Tensor] | None,
+        places: int,
+    ) -> Tensor:
+        """The UNet's output for the first `places` of the batch."""
+        return unet_forward(self._model.unet, sample, emb, context, residuals)[:places]
+
+    def control(
+        self, name: str, sample: Tensor, emb: Tensor, context: Context, hint: Tensor, scale: Tensor
+    ) -> list[Tensor]:
+        """The residuals of the ControlNet called `name`."""
+        net = self._model.controlnets[name].model
+        return control_forward(net, sample, emb, context, hint, scale)
+
+    def free_memory(self) -> None:
+        """Give cached device memory back after running out of it."""
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,56 @@
+"""Sends previews of running jobs every so many steps, where the operator wants them."""
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from workers.engine import preview
+from workers.engine.batch import Predictions
+from workers.engine.rows import Row, Work
+
+
+class Previews:
+    """Draws the first row of a job every `every_steps` steps; 0 draws none.
+
+    On CUDA a preview waits for its step, which costs that step its head start.
+    """
+
+    def __init__(self, every_steps: int) -> None:
+        self._every = every_steps
+        self._colours: dict[str, Tensor] = {}
+        self._drawn: dict[Work, tuple[int, Image]] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the maps from latents to colours are needed at all."""
+        return self._every > 0
+
+    def learn(self, model: str, colours: Tensor) -> None:
+        """Use `colours`, as `preview.fit` returned them, for rows of `model`."""
+        self._colours[model] = colours
+
+    def before(self, predictions: Predictions) -> None:
+        """Draw what is due from a step's predictions, before the rows take it."""
+        if not self._every:
+            return
+        for index, row in enumerate(predictions.rows):
+            due = row.index == 0 and (row.step + 1) % self._every == 0
+            if due and row.work.model.name in self._colours:
+                image = self._draw(row, predictions, index)
+                self._drawn[row.work] = (row.step + 1, image)
+
+    def send(self, work: Work) -> None:
+        """Send what was drawn for a job."""
+        drawn = self._drawn.pop(work, None)
+        if drawn is not None:
+            work.listener.on_preview(*drawn)
+
+    def _draw(self, row: Row, predictions: Predictions, index: int) -> Image:
+        one = slice(index, index + 1)
+        clean = preview.without_noise(
+            row.scheduler,
+            row.timestep,
+            predictions.inputs[one].float(),
+            predictions.values[one],
+        )
+        return preview.render(self._colours[row.work.model.name], torch.nan_to_num(clean))

@@ -1,0 +1,145 @@
+"""Jobs and rows inside the engine. A row is the latents of one picture on their way.
+
+A row takes one place of a batch, or two while it is guided: the negative and the positive side.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from workers.engine import schedulers
+from workers.engine.conditions import NEGATIVE, POSITIVE, Conditions
+from workers.engine.inputs import Inputs
+from workers.engine.loading import LoadedModel
+from workers.engine.ticket import EngineTicket
+from workers.engine.types import EngineJob, Listener
+
+Group = tuple[str, int, int, str]
+"""What rows must share to run in one forward: model, height, width, and for a deterministic job
+its id (else ``)."""
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A job in the engine. Only the engine's thread changes it after it was submitted."""
+
+    job: EngineJob
+    model: LoadedModel
+    ticket: EngineTicket
+    listener: Listener
+    arrival: int
+    """Jobs are numbered in the order they came."""
+    submitted_at: float
+    inputs: Inputs | None = None
+    rows: list["Row"] = field(default_factory=list)
+    pictures: dict[int, Image] = field(default_factory=dict)
+    """Finished ones by their number; only the threads that finish pictures write here."""
+    ready_at: float = 0.0
+    """When its rows could first run; what came before is the encode time."""
+    denoised_at: float = 0.0
+    max_batch: int = 0
+    reported: int = 0
+    """Steps that the listener has heard of."""
+
+    @property
+    def step(self) -> int:
+        """Steps that every row has taken."""
+        return min(row.step for row in self.rows)
+
+    @property
+    def group(self) -> Group:
+        """Rows of which other jobs this one's may run with."""
+        request = self.job.request
+        alone = self.job.id if request.deterministic else ""
+        return (self.model.name, request.height, request.width, alone)
+
+    @property
+    def cost(self) -> int:
+        """Rows times steps times pixels, for comparing jobs."""
+        request = self.job.request
+        return request.row_steps * request.width * request.height
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One picture of a job: its latents `(1, channels, h, w)`, sampler state and noise source."""
+
+    work: Work
+    index: int
+    conditions: Conditions
+    scheduler: Any
+    generator: torch.Generator
+    latents: Tensor
+    step: int = 0
+
+    @property
+    def group(self) -> Group:
+        """See `Work.group`."""
+        return self.work.group
+
+    @property
+    def arrival(self) -> int:
+        """See `Work.arrival`."""
+        return self.work.arrival
+
+    @property
+    def cost(self) -> int:
+        """See `Work.cost`."""
+        return self.work.cost
+
+    @property
+    def places(self) -> int:
+        """Places it takes at its next step."""
+        return len(self.sides)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sides that run at the next step."""
+        return (NEGATIVE, POSITIVE) if self.conditions.guided[self.step] else (POSITIVE,)
+
+    @property
+    def timestep(self) -> Tensor:
+        """The sampler's time of the next step, on the CPU."""
+        timestep: Tensor = self.scheduler.timesteps[self.step]
+        return timestep
+
+    @property
+    def done(self) -> bool:
+        """Whether every step has been taken."""
+        return self.step >= self.work.job.request.steps
+
+    def model_input(self) -> Tensor:
+        """The latents scaled as the UNet takes them."""
+        scaled: Tensor = self.scheduler.scale_model_input(self.latents, self.timestep)
+        return scaled
+
+    def advance(self, prediction: Tensor) -> None:
+        """Take one step along `prediction`, `(1, channels, h, w)`."""
+        arguments: dict[str, Any] = {}
+        if self.work.job.request.scheduler in schedulers.TAKES_GENERATOR:
+            arguments["generator"] = self.generator
+        self.latents = self.scheduler.step(
+            prediction, self.timestep, self.latents, return_dict=False, **arguments
+        )[0]
+        self.step += 1
+
+
+def start_row(work: Work, index: int, conditions: Conditions, scheduler: Any) -> Row:
+    """Draw the first noise of picture `index` as the plain pipeline does, from seed + index."""
+    request, model = work.job.request, work.model
+    generator = torch.Generator("cpu").manual_seed(request.seed + index)
+    factor = model.pipe.vae_scale_factor
+    shape = (1, model.unet.config.in_channels, request.height // factor, request.width // factor)
+    noise = randn_tensor(shape, generator=generator, device=model.device, dtype=model.dtype)
+    latents = noise.float() * scheduler.init_noise_sigma
+    return Row(work, index, conditions, scheduler, generator, latents)
+
+
+def now() -> float:
+    """Seconds of a clock that only goes forward."""
+    return time.monotonic()
