@@ -23,6 +23,10 @@ def parts(shape: Architecture) -> layout.Parts:
         words = tokenizer.write(Path(scratch))
     unet = architecture.unet(shape)
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=shape.control)
+    for name, weight in controlnet.named_parameters():
+        # Zero as they start, these would hide what the map does.
+        if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond_embedding")):
+            torch.nn.init.normal_(weight, std=0.2)
     plain = unet.attn_processors  # set_attn_processor empties the dict it is given
     tokens, plus_tokens = IMAGE_TOKENS, shape.plus_tokens
     linear = LinearProjection(shape.projection, shape.context, tokens)
