@@ -17,6 +17,7 @@ from redis.client import Pipeline
 from rq import worker_registration
 from rq.exceptions import NoSuchJobError
 from rq.serializers import JSONSerializer
+from rq.utils import now
 from rq.worker.base import BaseWorker, WorkerStatus
 
 from service.core.queue import open_queue
@@ -62,6 +63,7 @@ class Runner(BaseWorker):
             serializer=JSONSerializer,
             worker_ttl=WORKER_TTL_SECONDS,
         )
+        self.birth_date = now()
         self.leases = Leases(queue, worker_name=name, lease_seconds=lease_seconds)
         self._task = task
         self._transitions = transitions
@@ -94,14 +96,13 @@ class Runner(BaseWorker):
             super().heartbeat(timeout, own)
             # Registered anew each time, so that a Redis that forgot the worker learns of it.
             own.hset(self.key, mapping=self.serialize())
+            self.set_state(WorkerStatus.BUSY if self.held else WorkerStatus.IDLE, own)
             worker_registration.register(self, own)
             own.execute()
         self.leases.renew(self.held)
 
     def work_until_stopped(self, drain_seconds: float) -> None:
         """Take and run jobs until `stop`; then give running ones `drain_seconds` to finish."""
-        self.register_birth()  # type: ignore[no-untyped-call]  # rq
-        self.set_state(WorkerStatus.STARTED)
         while not self._stop.is_set():
             if not self._slots.acquire(timeout=0.2):
                 continue

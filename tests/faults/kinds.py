@@ -4,35 +4,14 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import httpx
 
-from service.cli.redis_server import RedisServer
-from tests.faults.load import Judge, Tally, send
-from tests.proxy import Mode, Proxy
-from tests.stack import Service
+from tests.faults.load import Tally, send
+from tests.faults.place import Place
+from tests.proxy import Mode
 
 JOBS = 12
-
-
-@dataclass
-class Place:
-    """Where the faults happen."""
-
-    service: Service
-    judge: Judge
-    redis: RedisServer
-    proxy: Proxy
-
-    def moment(self, most_seconds: float = 1.0) -> None:
-        """Wait a random time, so that the fault meets another state each time."""
-        time.sleep(random.uniform(0, most_seconds))
-
-    def replace_worker(self, index: int) -> None:
-        """Start a worker in place of one that has ended."""
-        self.service.add_worker(wait=False)
-        del self.service.workers[index]
 
 
 def kill_worker(place: Place) -> Tally:

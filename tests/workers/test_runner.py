@@ -54,6 +54,7 @@ def work(redis_url: str, transitions: Transitions, task: Task):
             slots=slots,
             lease_seconds=6,
         )
+        runner.heartbeat()
         thread = threading.Thread(target=runner.work_until_stopped, args=(drain_seconds,))
         thread.start()
         runner.ended = thread.join

@@ -1,0 +1,110 @@
+"""`python -m tests.faults.soak --minutes 15`: mixed load with cancels and kills, then silence.
+
+It ends well if every job is final, the queue is empty, no picture is wrong and no process grows.
+The figures go to out/soak.md.
+"""
+
+import argparse
+import random
+import tempfile
+import time
+from pathlib import Path
+from statistics import linear_regression
+
+from tests.faults.load import DISTINCT, Tally, send
+from tests.faults.place import Place, opened
+from tests.running import until
+from tests.stack import FINAL, nothing_left
+
+IN_FLIGHT = 24
+"""Jobs that are out at once: more than the workers' slots, so there is always a queue."""
+KILL_EVERY_SECONDS = 60.0
+SAMPLE_SECONDS = 5.0
+WARM_PART = 0.3
+"""Memory is judged after this part of the time, when caches are full."""
+
+
+class Memory:
+    """Resident memory of a process over time."""
+
+    def __init__(self) -> None:
+        self._samples: list[tuple[float, float]] = []
+
+    def sample(self, pid: int) -> None:
+        """Note what the process holds now."""
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        self._samples.append((time.monotonic(), pages * 4096 / 2**20))
+
+    def figures(self) -> tuple[float, float]:
+        """Last size in MiB, and growth in MiB a minute after the warm part."""
+        warm = self._samples[int(len(self._samples) * WARM_PART) :]
+        if len(warm) < 2:
+            return self._samples[-1][1], 0.0
+        slope = linear_regression(*zip(*warm, strict=True)).slope
+        return warm[-1][1], slope * 60
+
+
+def soak(place: Place, minutes: float) -> tuple[Tally, int, int, dict[str, Memory]]:
+    """Load the service for `minutes`; tally, canceled jobs, kills and memory."""
+    service = place.service
+    memory = {"api": Memory(), "redis": Memory(), "worker that lives": Memory()}
+    out: dict[str, int] = {}
+    tally, canceled, kills = Tally(), 0, 0
+    end = time.monotonic() + 60 * minutes
+    next_kill, next_sample = time.monotonic() + KILL_EVERY_SECONDS, 0.0
+    while time.monotonic() < end:
+        if len(out) < IN_FLIGHT:
+            out |= send(service, IN_FLIGHT - len(out))
+        if random.random() < 0.1:
+            service.client.post(f"/jobs/{random.choice(list(out))}/cancel")
+        jobs = {job_id: service.job(job_id) for job_id in list(out)}
+        ended = {job_id: out.pop(job_id) for job_id in jobs if jobs[job_id]["status"] in FINAL}
+        stopped = [job_id for job_id in ended if jobs[job_id]["status"] == "canceled"]
+        canceled += len(stopped)
+        for job_id in stopped:
+            del ended[job_id]
+        tally += place.judge.judge(service, ended)
+        now = time.monotonic()
+        if now > next_kill:
+            service.workers[-1].kill()
+            place.replace_worker(len(service.workers) - 1)
+            kills, next_kill = kills + 1, now + KILL_EVERY_SECONDS
+        if now > next_sample:
+            memory["api"].sample(service.api.process.pid)
+            memory["redis"].sample(place.redis.process.pid)
+            memory["worker that lives"].sample(service.workers[0].process.pid)
+            next_sample = now + SAMPLE_SECONDS
+        time.sleep(0.2)
+    tally += place.judge.judge(service, out)
+    until(lambda: nothing_left(service), what="an empty queue")
+    return tally, canceled, kills, memory
+
+
+def main() -> int:
+    """Soak for as long as the command line says and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--out", type=Path, default=Path("out/soak.md"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, opened(Path(name), "everysec") as place:
+        tally, canceled, kills, memory = soak(place, options.minutes)
+    lines = [
+        f"# Soak: {options.minutes:g} minutes, {DISTINCT} kinds of request",
+        "",
+        f"{tally.jobs} jobs compared, {canceled} canceled, {kills} workers killed with -9. "
+        f"Lost {tally.lost}, wrong {tally.wrong}, stuck {tally.stuck}; the queue ended empty.",
+        "",
+        "| process | memory at the end | growth after the warm part |",
+        "|---|---|---|",
+    ]
+    for name, samples in memory.items():
+        size, slope = samples.figures()
+        lines.append(f"| {name} | {size:.0f} MiB | {slope:+.2f} MiB a minute |")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text("\n".join(lines) + "\n")
+    print(options.out.read_text())  # noqa: T201  a report for a person
+    return int(bool(tally.lost or tally.wrong or tally.stuck))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
