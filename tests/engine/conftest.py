@@ -1,0 +1,225 @@
+"""A loaded engine on the tiny model, jobs for it, and the plain pipelines to compare it with."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel
+from PIL import Image
+
+from service.core.catalog import Catalog, load_catalog
+from service.core.request import Control, GenerateRequest, ImagePrompt
+from service.core.settings import Device
+from tests.engine.plain import Plain
+from workers.engine.engine import Engine, Silent, load_engine
+from workers.engine.rows import Work
+from workers.engine.types import EngineJob, EngineResult
+from workers.engine.warmup import noise
+
+SIZE = 64
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let diffusers' Euler and UniPC schedulers hand tensors to NumPy 2 as they do."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            reason = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+            item.add_marker(pytest.mark.filterwarnings(reason))
+
+
+class Counts(Silent):
+    """An observer that counts."""
+
+    def __init__(self) -> None:
+        self.forwards: list[int] = []
+        self.lookups: list[str] = []
+        self.encoder_runs = 0
+        self.out_of_memory = 0
+
+    def on_forward(self, model: str, rows: int) -> None:
+        self.forwards.append(rows)
+
+    def on_embedding_lookup(self, level: str) -> None:
+        self.lookups.append(level)
+
+    def on_encoder_run(self) -> None:
+        self.encoder_runs += 1
+
+    def on_out_of_memory(self) -> None:
+        self.out_of_memory += 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small operators on few cores are fastest, and steadiest, on one thread."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def catalog(tiny_catalog: Path) -> Catalog:
+    """The tiny model's catalog; its ControlNet's zero convolutions are made to matter."""
+    folder = tiny_catalog.parent / "tiny" / "controlnets" / "outline"
+    net = ControlNetModel.from_pretrained(folder, use_safetensors=True)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for part in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+            part.weight.copy_(torch.randn(part.weight.shape, generator=generator) * 0.3)
+        last = net.controlnet_cond_embedding.conv_out
+        last.weight.copy_(torch.randn(last.weight.shape, generator=generator) * 0.3)
+    net.save_pretrained(folder)
+    return load_catalog(tiny_catalog)
+
+
+@pytest.fixture
+def observer(engine_and_observer: tuple[Engine, Counts]) -> Counts:
+    """What the shared engine's observer has heard since the test began."""
+    _, counts = engine_and_observer
+    Counts.__init__(counts)
+    return counts
+
+
+@pytest.fixture(scope="session")
+def engine_and_observer(catalog: Catalog) -> Iterator[tuple[Engine, Counts]]:
+    """A started engine; caps are left at the number of slots."""
+    counts = Counts()
+    engine = load_engine(catalog, device=Device.CPU, slots=8, threads=1, observer=counts)
+    engine.start()
+    yield engine, counts
+    engine.stop()
+
+
+@pytest.fixture
+def engine(engine_and_observer: tuple[Engine, Counts]) -> Engine:
+    """The engine that most tests share."""
+    return engine_and_observer[0]
+
+
+@pytest.fixture(scope="session")
+def plain(catalog: Catalog, tiny_model: Path) -> Plain:
+    """The plain pipelines over the same files."""
+    return Plain(tiny_model)
+
+
+def request(images: int = 1, control: dict[str, Any] | None = None, **fields: Any) -> GenerateRequest:
+    """A request on the tiny model; every field may be given."""
+    prompts = tuple(
+        ImagePrompt(
+            key=f"inputs/job/{index}.png",
+            sha256="0" * 64,
+            pixels_sha256=digest(picture(index)),
+            width=SIZE,
+            height=SIZE,
+        )
+        for index in range(images)
+    )
+    defaults: dict[str, Any] = {
+        "model": "tiny",
+        "adapter": "base",
+        "images": prompts,
+        "ip_scale": 0.7,
+        "width": SIZE,
+        "height": SIZE,
+        "steps": 4,
+        "guidance_scale": 5.0,
+        "scheduler": "ddim",
+        "seed": 7,
+    }
+    if control is not None:
+        map_key = {"key": "inputs/job/map.png", "sha256": "0" * 64, "type": "outline"}
+        defaults["control"] = Control(**map_key, **control)
+    return GenerateRequest(**{**defaults, **fields})
+
+
+def picture(index: int) -> Image.Image:
+    """Image prompt `index` of every test job."""
+    return noise(90, index)
+
+
+def digest(image: Image.Image) -> str:
+    """The SHA-256 of a picture's pixels."""
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def control_map() -> Image.Image:
+    """The ControlNet map of every test job."""
+    return noise(SIZE, 99)
+
+
+def job(wanted: GenerateRequest, name: str = "job") -> EngineJob:
+    """A job whose uploads are at hand."""
+    return EngineJob(name, wanted, picture, control_map if wanted.control else None)
+
+
+class Rows:
+    """Remembers the finished rows of an engine, to compare them before they are rounded."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._works: dict[str, Work] = {}
+        self._picture = engine._finisher.picture
+        engine._finisher.picture = self._remember
+
+    def _remember(self, work: Work, index: int, wait: Callable[[], Image.Image]) -> None:
+        self._works[work.job.id] = work
+        self._picture(work, index, wait)
+
+    def decoded(self, name: str) -> np.ndarray:
+        """The pictures of a job as floats of 0 to 1, `(pictures, height, width, 3)`."""
+        model = self._engine.models["tiny"]
+        latents = torch.cat([row.latents for row in self._works[name].rows])
+        with torch.no_grad():
+            decoded = torch.cat([
+                model.vae.decode(one / model.vae.config.scaling_factor).sample
+                for one in latents.clone().split(1)
+            ])
+        return (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+@pytest.fixture
+def rows(engine: Engine) -> Iterator[Rows]:
+    """The rows that finish during a test."""
+    remembered = Rows(engine)
+    yield remembered
+    engine._finisher.picture = remembered._picture
+
+
+class Gate:
+    """Holds an engine between two steps while jobs are handed in, so that they start together."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._open = threading.Event()
+        self._shut = threading.Event()
+
+    def __enter__(self) -> "Gate":
+        self._engine._stepper.call(self._hold)
+        assert self._shut.wait(30)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._open.set()
+
+    def wait_for(self, jobs: int) -> None:
+        """Wait until the inputs of `jobs` jobs have been gathered."""
+        deadline = time.monotonic() + 30
+        while self._engine._stepper._inbox.qsize() < jobs:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+    def _hold(self) -> None:
+        self._shut.set()
+        assert self._open.wait(60)
+
+
+def together(engine: Engine, jobs: Sequence[EngineJob]) -> list[EngineResult]:
+    """Run jobs that all start at once."""
+    with Gate(engine) as gate:
+        tickets = [engine.submit(each) for each in jobs]
+        gate.wait_for(len(jobs))
+    return [ticket.result(60) for ticket in tickets]

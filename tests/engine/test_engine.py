@@ -1,0 +1,147 @@
+"""A job in the engine gives what the plain diffusers pipeline gives, alone or in company."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.core.request import GenerateRequest
+from tests.engine.conftest import Counts, Rows, control_map, job, picture, request, together
+from tests.engine.plain import Plain
+from workers.engine.engine import Engine
+
+SAME_AS_PLAIN = 1e-3
+SAME_IN_COMPANY = 1e-4
+WINDOW = {"scale": 0.8, "start": 0.2, "end": 0.7}
+
+CASES = {
+    **{name: request(scheduler=name) for name in ("ddim", "euler", "dpmpp_2m", "unipc", "lcm")},
+    "plus": request(adapter="plus"),
+    "three images": request(images=3),
+    "plus, three images, euler": request(images=3, adapter="plus", scheduler="euler"),
+    "text": request(prompt="a red star", negative_prompt="blue", ip_scale=0.5),
+    "guidance off": request(guidance_scale=1.0, prompt="a red star"),
+    "control": request(control={}),
+    "control in a window, plus": request(control=WINDOW, adapter="plus", steps=6),
+    "control, guidance off, unipc": request(control=WINDOW, guidance_scale=0.5, scheduler="unipc"),
+    "lambda zero": request(ip_scale=0.0),
+    "several pictures, lcm": request(num_images=3, scheduler="lcm"),
+    "another size": request(width=96, height=72),
+}
+
+
+@pytest.mark.parametrize("wanted", CASES.values(), ids=CASES.keys())
+def test_a_job_alone_equals_the_plain_pipeline(
+    engine: Engine, rows: Rows, plain: Plain, wanted: GenerateRequest
+) -> None:
+    """The same request with the same seed gives the same pixels as diffusers itself."""
+    images = [picture(index) for index in range(len(wanted.images))]
+    theirs = plain.pictures(wanted, images, control_map() if wanted.control else None)
+    result = engine.submit(job(wanted)).result(60)
+    ours = rows.decoded("job")
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= SAME_AS_PLAIN
+    # The picture that is handed out is this one, rounded to 8 bits.
+    assert np.abs(np.stack(result.images) / 255 - ours).max() <= 0.5 / 255 + 1e-6
+
+
+CHANGES = {
+    "the image prompt": {"images": request(images=2).images[1:]},
+    "a second image prompt": {"images": request(images=2).images},
+    "lambda": {"ip_scale": 0.1},
+    "the adapter": {"adapter": "plus"},
+    "the text": {"prompt": "a red star"},
+    "the negative text": {"negative_prompt": "blue"},
+    "the control map": {"control": request(control={}).control},
+    "the guidance": {"guidance_scale": 2.0},
+    "the end of guidance": {"guidance_end": 0.5},
+    "the seed": {"seed": 8},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_every_parameter_matters(engine: Engine, rows: Rows, change: dict[str, object]) -> None:
+    """Each condition changes the picture by more than the tolerance of the comparisons."""
+    pictures = [picture(0), picture(1)]
+    digests = {image.pixels_sha256: index for index, image in enumerate(request(images=2).images)}
+    for name, wanted in (("before", request()), ("after", request().model_copy(update=change))):
+        order = [digests[image.pixels_sha256] for image in wanted.images]
+        load = [pictures[index] for index in order]
+        work = job(wanted, name)
+        engine.submit(type(work)(name, wanted, load.__getitem__, control_map)).result(60)
+    difference = np.abs(rows.decoded("before") - rows.decoded("after")).max()
+    assert difference > 10 * SAME_AS_PLAIN
+
+
+def test_rows_of_a_mixed_batch_equal_the_same_jobs_alone(
+    engine: Engine, rows: Rows, observer: Counts
+) -> None:
+    """Eight jobs that differ in everything share forwards, and none can tell."""
+    mixed = [
+        request(seed=1),
+        request(seed=2, adapter="plus", images=2, ip_scale=1.2, steps=5),
+        request(seed=3, prompt="a blue ring", scheduler="euler"),
+        request(seed=4, control=WINDOW, steps=6),
+        request(seed=5, guidance_scale=1.0, scheduler="lcm"),
+        request(seed=6, adapter="plus", control={"scale": 1.5}, guidance_scale=1.0),
+        request(seed=7, images=3, scheduler="dpmpp_2m", guidance_scale=9.0, guidance_end=0.5),
+        request(seed=8, negative_prompt="star", scheduler="unipc", ip_scale=0.0, num_images=2),
+    ]
+    results = together(engine, [job(wanted, f"mixed-{i}") for i, wanted in enumerate(mixed)])
+    assert max(result.max_batch for result in results) >= 12
+    assert max(observer.forwards) >= 12
+    for index, wanted in enumerate(mixed):
+        engine.submit(job(wanted, "alone")).result(60)
+        difference = np.abs(rows.decoded("alone") - rows.decoded(f"mixed-{index}")).max()
+        assert difference <= SAME_IN_COMPANY, f"row {index}"
+
+
+def test_equal_image_weights_change_nothing(engine: Engine, rows: Rows) -> None:
+    """Image weights are relative: two of 0.5 are two of 1."""
+    wanted = request(images=2)
+    halves = tuple(image.model_copy(update={"weight": 0.5}) for image in wanted.images)
+    engine.submit(job(wanted, "ones")).result(60)
+    engine.submit(job(wanted.model_copy(update={"images": halves}), "halves")).result(60)
+    assert np.array_equal(rows.decoded("ones"), rows.decoded("halves"))
+
+
+def test_an_image_of_weight_zero_is_not_there(engine: Engine, rows: Rows) -> None:
+    """A weight of 0 removes an image prompt; one near 0 comes close to that."""
+    both = request(images=2)
+
+    def weighted(weight: float) -> np.ndarray:
+        second = both.images[1].model_copy(update={"weight": weight})
+        changed = both.model_copy(update={"images": (both.images[0], second)})
+        engine.submit(job(changed, "weighted")).result(60)
+        return rows.decoded("weighted")
+
+    engine.submit(job(request(), "first only")).result(60)
+    alone = rows.decoded("first only")
+    assert np.abs(weighted(0.0) - alone).max() <= SAME_IN_COMPANY
+    assert np.abs(weighted(1e-6) - alone).max() <= SAME_AS_PLAIN
+    assert np.abs(weighted(1.0) - alone).max() > 10 * SAME_AS_PLAIN
+
+
+def test_without_any_image_the_base_model_answers(
+    engine: Engine, rows: Rows, plain: Plain
+) -> None:
+    """With every image prompt at weight 0 the picture is the plain model's for the text alone."""
+    only = request(prompt="a red star")
+    nothing = tuple(image.model_copy(update={"weight": 0.0}) for image in only.images)
+    engine.submit(job(only.model_copy(update={"images": nothing}), "none")).result(60)
+    theirs = plain.pictures(only.model_copy(update={"ip_scale": 0.0}), [picture(0)])
+    assert np.abs(rows.decoded("none") - theirs).max() <= SAME_AS_PLAIN
+
+
+def test_deterministic_jobs_share_with_nobody_and_repeat_their_bytes(engine: Engine) -> None:
+    """A deterministic job runs in batches of its own, and gives the same bytes each time."""
+    steady = request(deterministic=True)
+    others = [request(seed=seed) for seed in range(3)]
+    jobs = [job(steady, "steady"), *(job(other, f"other-{other.seed}") for other in others)]
+    first, *_ = together(engine, jobs)
+    assert first.max_batch == 2
+    again = engine.submit(job(steady, "again")).result(60)
+    assert _bytes(first.images[0]) == _bytes(again.images[0])
+
+
+def _bytes(image: Image.Image) -> bytes:
+    return image.tobytes()
