@@ -9,14 +9,18 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "k8s" / "monitoring" / "prometheus-rule.yaml"
-HEADER = "# Made from monitoring/rules/ by `python -m monitoring.operator_rules`; change it there.\n"
+HEADER = (
+    "# Made from monitoring/rules/ by `python -m monitoring.operator_rules`; change it there.\n"
+)
 
 
 def render() -> str:
     """Return the PrometheusRule object that holds every group of every rule file."""
     files = sorted((ROOT / "monitoring" / "rules").glob("*.yml"))
     groups = [
-        group for file in files for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
+        group
+        for file in files
+        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
     ]
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",

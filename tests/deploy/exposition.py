@@ -7,7 +7,6 @@ from prometheus_client import CollectorRegistry
 from service.core.metrics import ApiMetrics, WorkerMetrics
 
 
-
 def registered() -> dict[str, frozenset[str]]:
     """Every sample name that API and workers can expose, with its label names."""
     found: dict[str, frozenset[str]] = {}

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
@@ -61,6 +62,20 @@ def test_a_misspelt_field_is_found() -> None:
             validate(manifest, OLDEST_CLUSTER)
 
 
+def _mentioned(spec: Manifest) -> Iterator[tuple[str, str]]:
+    """(kind, name) of every object that a pod spec needs."""
+    if "serviceAccountName" in spec:
+        yield "ServiceAccount", spec["serviceAccountName"]
+    for volume in spec.get("volumes", []):
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"]
+        if "persistentVolumeClaim" in volume:
+            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
+    for container in manifests.containers(spec):
+        for source in container.get("envFrom", []):
+            yield "ConfigMap", source["configMapRef"]["name"]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_everything_that_is_pointed_at_exists(overlay: str) -> None:
     """Volumes, configuration, services, scale targets and accounts: no name leads nowhere."""
@@ -68,21 +83,9 @@ def test_everything_that_is_pointed_at_exists(overlay: str) -> None:
     names = {(m["kind"], m["metadata"]["name"]) for m in built}
     # The operator makes this Secret from real credentials (k8s/README.md).
     names |= {("Secret", "imageprompt")} if overlay == "gpu" else set()
-    wanted = set()
-    for _, spec in manifests.pod_specs(built):
-        if "serviceAccountName" in spec:
-            wanted.add(("ServiceAccount", spec["serviceAccountName"]))
-        for volume in spec.get("volumes", []):
-            if "secret" in volume:
-                wanted.add(("Secret", volume["secret"]["secretName"]))
-            if "persistentVolumeClaim" in volume:
-                claim = volume["persistentVolumeClaim"]["claimName"]
-                wanted.add(("PersistentVolumeClaim", claim))
-        for container in manifests.containers(spec):
-            for source in container.get("envFrom", []):
-                wanted.add(("ConfigMap", source["configMapRef"]["name"]))
+    wanted = {name for _, spec in manifests.pod_specs(built) for name in _mentioned(spec)}
     for manifest in built:
-        if "scaleTargetRef" in manifest["spec"] if "spec" in manifest else False:
+        if "scaleTargetRef" in manifest.get("spec", {}):
             wanted.add(("Deployment", manifest["spec"]["scaleTargetRef"]["name"]))
         if manifest["kind"] == "Ingress":
             for rule in manifest["spec"]["rules"]:

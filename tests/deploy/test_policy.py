@@ -81,7 +81,9 @@ def test_no_secret_is_given_in_the_environment(objects: list[Manifest]) -> None:
             assert all("secretRef" not in source for source in container.get("envFrom", []))
     for manifest in objects:
         if manifest["kind"] == "ConfigMap":
-            assert not any(re.search(r"REDIS_URL|ACCESS_KEY|PASSWORD", key) for key in manifest["data"])
+            assert not any(
+                re.search(r"REDIS_URL|ACCESS_KEY|PASSWORD", key) for key in manifest["data"]
+            )
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -127,7 +129,9 @@ def test_pods_get_longer_to_stop_than_they_need() -> None:
 
 def test_gpu_workers_hold_one_gpu_each_and_download_nothing() -> None:
     built = manifests.built("gpu")
-    specs = {name: s for name, s in manifests.pod_specs(built) if name.startswith("Deployment/worker-")}
+    specs = {
+        name: s for name, s in manifests.pod_specs(built) if name.startswith("Deployment/worker-")
+    }
     assert specs
     for name, spec in specs.items():
         worker = spec["containers"][0]
