@@ -112,17 +112,14 @@ def start_api(settings: Mapping[str, object], log: Path) -> Running:
     return Running(["-m", "service"], port, {**settings, "port": port}, log, grace=15)
 
 
-def start_worker(
-    settings: Mapping[str, object], log: Path, *, script: Path | None = None
-) -> Running:
+def start_worker(settings: Mapping[str, object], log: Path, *, module: str = "workers") -> Running:
     """`python -m workers` with metrics and health on a free port; `.wait("/healthz/ready")`.
 
-    `script` is run in its place: a worker with a fault of the test's own.
+    Another `module` is a worker with a fault of the test's own.
     """
     port = processes.free_port()
     mine = {"device": "cpu", "worker_threads": 1, "worker_metrics_port": port}
-    command = ["-m", "workers"] if script is None else [str(script)]
-    return Running(command, port, {**mine, **settings}, log, grace=30)
+    return Running(["-m", module], port, {**mine, **settings}, log, grace=30)
 
 
 def redis_client(url: str) -> Redis:

@@ -1,20 +1,24 @@
-"""S3 as the storage: moto's server, spoken to over the wire."""
+"""S3 as the storage: moto's server over the wire, with a proxy between that can fail and hang."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import boto3
 import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
+from tests.proxy import Mode, Proxy
 from tests.running import until
-from tests.stack import Service, pixels
+from tests.stack import Service, picture, pixels
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+LONG = {"steps": 60, "width": 128, "height": 128}
 
 
 @pytest.fixture(scope="module")
-def endpoint():
+def endpoint() -> Iterator[str]:
+    """URL of an S3 server of our own."""
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -24,6 +28,7 @@ def endpoint():
 
 @pytest.fixture(scope="module")
 def s3(endpoint: str):
+    """A client of another make, to look at what was stored."""
     client = boto3.client(
         "s3",
         endpoint_url=endpoint,
@@ -36,12 +41,22 @@ def s3(endpoint: str):
     client.close()
 
 
-def test_pictures_go_to_s3_and_clients_are_sent_there(
-    make_service: Callable[..., Service], endpoint: str, s3
-) -> None:
-    service = make_service(
-        storage_url="s3://pictures/some/prefix", storage_endpoint=endpoint, **KEYS
-    ).start()
+@pytest.fixture(scope="module")
+def proxy(endpoint: str) -> Iterator[Proxy]:
+    """What stands between the service and its storage."""
+    between = Proxy(endpoint)
+    yield between
+    between.close()
+
+
+@pytest.fixture(scope="module")
+def service(make_service: Callable[..., Service], proxy: Proxy, s3) -> Service:
+    """A service on that storage."""
+    settings = {"storage_url": "s3://pictures/some/prefix", "storage_endpoint": proxy.url}
+    return make_service(**settings, **KEYS).start()
+
+
+def test_pictures_go_to_s3_and_clients_are_sent_there(service: Service, proxy: Proxy, s3) -> None:
     job = service.succeeded(service.submit(seed=2))
     listed = s3.list_objects_v2(Bucket="pictures", Prefix="some/prefix/")["Contents"]
     names = [entry["Key"] for entry in listed]
@@ -50,21 +65,27 @@ def test_pictures_go_to_s3_and_clients_are_sent_there(
     answer = service.client.get(f"/jobs/{job['id']}/images/0")
     assert answer.status_code in (302, 303, 307)
     url = answer.headers["location"]
-    assert url.startswith(endpoint)
+    assert url.startswith(proxy.url)
     assert "X-Amz-Signature" in url
     assert len(pixels(httpx.get(url).content)) == 64 * 64 * 3
 
 
-def test_input_that_was_deleted_ends_its_job(
-    make_service: Callable[..., Service], endpoint: str, s3
+@pytest.mark.parametrize("mode", [Mode.FAIL, Mode.HANG])
+def test_results_wait_for_a_storage_that_is_away(
+    service: Service, proxy: Proxy, mode: Mode
 ) -> None:
-    service = make_service(storage_url="s3://pictures/other", storage_endpoint=endpoint, **KEYS)
-    service.start_api()
-    # No worker yet, so the job waits while its upload disappears.
-    answer = service.post()
-    job_id = answer.json()["id"]
-    for entry in s3.list_objects_v2(Bucket="pictures", Prefix="other/uploads")["Contents"]:
-        s3.delete_object(Bucket="pictures", Key=entry["Key"])
-    service.add_worker()
-    job = until(lambda: (found := service.job(job_id))["status"] == "failed" and found)
-    assert job["error"]["type"] == "urn:imageprompt:error:input-lost"
+    ids = [service.submit(image=picture(n), seed=n, **LONG) for n in range(3)]
+    known = len(service.client.get("/jobs").json()["jobs"])
+    service.wait_step(ids[-1])
+    proxy.mode = mode
+    refused = service.post(image=picture(99))
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) > 0
+    time.sleep(2)
+    assert {service.job(job_id)["status"] for job_id in ids} == {"processing"}
+    assert len(service.client.get("/jobs").json()["jobs"]) == known
+    proxy.mode = Mode.PASS
+    for job_id in ids:
+        service.succeeded(job_id)
+        assert service.image(job_id)
+    until(lambda: service.client.get("/healthz/ready").status_code == 200)

@@ -2,11 +2,12 @@
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 from PIL import Image
 
-from tests.running import until
+from tests.running import redis_client, until
 from tests.stack import Service, metric, picture, pixels
 from workers.pictures import read_parameters
 
@@ -120,3 +121,15 @@ def test_worker_tells_its_figures(service: Service) -> None:
     text = httpx.get(f"{service.workers[0].url}/metrics").text
     for name in ("imageprompt_jobs_total", "imageprompt_stage_seconds_bucket"):
         assert name in text
+
+
+def test_planted_job_is_refused_while_honest_ones_run(service: Service, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    data = f'["os.system", null, ["touch {trap}"], {{}}]'
+    with redis_client(str(service.settings["redis_url"])) as redis:
+        planted = {"data": data, "status": "queued", "origin": "imageprompt"}
+        redis.hset("rq:job:planted", mapping=planted)
+        redis.rpush("rq:queue:imageprompt", "planted")
+        service.succeeded(service.submit())
+        until(lambda: not redis.exists("rq:job:planted"))
+    assert not trap.exists()

@@ -1,5 +1,6 @@
 """`imageprompt up`: one command, one folder, no orphans."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from service.cli import processes
 from tests.running import environment, until
-from tests.stack import FINAL, picture
+from tests.stack import picture
 
 
 class Up:
@@ -68,36 +69,46 @@ def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-def test_stop_leaves_no_process_and_a_restart_finds_the_finished_job(up) -> None:
+def generate(running: Up, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """`imageprompt generate` against a running service."""
+    (folder / "in.png").write_bytes(picture(3))
+    command = [sys.executable, "-m", "service.cli.main", "generate", str(folder / "in.png")]
+    out = ["-o", str(folder / "out.jpg"), "--url", running.url]
+    return subprocess.run([*command, *out, *options], capture_output=True, text=True, check=False)
+
+
+def test_one_command_runs_everything_and_leaves_nothing(up, tmp_path) -> None:
     first = up()
-    answer = httpx.post(f"{first.url}/generate", files={"image": picture(1)})
-    job = f"/jobs/{answer.json()['id']}"
-    until(lambda: httpx.get(first.url + job).json()["status"] in FINAL)
-    image = httpx.get(f"{first.url}{job}/images/0").content
     children = first.children()
     assert len(children) == 3
+
+    done = generate(first, tmp_path, "--seed", "4", "--json", str(tmp_path / "job.json"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.jpg").read_bytes()[:2] == b"\xff\xd8"
+    wrong = generate(first, tmp_path, "--steps", "0")
+    assert wrong.returncode == 1
+    assert "steps" in wrong.stderr
+    assert len(wrong.stderr.strip().splitlines()) == 1
+
+    for pid in children[1:]:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len(set(first.children()) - set(children)) == 2)
+    children = first.children()
     assert processes.end(first.process, grace_seconds=60) == 0
     assert alive(children) == []
 
     second = up()
-    assert httpx.get(second.url + job).json()["status"] == "succeeded"
-    assert httpx.get(f"{second.url}{job}/images/0").content == image
+    job = json.loads((tmp_path / "job.json").read_text())
+    found = httpx.get(f"{second.url}/jobs/{job['id']}").json()
+    assert (found["status"], found["images"][0]["sha256"]) == (
+        "succeeded",
+        job["images"][0]["sha256"],
+    )
+    image = httpx.get(f"{second.url}/jobs/{job['id']}/images/0").content
+    assert image == (tmp_path / "out.jpg").read_bytes()
     children = second.children()
     second.process.kill()
     until(lambda: not alive(children), what="the end of a killed parent's children")
-
-
-def test_crashed_child_is_started_again(up) -> None:
-    running = up()
-    before = running.children()
-    for pid in before[1:]:
-        os.kill(pid, signal.SIGKILL)
-    until(lambda: len(set(running.children()) - set(before)) == 2)
-    running.wait()
-    answer = httpx.post(
-        f"{running.url}/generate", files={"image": picture(1)}, headers={"Prefer": "wait=60"}
-    )
-    assert answer.json()["status"] == "succeeded"
 
 
 def test_demo_leaves_pictures_and_their_jobs(tmp_path, tiny_catalog) -> None:
@@ -114,19 +125,3 @@ def test_demo_leaves_pictures_and_their_jobs(tmp_path, tiny_catalog) -> None:
     assert "sheet.png" in names
     assert len([name for name in names if name.endswith(".png")]) == 5
     assert len([name for name in names if name.endswith(".json")]) == 4
-
-
-def test_generate_saves_the_picture(up, tmp_path) -> None:
-    running = up()
-    (tmp_path / "in.png").write_bytes(picture(3))
-    command = [sys.executable, "-m", "service.cli.main", "generate", str(tmp_path / "in.png")]
-    options = ["-o", str(tmp_path / "out.jpg"), "--url", running.url, "--seed", "4"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out.jpg").read_bytes()[:2] == b"\xff\xd8"
-    wrong = subprocess.run(
-        [*command, *options, "--steps", "0"], capture_output=True, text=True, check=False
-    )
-    assert wrong.returncode == 1
-    assert "steps" in wrong.stderr
-    assert len(wrong.stderr.strip().splitlines()) == 1

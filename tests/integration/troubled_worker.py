@@ -8,9 +8,8 @@ import os
 import signal
 import threading
 
-from workers.engine.engine import Engine
-
 from workers import __main__ as worker
+from workers.engine.engine import Engine
 from workers.engine.types import EngineJob, Listener, Ticket
 
 
@@ -35,9 +34,9 @@ def main() -> None:
     """Run a worker whose engine listens to `Trouble`."""
     submit = Engine.submit
 
-    def troubled(self: Engine, job: EngineJob, listener: Listener | None) -> Ticket:
-        assert listener is not None
-        return submit(self, job, Trouble(job.request.prompt, listener))
+    def troubled(self: Engine, job: EngineJob, listener: Listener | None = None) -> Ticket:
+        heard = None if listener is None else Trouble(job.request.prompt, listener)
+        return submit(self, job, heard)
 
     Engine.submit = troubled
     worker.main()
