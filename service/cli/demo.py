@@ -32,7 +32,7 @@ class Request:
 
 
 REQUESTS: Final = (
-    Request("1-image", "image prompt alone", "red-star.png", {"seed": 1}),
+    Request("1-image", "image prompt", "red-star.png", {"seed": 1}),
     Request(
         "2-image-and-text",
         "image + text",
@@ -41,12 +41,12 @@ REQUESTS: Final = (
     ),
     Request(
         "3-image-and-map",
-        "image + ControlNet map",
+        "image + map",
         "green-square.png",
         {"seed": 3},
         control="triangle-outline.png",
     ),
-    Request("4-image-again", "first image again (cached)", "red-star.png", {"seed": 4}),
+    Request("4-image-again", "image again", "red-star.png", {"seed": 4}),
 )
 
 
@@ -83,7 +83,7 @@ def _run(client: Client, request: Request, out: Path) -> Job:
 
 def _table(jobs: list[Job]) -> Table:
     stages = ("queue", "encode", "denoise", "decode", "upload", "total")
-    table = Table("job", "cache", *(f"{stage} s" for stage in stages), title="What happened")
+    table = Table("job", "cache", *stages, title="What happened (seconds)")
     for request, job in zip(REQUESTS, jobs, strict=True):
         metrics = job["metrics"]
         seconds = (f"{metrics[f'{stage}_seconds']:.2f}" for stage in stages)
