@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 from typing import TypedDict
 
 from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 
-from service import problems
+from service import docs_page, problems
 from service.context import RequestContext
 from service.core.metrics import ApiMetrics
 from service.core.settings import Settings
@@ -40,5 +41,11 @@ def create_app(settings: Settings, stopping: asyncio.Event | None = None) -> Fas
     for part in (generate, jobs, events, models, health):
         app.include_router(part.router)
     document = describe(app)
+    page = docs_page.render(document)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": docs_page.POLICY})
+
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own hook
     return app

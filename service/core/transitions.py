@@ -81,8 +81,13 @@ _FINISH = (
     _EMIT
     + """
 if not status then return 'missing' end
-if status ~= 'queued' and status ~= 'processing' then return status end
+if status ~= 'queued' and status ~= 'processing' then
+  -- The same worker may send the same end twice, when the first answer was lost on its way.
+  local again = redis.call('HGET', KEYS[1], 'ended_by') == ARGV[2] and status == ARGV[3]
+  return again and status or 'already ' .. status
+end
 if ARGV[2] ~= '' and redis.call('HGET', KEYS[1], 'fence') ~= ARGV[2] then return 'lost' end
+redis.call('HSET', KEYS[1], 'ended_by', ARGV[2])
 finish(ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), cjson.decode(ARGV[7]))
 return ARGV[3]
 """
@@ -198,7 +203,7 @@ class Transitions:
         Returns the state it is in afterwards, `None` for an unknown job.
         """
         answer = self._end(job_id, "", Status.CANCELED, {})
-        return None if answer == "missing" else Status(answer)
+        return None if answer == "missing" else Status(answer.removeprefix("already "))
 
     def hand_back(self, claim: Claim) -> bool:
         """Put a claimed job back to queued without counting the attempt."""

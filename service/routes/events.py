@@ -1,6 +1,5 @@
 """GET /jobs/{id}/events: a job's events as they happen (server-sent events, WHATWG HTML 9.2)."""
 
-import re
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Final
@@ -9,7 +8,7 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import StreamingResponse
 
 from service.contract import failures
-from service.core.errors import DependencyUnavailable, FieldError, InvalidField
+from service.core.errors import DependencyUnavailable, Gone, NotFound
 from service.core.job import EventName
 from service.follow import FIRST, Event
 from service.records import Found
@@ -22,7 +21,7 @@ router = APIRouter()
 HEARTBEAT_SECONDS: Final = 10.0
 RETRY_MILLISECONDS: Final = 2000
 """After what time a client that lost its connection should come back."""
-_EVENT_ID: Final = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
+_EVENT_ID: Final = r"^[0-9]{1,19}-[0-9]{1,19}$"
 
 
 @router.get(
@@ -47,20 +46,16 @@ async def follow_job(
     request: Request,
     services: Use,
     job_id: JobId,
-    last_event_id: Annotated[str | None, Header(description="Go on after this event.")] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="Go on after this event.", pattern=_EVENT_ID)
+    ] = None,
 ) -> StreamingResponse:
     """Events `status`, `progress`, `preview`, and `done` with the whole job as the last one."""
-    after = last_event_id or FIRST
-    if not _EVENT_ID.fullmatch(after):
-        message = "is no id of an event"
-        raise InvalidField(
-            f"Last-Event-ID: {message}", errors=[FieldError("Last-Event-ID", message)]
-        )
     found = await services.records.get(job_id, ANONYMOUS)
     if not services.follower.has_room:
         raise DependencyUnavailable("Too many streams are open", retry_after_seconds=10)
     return StreamingResponse(
-        _stream(request, services, found, after),
+        _stream(request, services, found, last_event_id or FIRST),
         media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )
@@ -69,30 +64,38 @@ async def follow_job(
 async def _stream(
     request: Request, services: Services, found: Found, after: str
 ) -> AsyncIterator[str]:
-    job_id = found.job.id
-    yield f"retry: {RETRY_MILLISECONDS}\n\n"
-    # The client may have seen the last event already; then no other would ever come.
-    resumes = found.job.status.is_terminal and after != FIRST
-    if resumes and not await services.follower.has_news(job_id, after):
-        yield _frame(Event(after, EventName.DONE, await _whole(request, services, job_id)))
-        return
-    sent_at = time.monotonic()
+    job_id, last = found.job.id, after
     with services.follower.seat():
+        yield f"retry: {RETRY_MILLISECONDS}\n\n"
+        # The client may have seen the last event already, or the stream may have expired; then
+        # no other event would ever come.
+        ended = found.job.status.is_terminal
+        if ended and not await services.follower.has_news(job_id, after):
+            yield await _done(request, services, job_id, last)
+            return
+        sent_at = time.monotonic()
         async for event in services.follower.events(job_id, after):
-            if event is None:
-                if time.monotonic() - sent_at < HEARTBEAT_SECONDS:
-                    continue
-                yield ": still here\n\n"
-            elif event.name == EventName.DONE:
-                yield _frame(Event(event.id, event.name, await _whole(request, services, job_id)))
-            else:
+            if event is not None:
+                last = event.id
+                if event.name == EventName.DONE:
+                    yield await _done(request, services, job_id, last)
+                    return
                 yield _frame(event)
+            elif time.monotonic() - sent_at < HEARTBEAT_SECONDS:
+                continue
+            else:
+                yield ": still here\n\n"
             sent_at = time.monotonic()
 
 
-async def _whole(request: Request, services: Services, job_id: str) -> str:
-    found = await services.records.get(job_id, ANONYMOUS)
-    return (await view(request, services, found)).model_dump_json()
+async def _done(request: Request, services: Services, job_id: str, event_id: str) -> str:
+    """The last event, with the whole job; nothing where the job was deleted meanwhile."""
+    try:
+        found = await services.records.get(job_id, ANONYMOUS)
+    except (NotFound, Gone):
+        return ""
+    shown = await view(request, services, found)
+    return _frame(Event(event_id, EventName.DONE, shown.model_dump_json()))
 
 
 def _frame(event: Event) -> str:

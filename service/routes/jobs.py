@@ -90,7 +90,7 @@ async def cancel_job(request: Request, services: Use, job_id: JobId) -> Response
         307: success("Where the picture lies.", headers={"Location": "A presigned URL."}),
         **failures(404, 410, 422, 503),
     },
-    openapi_extra={"parameters": [header("If-None-Match", "ETag of a picture at hand.", '"cd…"')]},
+    openapi_extra={"parameters": [header("If-None-Match", "ETag of a picture at hand.", '"cdcd"')]},
 )
 async def get_image(
     request: Request,

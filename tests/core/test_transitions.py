@@ -1,0 +1,267 @@
+"""A job changes in one place, whole or not at all, and once final never again."""
+
+import itertools
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+
+from service.core import keys
+from service.core.job import Job, JobError, JobMetrics, Status, StoredImage
+from service.core.queue import enqueue, forget, open_queue
+from service.core.request import GenerateRequest, ImagePrompt, SchedulerName
+from service.core.transitions import Claim, Transitions
+
+METRICS = JobMetrics(total_seconds=2.5)
+ERROR = JobError(type="urn:x", title="x", detail="no luck")
+IMAGE = StoredImage(
+    key="results/a/0.png", content_type="image/png", width=8, height=8, seed=1, sha256="ab" * 32
+)
+REQUEST = GenerateRequest(
+    model="shapes",
+    adapter="base",
+    images=(
+        ImagePrompt(
+            key="uploads/a/0.png", sha256="ab" * 32, pixels_sha256="cd" * 32, width=3, height=4
+        ),
+    ),
+    ip_scale=1.0,
+    width=64,
+    height=64,
+    steps=5,
+    guidance_scale=7.5,
+    scheduler=SchedulerName.DDIM,
+    seed=3,
+)
+
+
+class Clock:
+    """A time that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """Seconds since the epoch."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The time of the transitions."""
+    return Clock()
+
+
+@pytest.fixture
+def transitions(redis: Redis, clock: Clock) -> Transitions:
+    """Transitions with a cap of 3 attempts."""
+    return Transitions(
+        redis, retention_seconds=100, tombstone_seconds=50, max_attempts=3, clock=clock
+    )
+
+
+def new_job(redis: Redis, transitions: Transitions, **changes: object) -> str:
+    """A queued job."""
+    job = Job(
+        id=str(uuid.uuid4()), owner="me", status=Status.QUEUED, request=REQUEST, created_at=999.0
+    ).model_copy(update=changes)
+    enqueue(open_queue("q", redis), transitions, job)
+    return job.id
+
+
+def stored(redis: Redis, job_id: str) -> Job:
+    """The record as it stands."""
+    fields = redis.hgetall(keys.job(job_id))
+    return Job.from_hash({name.decode(): text.decode() for name, text in fields.items()})
+
+
+def events(redis: Redis, job_id: str) -> list[tuple[str, object]]:
+    """(name, data) of every event so far."""
+    return [
+        (entry[b"event"].decode(), json.loads(entry[b"data"]))
+        for _, entry in redis.xrange(keys.events(job_id))
+    ]
+
+
+def claim_of(job_id: str) -> Claim:
+    """A claim with a token of its own."""
+    return Claim(job_id, uuid.uuid4().hex)
+
+
+def test_a_record_comes_back_as_it_was_written(redis: Redis, transitions: Transitions) -> None:
+    job_id = new_job(redis, transitions, deadline_at=2000.0, traceparent="00-x", owner="you")
+    job = stored(redis, job_id)
+    assert job.request == REQUEST
+    assert (job.owner, job.deadline_at, job.traceparent) == ("you", 2000.0, "00-x")
+    assert Job.from_hash(job.to_hash()) == job
+
+
+def test_a_job_runs_from_the_queue_to_its_end(
+    redis: Redis, transitions: Transitions, clock: Clock
+) -> None:
+    job_id = new_job(redis, transitions)
+    claim = claim_of(job_id)
+    assert transitions.claim(claim, "w1")
+    clock.now = 1002
+    assert transitions.progress(claim, 2, 5)
+    assert transitions.preview(claim, {"step": 2})
+    assert stored(redis, job_id).step == 2
+    assert transitions.succeed(claim, (IMAGE,), METRICS, 5)
+    job = stored(redis, job_id)
+    assert (job.status, job.images, job.metrics, job.step) == (
+        Status.SUCCEEDED,
+        (IMAGE,),
+        METRICS,
+        5,
+    )
+    assert (job.started_at, job.completed_at, job.expires_at) == (1000, 1002, 1102)
+    assert [name for name, _ in events(redis, job_id)] == [
+        "status",
+        "status",
+        "progress",
+        "preview",
+        "status",
+        "done",
+    ]
+    assert 0 < redis.ttl(keys.job(job_id)) <= 150
+    assert 0 < redis.ttl(keys.events(job_id)) <= 100
+
+
+def _endings(transitions: Transitions, claim: Claim) -> Iterator[bool]:
+    yield transitions.succeed(claim, (IMAGE,), METRICS, 5)
+    yield transitions.fail(claim, ERROR, METRICS)
+    yield transitions.progress(claim, 1, 5)
+    yield transitions.preview(claim, {})
+    yield transitions.hand_back(claim)
+    yield transitions.retry(claim)
+    yield transitions.claim(claim_of(claim.job_id), "w2")
+
+
+@pytest.mark.parametrize("end", ["succeed", "fail", "cancel"])
+def test_nothing_changes_a_final_job(redis: Redis, transitions: Transitions, end: str) -> None:
+    job_id = new_job(redis, transitions)
+    claim = claim_of(job_id)
+    assert transitions.claim(claim, "w1")
+    if end == "succeed":
+        assert transitions.succeed(claim, (IMAGE,), METRICS, 5)
+    elif end == "fail":
+        assert transitions.fail(claim, ERROR, METRICS)
+    else:
+        assert transitions.cancel(job_id) is Status.CANCELED
+    before, said = redis.hgetall(keys.job(job_id)), events(redis, job_id)
+    assert not any(_endings(transitions, claim_of(job_id)))
+    if end == "succeed":
+        assert transitions.succeed(claim, (), METRICS, 1), "the same end sent twice is one end"
+        assert not transitions.fail(claim, ERROR, METRICS)
+    assert transitions.cancel(job_id) is Status(before[b"status"].decode())
+    assert redis.hgetall(keys.job(job_id)) == before
+    assert events(redis, job_id) == said
+
+
+def test_a_worker_that_comes_back_late_changes_nothing(
+    redis: Redis, transitions: Transitions
+) -> None:
+    job_id = new_job(redis, transitions)
+    late, current = claim_of(job_id), claim_of(job_id)
+    assert transitions.claim(late, "w1")
+    assert transitions.claim(current, "w2")
+    before = redis.hgetall(keys.job(job_id))
+    assert not any(itertools.islice(_endings(transitions, late), 6))
+    assert redis.hgetall(keys.job(job_id)) == before
+    assert transitions.succeed(current, (IMAGE,), METRICS, 5)
+    assert stored(redis, job_id).worker == "w2"
+
+
+def test_a_cancel_that_races_a_finish_ends_in_one_state(
+    redis: Redis, transitions: Transitions
+) -> None:
+    seen = set()
+    for number in range(1000):
+        job_id = new_job(redis, transitions)
+        claim = claim_of(job_id)
+        transitions.claim(claim, "w")
+        answers: dict[str, object] = {}
+        start = threading.Barrier(2)
+
+        def cancel(
+            job_id: str = job_id,
+            answers: dict[str, object] = answers,
+            start: threading.Barrier = start,
+        ) -> None:
+            start.wait()
+            answers["canceled"] = transitions.cancel(job_id)
+
+        canceler = threading.Thread(target=cancel)
+        canceler.start()
+        start.wait()
+        if number % 2:
+            threading.Event().wait(0.0002)
+        succeeded = transitions.succeed(claim, (IMAGE,), METRICS, 5)
+        canceler.join()
+        status = stored(redis, job_id).status
+        assert succeeded == (status is Status.SUCCEEDED)
+        assert answers["canceled"] is status
+        assert [name for name, _ in events(redis, job_id)].count("done") == 1
+        seen.add(status)
+    assert seen <= {Status.SUCCEEDED, Status.CANCELED}
+
+
+def test_a_job_that_kills_its_workers_is_given_up(redis: Redis, transitions: Transitions) -> None:
+    job_id = new_job(redis, transitions)
+    for _ in range(3):
+        assert transitions.claim(claim_of(job_id), "w")
+    assert not transitions.claim(claim_of(job_id), "w")
+    job = stored(redis, job_id)
+    assert (job.status, job.error and job.error.title) == (Status.FAILED, "Given up")
+
+
+def test_handing_back_is_no_attempt_but_a_retry_is(redis: Redis, transitions: Transitions) -> None:
+    job_id = new_job(redis, transitions)
+    for _ in range(10):
+        claim = claim_of(job_id)
+        assert transitions.claim(claim, "w")
+        assert transitions.hand_back(claim)
+    assert stored(redis, job_id).status is Status.QUEUED
+    for _ in range(3):
+        claim = claim_of(job_id)
+        assert transitions.claim(claim, "w")
+        assert transitions.retry(claim)
+    assert not transitions.claim(claim_of(job_id), "w")
+
+
+def test_a_job_that_waited_too_long_expires_but_a_running_one_does_not(
+    redis: Redis, transitions: Transitions, clock: Clock
+) -> None:
+    late, running = (new_job(redis, transitions, deadline_at=1500.0) for _ in range(2))
+    assert transitions.claim(claim_of(running), "w")
+    clock.now = 1501
+    assert not transitions.claim(claim_of(late), "w")
+    assert stored(redis, late).status is Status.EXPIRED
+    assert transitions.claim(claim_of(running), "w2")
+
+
+def test_an_unknown_job_is_left_unknown(redis: Redis, transitions: Transitions) -> None:
+    claim = claim_of("nobody")
+    assert transitions.cancel("nobody") is None
+    assert not transitions.claim(claim, "w")
+    assert not transitions.succeed(claim, (), METRICS, 1)
+    assert redis.keys("*") == []
+
+
+def test_queueing_is_whole_or_not_at_all(redis: Redis, transitions: Transitions) -> None:
+    def break_it(pipeline: object) -> None:
+        raise ConnectionError(str(pipeline))
+
+    job = Job(id="j", owner="me", status=Status.QUEUED, request=REQUEST, created_at=1.0)
+    queue = open_queue("q", redis)
+    with pytest.raises(ConnectionError):
+        enqueue(queue, transitions, job, also=break_it)
+    assert redis.keys("*") == []
+    enqueue(queue, transitions, job, also=lambda pipeline: pipeline.set("beside", 1))
+    assert redis.get("beside") == b"1"
+    assert queue.job_ids == ["j"]
+    forget(queue, "j")
+    assert queue.job_ids == []

@@ -1,0 +1,189 @@
+"""The job resource: what a client sees of its job from the queue to the end, and after it."""
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+
+import httpx
+import pytest
+
+from service.core import keys
+from service.core.errors import EngineFault
+from service.core.job import JobError, JobMetrics, Status
+from tests.running import Running
+from tests.service.conftest import PNG, Api
+from tests.service.test_generate import problem
+
+
+def get(api: Api, job_id: str) -> dict[str, object]:
+    """The job as its client sees it."""
+    answer = api.client.get(f"/jobs/{job_id}")
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def test_a_job_is_seen_from_the_queue_to_its_pictures(api: Api) -> None:
+    job_id = api.job({"steps": 10})
+    assert get(api, job_id)["status"] == "queued"
+    claim = api.claim(job_id)
+    api.transitions.progress(claim, 4, 10)
+    running = get(api, job_id)
+    assert (running["status"], running["queue_position"]) == ("processing", None)
+    assert running["progress"] == {"step": 4, "total": 10}
+    assert datetime.fromisoformat(str(running["started_at"])).tzinfo is not None
+    assert api.transitions.hand_back(claim)
+    api.finish(job_id, images=2)
+    done = api.client.get(f"/jobs/{job_id}")
+    assert "retry-after" not in done.headers
+    job = done.json()
+    assert (job["status"], job["metrics"]["total_seconds"], job["error"]) == ("succeeded", 1, None)
+    assert [image["seed"] for image in job["images"]] == [7, 8]
+    assert job["images"][1]["url"] == f"{api.running.url}/jobs/{job_id}/images/1"
+    assert job["expires_at"] > job["completed_at"] >= job["started_at"] >= job["created_at"]
+
+
+def test_a_failed_job_says_why(api: Api) -> None:
+    job_id = api.job()
+    error = JobError(type=EngineFault("x").type, title=EngineFault.title, detail="No luck")
+    api.transitions.fail(api.claim(job_id), error, JobMetrics())
+    assert get(api, job_id)["error"] == {
+        "type": "urn:imageprompt:error:engine-fault",
+        "title": "Internal failure",
+        "detail": "No luck",
+    }
+
+
+@pytest.mark.usefixtures("warm_worker")
+def test_position_and_estimate_count_the_work_ahead(api: Api) -> None:
+    api.redis.delete("rq:queue:imageprompt")
+    jobs = [api.job({"steps": 10, "guidance_scale": 1}) for _ in range(3)]
+    time.sleep(0.6)  # until the snapshot of the queue is taken anew
+    shown = [get(api, job_id) for job_id in jobs]
+    assert [job["queue_position"] for job in shown] == [0, 1, 2]
+    assert [job["eta_seconds"] for job in shown] == [0.5, 1.0, 1.5]
+    hint = api.client.get(f"/jobs/{jobs[2]}").headers["retry-after"]
+    assert hint == "2"
+
+
+def test_canceling_twice_or_after_the_end_changes_nothing(api: Api) -> None:
+    job_id = api.job()
+    first = api.client.post(f"/jobs/{job_id}/cancel").json()
+    assert first["status"] == "canceled"
+    assert api.client.post(f"/jobs/{job_id}/cancel").json() == first
+    assert job_id.encode() not in api.redis.lrange("rq:queue:imageprompt", 0, -1)
+    done = api.job()
+    api.finish(done)
+    assert api.client.post(f"/jobs/{done}/cancel").json()["status"] == "succeeded"
+
+
+def test_a_running_job_is_canceled_and_its_worker_is_told(api: Api) -> None:
+    job_id = api.job()
+    claim = api.claim(job_id)
+    assert api.client.post(f"/jobs/{job_id}/cancel").json()["status"] == "canceled"
+    assert not api.transitions.progress(claim, 5, 30)
+    assert not api.transitions.succeed(claim, (), JobMetrics(), 30)
+
+
+@pytest.mark.parametrize("job_id", [str(uuid.uuid4()), "nope", "..%2f..", "x" * 300])
+def test_an_unknown_job_is_404_on_every_path(api: Api, job_id: str) -> None:
+    for method, path in (
+        ("GET", ""),
+        ("POST", "/cancel"),
+        ("GET", "/events"),
+        ("GET", "/images/0"),
+    ):
+        problem(api.client.request(method, f"/jobs/{job_id}{path}"), 404)
+
+
+def test_a_job_of_another_owner_does_not_exist(api: Api) -> None:
+    job_id = api.job()
+    api.redis.hset(keys.job(job_id), "owner", "somebody")
+    unknown = problem(api.client.get(f"/jobs/{uuid.uuid4()}"), 404)
+    theirs = problem(api.client.get(f"/jobs/{job_id}"), 404)
+    assert theirs["detail"] == unknown["detail"]
+    assert api.client.post(f"/jobs/{job_id}/cancel").status_code == 404
+    assert api.redis.hget(keys.job(job_id), "status") == b"queued"
+
+
+def test_an_expired_job_is_410_and_later_404(api: Api) -> None:
+    job_id = api.job()
+    api.finish(job_id)
+    api.redis.hset(keys.job(job_id), "expires_at", time.time() - 1)
+    problem(api.client.get(f"/jobs/{job_id}"), 410)
+    problem(api.client.get(f"/jobs/{job_id}/images/0"), 410)
+    assert job_id not in api.client.get("/jobs?limit=100").text
+    api.redis.delete(keys.job(job_id))
+    problem(api.client.get(f"/jobs/{job_id}"), 404)
+
+
+def test_a_picture_comes_with_what_a_browser_must_know(api: Api) -> None:
+    job_id = api.job()
+    problem(api.client.get(f"/jobs/{job_id}/images/0"), 404)
+    api.finish(job_id)
+    answer = api.client.get(f"/jobs/{job_id}/images/0")
+    assert answer.content == PNG
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert f'filename="{job_id}-0.png"' in answer.headers["content-disposition"]
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    etag = answer.headers["etag"]
+    again = api.client.get(f"/jobs/{job_id}/images/0", headers={"if-none-match": f'"x", {etag}'})
+    assert (again.status_code, again.content) == (304, b"")
+    problem(api.client.get(f"/jobs/{job_id}/images/1"), 404)
+    problem(api.client.get(f"/jobs/{job_id}/images/9"), 422)
+
+
+def test_a_picture_that_the_storage_lost_is_410(api: Api) -> None:
+    job_id = api.job()
+    api.finish(job_id)
+    api.storage.delete_folder(f"results/{job_id}")
+    problem(api.client.get(f"/jobs/{job_id}/images/0"), 410)
+
+
+def test_jobs_are_listed_newest_first_page_by_page(api: Api) -> None:
+    api.redis.delete(keys.owner_jobs("anonymous"))
+    jobs = [api.job() for _ in range(5)]
+    seen: list[str] = []
+    url: str | None = "/jobs?limit=2"
+    pages = 0
+    while url is not None:
+        page = api.client.get(url).json()
+        seen += [job["id"] for job in page["jobs"]]
+        url = page["next"]
+        pages += 1
+    assert (seen, pages) == (jobs[::-1], 3)
+
+
+@pytest.mark.parametrize("cursor", ["x", "e30", "WzEsMl0", "%00", "WyJ4IiwgMV0", "bnVsbA"])
+def test_a_foreign_cursor_is_422(api: Api, cursor: str) -> None:
+    body = problem(api.client.get(f"/jobs?cursor={cursor}"), 422)
+    assert body["errors"] == [{"field": "cursor", "message": "is none that this service gave out"}]
+
+
+def test_a_full_queue_refuses_with_an_honest_time(
+    make_api: Callable[..., Running], fresh_redis_url: Callable[[], str], storage_url: str
+) -> None:
+    files = {"image": ("a", PNG)}
+    with make_api(
+        redis_url=fresh_redis_url(), storage_url=storage_url, max_queued_jobs=2
+    ) as running:
+        for _ in range(2):
+            assert httpx.post(f"{running.url}/generate", files=files).status_code == 202
+        answer = httpx.post(f"{running.url}/generate", files=files)
+    body = problem(answer, 503)
+    assert body["type"] == "urn:imageprompt:error:queue-full"
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_links_follow_the_name_that_the_client_used(api: Api) -> None:
+    job_id = api.job()
+    answer = api.client.get(f"/jobs/{job_id}", headers={"host": "pictures.example"})
+    assert re.match(r"http://pictures\.example/jobs/", answer.json()["urls"]["self"])
+
+
+def test_status_is_final_once(api: Api) -> None:
+    job_id = api.job()
+    api.finish(job_id)
+    assert api.transitions.cancel(job_id) is Status.SUCCEEDED
