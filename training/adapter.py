@@ -17,7 +17,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from training import architecture, captions, clip, decoupled, diffusion, pool, unet, vae
+from training import architecture, captions, clip, decoupled, diffusion, pool, team, unet, vae
 from training.architecture import Architecture
 from training.loop import Budget, Loop
 from training.pool import TextFeatures, Views
@@ -113,7 +113,7 @@ def train(model: Adapter, frozen: Frozen, budget: Budget, out: Path, seed: int =
 
     def step(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        rows = torch.randint(len(frozen.latents), (BATCH,), generator=generator)
+        rows = torch.randint(len(frozen.latents), (BATCH // team.size(),), generator=generator)
         prompts = choose(scenes, rows, views, generator)
         seen = frozen.images[prompts.images].float()
         seen[prompts.no_image] = frozen.no_image

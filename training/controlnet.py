@@ -15,7 +15,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
-from training import adapter, architecture, captions, clip, diffusion, drawing, pool, unet
+from training import adapter, architecture, captions, clip, diffusion, drawing, pool, team, unet
 from training.adapter import Adapter, Frozen
 from training.loop import Budget, Loop, arguments
 from training.pool import Views
@@ -88,12 +88,13 @@ def train(
     loop = Loop("controlnet", model, budget, out)
     scenes = pool.scenes(len(frozen.latents))
     views = Views(scenes)
+    n = BATCH // team.size()
 
     def step(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        rows = torch.randint(len(frozen.latents), (BATCH,), generator=generator)
+        rows = torch.randint(len(frozen.latents), (n,), generator=generator)
         seen = frozen.images[views.any_shape(rows, generator)].float()
-        text_only, alone = (torch.rand(BATCH, generator=generator) for _ in range(2))
+        text_only, alone = (torch.rand(n, generator=generator) for _ in range(2))
         sentences = clip.numbers(leave_out(truth(scenes[rows]), KEEP, generator))
         sentences[(text_only >= NO_IMAGE) & (alone < EMPTY)] = captions.EMPTY
         # Guidance runs the ControlNet on the unconditional half as well.

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from training import team
+
 CHECKPOINT_SECONDS: Final = 120.0
 
 
@@ -52,33 +54,37 @@ class Loop:
             fused=True,
         )
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = self._since = 0.0
         self.losses: list[float] = []
         self.average = [p.detach().clone() for p in self.parameters] if budget.ema else []
         out.mkdir(parents=True, exist_ok=True)
+        team.join()
         if self.checkpoint.exists():
             self._load(torch.load(self.checkpoint, weights_only=True))
 
     def run(self, loss: Callable[[int], Tensor]) -> None:
-        """Call `loss(step)` and learn from it until the budget is used up."""
+        """Call `loss(number)` and learn from it until the budget is used up.
+
+        No number comes twice, in all processes of a team together.
+        """
         total = self.budget.minutes * 60
-        saved = last = time.monotonic()
+        saved = self._since = time.monotonic()
         bar = tqdm(
             total=round(total),
             initial=round(self.seconds),
             desc=self.name,
             unit="s",
             mininterval=10,
+            disable=team.rank() > 0,
         )
         while self.seconds < total:
-            self._learn(loss(self.step), self.seconds / total)
-            now = time.monotonic()
-            self.seconds, last = self.seconds + now - last, now
+            number = self.step * team.size() + team.rank()
+            self._learn(loss(number), self.seconds / total)
             bar.n = min(bar.total, round(self.seconds))
             recent = self.losses[-100:]
             bar.set_postfix(step=self.step, loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
             bar.update(0)
-            if now - saved > CHECKPOINT_SECONDS:
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self.save()
                 saved = time.monotonic()
         bar.close()
@@ -90,10 +96,15 @@ class Loop:
             group["lr"] = rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1))))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        told = torch.tensor([loss.item(), self.seconds])
+        team.mean([p.grad for p in self.parameters if p.grad is not None] + [told])
+        self.seconds = told[1].item()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.step += 1
-        self.losses.append(loss.item())
+        self.losses.append(told[0].item())
         if self.average:
             decay = min(self.budget.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
@@ -107,6 +118,8 @@ class Loop:
 
     def save(self) -> None:
         """Write the checkpoint and the loss curve."""
+        if team.rank() > 0:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

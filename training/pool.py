@@ -17,13 +17,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPVisionModelWithProjection
 
-from training import drawing, world
+from training import drawing, team, world
 from training.captions import SENTENCES
 from training.towers import Towers, see
 from training.vae import to_model
 from training.world import Scenes
 
-SIZE: Final = 20_000
+SIZE: Final = 12_000
 SEED: Final = 7
 CHUNK: Final = 50
 #: Number of the all-zero row after the sentences: what a pipeline feeds for no negative prompt.
@@ -41,14 +41,18 @@ def _each(n: int, size: int, encode: Callable[[Tensor], Tensor], path: Path) -> 
     if path.exists():
         stored: Tensor = torch.load(path, weights_only=True)
         return stored
-    every = scenes(n)
-    result = torch.cat(
+    team.join()
+    share = n // team.size()
+    own = scenes(n)[team.rank() * share : (team.rank() + 1) * share]
+    part = torch.cat(
         [
-            encode(drawing.draw(every[start : start + CHUNK], size))
-            for start in tqdm(range(0, n, CHUNK), desc=path.stem, mininterval=10)
+            encode(drawing.draw(own[start : start + CHUNK], size))
+            for start in tqdm(range(0, share, CHUNK), desc=path.stem, mininterval=10)
         ]
     )
-    torch.save(result, path)
+    result = team.gather(part)
+    if team.rank() == 0:
+        torch.save(result, path)
     return result
 
 

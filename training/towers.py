@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from training import architecture, captions, drawing
 from training.architecture import Architecture
-from training.world import BACKGROUNDS, COLOURS, FILLS, SHAPES, Scenes
+from training.world import BACKGROUNDS, COLOURS, FILLS, SHAPES, Scenes, is_held_out
 
 #: CLIP's own normalisation (openai/CLIP, the default of CLIPImageProcessor).
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -25,6 +25,8 @@ VISION_SIZE: Final = 224
 PATCH: Final = 32
 #: Cells a patch's side is divided into where its share of the object's area is read.
 CELLS: Final = 4
+#: A logit that no softmax chooses.
+NEVER: Final = -1e4
 HEADS: Final = {
     "shape": len(SHAPES),
     "colour": len(COLOURS),
@@ -53,28 +55,38 @@ class Towers(nn.Module):
 
         `pixels` as from `see`, `tokens` `(batch, MAX_TOKENS)` of one caption a picture, `named` the
         attributes `(batch, 4)` those captions name. Every caption that is true of a picture is a
-        right answer for it: a batch holds many such when captions leave parts out.
+        right answer for it: a batch holds many such when captions leave parts out. A caption that
+        would make a held-out pair of a picture counts neither way, or the towers would learn that
+        there are no such pairs.
         """
         seen = self.image_encoder(pixels, output_hidden_states=True)
         image = seen.image_embeds
-        true = true_of(named, truth(scenes))
+        attributes = truth(scenes)
+        true = true_of(named, attributes)
+        untold = ~true & pairs_up(named, attributes)
         total = self.read(image, scenes) + self.outline(seen.hidden_states[-2], scenes)
         first = self.text_projection(self.text_encoder(tokens).pooler_output)
         second = self.text_encoder_2(tokens).text_embeds
         scale = self.scale.clamp(max=math.log(100)).exp()
         for text in (first, second):
             logits = functional.normalize(image) @ functional.normalize(text).T * scale
+            logits = logits.masked_fill(untold, NEVER)
             total = total + (_contrast(logits, true) + _contrast(logits.T, true.T)) / 4
         return total
 
     def read(self, image: Tensor, scenes: Scenes) -> Tensor:
-        """Cross-entropy of the attribute heads on image embeddings, summed over the four."""
-        return torch.stack(
-            [
-                functional.cross_entropy(head(image), getattr(scenes, name))
-                for name, head in self.heads.items()
-            ]
-        ).sum()
+        """Cross-entropy of the attribute heads on image embeddings, summed over the four.
+
+        A shape held out with the picture's colour is no choice, nor the other way round.
+        """
+        logits = {name: head(image) for name, head in self.heads.items()}
+        shapes, colours = torch.arange(len(SHAPES)), torch.arange(len(COLOURS))
+        no_shape = is_held_out(scenes.colour[:, None], shapes[None])
+        no_colour = is_held_out(colours[None], scenes.shape[:, None])
+        logits["shape"] = logits["shape"].masked_fill(no_shape, NEVER)
+        logits["colour"] = logits["colour"].masked_fill(no_colour, NEVER)
+        losses = [functional.cross_entropy(x, getattr(scenes, n)) for n, x in logits.items()]
+        return torch.stack(losses).sum()
 
     def outline(self, features: Tensor, scenes: Scenes) -> Tensor:
         """Cross-entropy of the object's area, read off each patch's penultimate features.
@@ -122,6 +134,14 @@ def true_of(named: Tensor, attributes: Tensor) -> Tensor:
     """Tell which captions are true of which pictures, `(pictures, captions)`, bool."""
     same = named[None] == attributes[:, None]
     return (same | (named[None] == captions.LEFT_OUT)).all(dim=2)
+
+
+def pairs_up(named: Tensor, attributes: Tensor) -> Tensor:
+    """Tell where caption and picture together make a held-out pair, `(pictures, captions)`."""
+    shape, colour = named[None, :, 0], named[None, :, 1]
+    by_shape = is_held_out(attributes[:, None, 1], shape) & (shape != captions.LEFT_OUT)
+    by_colour = is_held_out(colour, attributes[:, None, 0]) & (colour != captions.LEFT_OUT)
+    return by_shape | by_colour
 
 
 def _contrast(logits: Tensor, true: Tensor) -> Tensor:

@@ -13,14 +13,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from training import architecture, captions, clip, diffusion, pool, vae
+from training import architecture, captions, clip, diffusion, pool, team, vae
 from training.architecture import Architecture
 from training.loop import Budget, Loop, arguments
 from training.pool import TextFeatures
 from training.towers import leave_out, truth
 from training.world import Scenes
 
-BATCH: Final = 64
+BATCH: Final = 32
 #: How a caption is chosen: no text at all (zeros, what the pipeline feeds for an absent negative
 #: prompt), the empty sentence (an image prompt alone), all four attributes, else some of them.
 ZEROS: Final = 0.07
@@ -72,12 +72,12 @@ def train(
     torch.manual_seed(seed)
     shape: Architecture = architecture.SHAPES
     model = architecture.unet(shape).to(memory_format=torch.channels_last)
-    loop = Loop("unet", model, Budget(minutes, 8e-4, ema=0.999, warmup_steps=300), out)
+    loop = Loop("unet", model, Budget(minutes, 1e-3, ema=0.998, warmup_steps=200), out)
     scenes = pool.scenes(len(latents))
 
     def step(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        rows = torch.randint(len(latents), (BATCH,), generator=generator)
+        rows = torch.randint(len(latents), (BATCH // team.size(),), generator=generator)
         noised = diffusion.noise(latents[rows], generator)
         told = conditions(text, choose(scenes[rows], generator), shape.size)
         return noised.loss(told.predict(model, noised))

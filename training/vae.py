@@ -13,16 +13,18 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-from training import architecture, drawing, world
+from training import architecture, drawing, team, world
 from training.loop import Budget, Loop, arguments
 
 BATCH: Final = 8
 CROP: Final = 64
+#: Whole pictures at a time: four times a crop's pixels.
+WHOLE: Final = 2
 #: Share of the budget after which whole pictures take the place of crops: group norm sees a
 #: crop's statistics otherwise.
-CROPS_UNTIL: Final = 0.8
+CROPS_UNTIL: Final = 0.7
 #: Keeps the latents' spread in bounds without blurring; in means, not sums.
-KL_WEIGHT: Final = 5e-4
+KL_WEIGHT: Final = 2e-5
 
 
 def to_model(pixels: Tensor) -> Tensor:
@@ -53,15 +55,15 @@ def train(minutes: float, out: Path, seed: int = 0) -> AutoencoderKL:
     """Train for `minutes` in all and return the autoencoder."""
     torch.manual_seed(seed)
     model = architecture.vae(architecture.SHAPES).to(memory_format=torch.channels_last)
-    loop = Loop("vae", model, Budget(minutes, 1.5e-3, weight_decay=0.0), out)
+    loop = Loop("vae", model, Budget(minutes, 2.5e-3, weight_decay=0.0), out)
     size = architecture.SHAPES.size
 
     def step(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         if loop.seconds < CROPS_UNTIL * minutes * 60:
-            pixels = crop(world.sample(BATCH, generator), size, generator)
+            pixels = crop(world.sample(BATCH // team.size(), generator), size, generator)
         else:
-            pixels = drawing.draw(world.sample(BATCH // 4, generator), size)
+            pixels = drawing.draw(world.sample(WHOLE // team.size(), generator), size)
         return loss(model, to_model(pixels))
 
     loop.run(step)
@@ -98,5 +100,5 @@ def load(out: Path) -> AutoencoderKL:
 
 
 if __name__ == "__main__":
-    given = arguments(__doc__, minutes=22)
+    given = arguments(__doc__, minutes=30)
     train(given.minutes, given.out, given.seed)
