@@ -106,7 +106,9 @@ def plain(catalog: Catalog, tiny_model: Path) -> Plain:
     return Plain(tiny_model)
 
 
-def request(images: int = 1, control: dict[str, Any] | None = None, **fields: Any) -> GenerateRequest:
+def request(
+    images: int = 1, control: dict[str, Any] | None = None, **fields: Any
+) -> GenerateRequest:
     """A request on the tiny model; every field may be given."""
     prompts = tuple(
         ImagePrompt(
@@ -174,10 +176,12 @@ class Rows:
         model = self._engine.models["tiny"]
         latents = torch.cat([row.latents for row in self._works[name].rows])
         with torch.no_grad():
-            decoded = torch.cat([
-                model.vae.decode(one / model.vae.config.scaling_factor).sample
-                for one in latents.clone().split(1)
-            ])
+            decoded = torch.cat(
+                [
+                    model.vae.decode(one / model.vae.config.scaling_factor).sample
+                    for one in latents.clone().split(1)
+                ]
+            )
         return (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 

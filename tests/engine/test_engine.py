@@ -121,9 +121,7 @@ def test_an_image_of_weight_zero_is_not_there(engine: Engine, rows: Rows) -> Non
     assert np.abs(weighted(1.0) - alone).max() > 10 * SAME_AS_PLAIN
 
 
-def test_without_any_image_the_base_model_answers(
-    engine: Engine, rows: Rows, plain: Plain
-) -> None:
+def test_without_any_image_the_base_model_answers(engine: Engine, rows: Rows, plain: Plain) -> None:
     """With every image prompt at weight 0 the picture is the plain model's for the text alone."""
     only = request(prompt="a red star")
     nothing = tuple(image.model_copy(update={"weight": 0.0}) for image in only.images)

@@ -95,13 +95,13 @@ class Encoders:
             for image in inputs.images
             if found[image.key] is None and image.pixels is not None
         }
-        if missing:
-            made = adapter.encode(torch.cat(list(missing.values())).to(model.device)).cpu()
-            for key, part in zip(missing, made.split(1), strict=True):
-                self._observer.on_encoder_run()
-                found[key] = embedding = {"embedding": part[0].clone()}
-                self._images.put(key, embedding)
-                fresh.append((self._images, key, embedding))
+        # One at a time, so that an embedding does not depend on what else was asked for with it.
+        for key, pixels in missing.items():
+            made = adapter.encode(pixels.to(model.device))[0].cpu()
+            self._observer.on_encoder_run()
+            found[key] = embedding = {"embedding": made}
+            self._images.put(key, embedding)
+            fresh.append((self._images, key, embedding))
         parts = [_present(found[image.key])["embedding"] for image in inputs.images]
         return torch.stack(parts).to(model.device)
 

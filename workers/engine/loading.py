@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionXLPipeline
+from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 

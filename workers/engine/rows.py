@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from diffusers.utils.torch_utils import randn_tensor
+from PIL.Image import Image
 from torch import Tensor
 
 from workers.engine import schedulers

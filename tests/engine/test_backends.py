@@ -1,0 +1,52 @@
+"""Which attention kernel serves on which machine."""
+
+import logging
+
+import pytest
+import torch
+
+from service.core.errors import ConfigurationError
+from service.core.settings import AttentionBackend, Device
+from workers.engine import attention
+from workers.engine.backends import choose_device, choose_kernel
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+def test_the_fastest_kernel_measured_here_serves(caplog: pytest.LogCaptureFixture) -> None:
+    """And one log line says which it is, with the figures."""
+    times = {attention.xformers: 0.002, attention.sdpa: 0.003}
+    with caplog.at_level(logging.INFO):
+        chosen = choose_kernel(
+            AttentionBackend.AUTO, CUDA, has_xformers=True, measure=times.__getitem__
+        )
+    assert chosen is AttentionBackend.XFORMERS
+    assert "xformers is the fastest here (sdpa 3.00 ms, xformers 2.00 ms)" in caplog.text
+
+
+def test_sdpa_serves_where_xformers_is_absent(caplog: pytest.LogCaptureFixture) -> None:
+    """On CUDA one log line says so."""
+    chosen = choose_kernel(AttentionBackend.AUTO, CUDA, has_xformers=False)
+    assert chosen is AttentionBackend.SDPA
+    assert [record.message for record in caplog.records] == [
+        "attention: xformers is not installed, SDPA serves in its place"
+    ]
+
+
+def test_a_cpu_has_sdpa_only(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a word, for there is no choice."""
+    assert choose_kernel(AttentionBackend.AUTO, CPU, has_xformers=True) is AttentionBackend.SDPA
+    assert not caplog.records
+
+
+def test_an_operator_may_name_the_kernel() -> None:
+    """Then nothing is measured."""
+    assert choose_kernel(AttentionBackend.SDPA, CUDA, has_xformers=True) is AttentionBackend.SDPA
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_is_refused_where_there_is_none() -> None:
+    """And found out where the setting leaves it open."""
+    assert choose_device(Device.AUTO) == CPU
+    with pytest.raises(ConfigurationError, match="IMAGEPROMPT_DEVICE"):
+        choose_device(Device.CUDA)

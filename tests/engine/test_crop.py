@@ -1,0 +1,43 @@
+"""What the image encoder sees of a non-square image prompt."""
+
+from PIL import Image
+
+from service.core.request import Crop
+from workers.engine.crop import PAD_COLOUR, square
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def wide() -> Image.Image:
+    """Red with blue ends, three times as wide as high."""
+    image = Image.new("RGB", (300, 100), BLUE)
+    image.paste(Image.new("RGB", (100, 100), RED), (100, 0))
+    return image
+
+
+def test_center_leaves_the_cut_to_the_encoders_own_preprocessing() -> None:
+    """As diffusers does it: scale the shorter side, cut the middle out."""
+    assert square(wide(), Crop.CENTER, 224) == wide()
+
+
+def test_pad_keeps_everything_inside_a_square_of_the_mean_colour() -> None:
+    """The picture's proportions stay."""
+    padded = square(wide(), Crop.PAD, 224)
+    assert padded.size == (300, 300)
+    assert padded.getpixel((150, 150)) == RED
+    assert padded.getpixel((5, 150)) == BLUE
+    assert padded.getpixel((150, 20)) == PAD_COLOUR
+
+
+def test_resize_squashes_everything_into_the_square() -> None:
+    """All of it is seen; its proportions are lost."""
+    squashed = square(wide(), Crop.RESIZE, 224)
+    assert squashed.size == (224, 224)
+    assert squashed.getpixel((112, 5)) == RED
+    assert squashed.getpixel((20, 112)) == BLUE
+
+
+def test_a_square_picture_is_left_alone() -> None:
+    """There is nothing to decide."""
+    image = Image.new("RGB", (50, 50), RED)
+    assert all(square(image, crop, 224) == image for crop in Crop)

@@ -1,0 +1,218 @@
+"""Model files that do not fit together are found at start-up, and both are named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from service.core.catalog import Adapter, Catalog, Source
+from service.core.errors import ConfigurationError
+from service.core.settings import AttentionBackend, Device
+from workers.engine import files
+from workers.engine.engine import load_engine
+
+Change = Callable[[Path], None]
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may spoil."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def load(catalog: Catalog, folder: Path, **changes: object) -> None:
+    """Load the catalog's model from `folder`."""
+    entry = catalog.models["tiny"]
+    adapters = {
+        name: adapter.model_copy(update={"path": folder})
+        for name, adapter in entry.adapters.items()
+    }
+    entry = entry.model_copy(
+        update={
+            "base": Source(path=folder),
+            "adapters": adapters,
+            "controlnets": {"outline": Source(path=folder / "controlnets" / "outline")},
+            **changes,
+        }
+    )
+    moved = catalog.model_copy(update={"models": {"tiny": entry}})
+    load_engine(moved, device=Device.CPU)
+
+
+def weights(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the tensors of an adapter file."""
+    path = folder / "adapters" / name
+    tensors = load_file(path)
+    change(tensors)
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+
+
+def test_an_encoder_of_another_width_is_named_with_the_adapters_file(
+    catalog: Catalog, folder: Path
+) -> None:
+    """The commonest mistake: the bigG encoder with a ViT-H adapter."""
+    encoder = folder / "adapters" / "image_encoder"
+    config = CLIPVisionConfig(**json.loads((encoder / "config.json").read_text()))
+    config.projection_dim *= 2
+    CLIPVisionModelWithProjection(config).save_pretrained(encoder)
+    with pytest.raises(ConfigurationError, match=r"image_encoder .*ip-adapter\.safetensors"):
+        load(catalog, folder)
+
+
+def test_hidden_states_of_another_width_are_found_for_plus(catalog: Catalog, folder: Path) -> None:
+    """The Plus adapter reads another output of the encoder than the base one."""
+    weights(folder, "ip-adapter-plus.safetensors", _widen("image_proj.proj_in.weight"))
+    with pytest.raises(ConfigurationError, match=r"image_encoder .*ip-adapter-plus\.safetensors"):
+        load(catalog, folder)
+
+
+def _widen(key: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[key] = torch.cat([tensors[key]] * 2, dim=1)
+
+    return change
+
+
+def _shorten(tensors: dict[str, torch.Tensor]) -> None:
+    key = next(key for key in tensors if key.endswith("to_k_ip.weight"))
+    tensors[key] = tensors[key][:, :-1]
+
+
+def _drop(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[next(key for key in tensors if key.endswith("to_v_ip.weight"))]
+
+
+@pytest.mark.parametrize("change", [_shorten, _drop])
+def test_an_adapter_of_another_base_model_is_named_with_the_unet(
+    catalog: Catalog, folder: Path, change: Callable[[dict[str, torch.Tensor]], None]
+) -> None:
+    """As with SD 1.5's adapter on SDXL."""
+    weights(folder, "ip-adapter.safetensors", change)
+    with pytest.raises(ConfigurationError, match=r"ip-adapter\.safetensors .*UNet .*unet"):
+        load(catalog, folder)
+
+
+def test_an_adapter_of_a_kind_that_is_not_served_is_refused(catalog: Catalog, folder: Path) -> None:
+    """FaceID and Full adapters are neither base nor Plus."""
+    weights(folder, "ip-adapter.safetensors", lambda tensors: tensors.clear())
+    with pytest.raises(ConfigurationError, match="neither a base nor a Plus"):
+        load(catalog, folder)
+
+
+def test_a_pickled_adapter_is_refused(catalog: Catalog, folder: Path) -> None:
+    """Only safetensors are read."""
+    adapter = catalog.models["tiny"].adapters["base"]
+    pickled = {"base": adapter.model_copy(update={"path": folder, "weight_name": "a.bin"})}
+    with pytest.raises(ConfigurationError, match=r"a\.bin is not a \.safetensors file"):
+        load(catalog, folder, adapters=pickled)
+
+
+def test_pickled_weights_of_the_base_are_refused(catalog: Catalog, folder: Path) -> None:
+    """A folder with .bin files only is as good as empty."""
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(unet), unet.with_suffix(".bin"))
+    unet.unlink()
+    with pytest.raises(ConfigurationError, match="StableDiffusionXLPipeline could not be loaded"):
+        load(catalog, folder)
+
+
+def test_a_controlnet_of_another_base_model_is_named_with_the_unet(
+    catalog: Catalog, folder: Path
+) -> None:
+    """Its residuals would not fit."""
+    path = folder / "controlnets" / "outline" / "config.json"
+    config = json.loads(path.read_text())
+    config["cross_attention_dim"] *= 2
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigurationError, match="outline"):
+        load(catalog, folder)
+
+
+def test_a_vae_of_another_model_is_named_with_the_unet(
+    catalog: Catalog, folder: Path, tmp_path: Path
+) -> None:
+    """Sixteen latent channels are another family's."""
+    AutoencoderKL(latent_channels=16, block_out_channels=(32,)).save_pretrained(tmp_path / "vae")
+    with pytest.raises(ConfigurationError, match=r"vae has 16 latent channels, but UNet .*unet"):
+        load(catalog, folder, vae=Source(path=tmp_path / "vae"))
+
+
+def test_a_unet_that_is_not_sdxls_is_refused(catalog: Catalog, folder: Path) -> None:
+    """SD 1.5 has no added time ids."""
+    UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+    ).save_pretrained(folder / "unet")
+    with pytest.raises(ConfigurationError, match="not SDXL-shaped"):
+        load(catalog, folder)
+
+
+def _remove(*names: str) -> Change:
+    return lambda folder: (folder.joinpath(*names)).unlink()
+
+
+@pytest.mark.parametrize(
+    ("remove", "named"),
+    [
+        (_remove("model_index.json"), "model_index.json"),
+        (_remove("adapters", "ip-adapter-plus.safetensors"), "ip-adapter-plus.safetensors"),
+        (_remove("adapters", "image_encoder", "config.json"), "image_encoder/config.json"),
+        (_remove("controlnets", "outline", "diffusion_pytorch_model.safetensors"), "outline"),
+        (_remove("unet", "diffusion_pytorch_model.safetensors"), "StableDiffusionXLPipeline"),
+    ],
+    ids=["index", "adapter", "encoder", "controlnet", "unet"],
+)
+def test_a_missing_file_is_named(
+    catalog: Catalog, folder: Path, remove: Change, named: str
+) -> None:
+    """The message says which file of which folder."""
+    remove(folder)
+    with pytest.raises(ConfigurationError, match=named):
+        load(catalog, folder)
+
+
+def test_a_missing_folder_is_named(catalog: Catalog, tmp_path: Path) -> None:
+    """As when the bundled model has not been made yet."""
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        load(catalog, tmp_path / "nowhere")
+
+
+def test_a_hub_file_that_is_not_in_the_cache_is_named_offline(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """HF_HUB_OFFLINE is kept to, and the message names repository, revision and file."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    base = Source(repo="nobody/nothing", revision="main")
+    with pytest.raises(ConfigurationError, match="nobody/nothing@main/model_index.json"):
+        load(catalog, tmp_path, base=base)
+
+
+def test_the_encoder_of_an_adapter_lies_where_diffusers_looks_for_it() -> None:
+    """A bare name is a folder beside the weights; one with a slash starts at the repository."""
+    common = {"repo": "h94/IP-Adapter", "subfolder": "sdxl_models", "weight_name": "a.safetensors"}
+    beside = Adapter(**common, image_encoder="image_encoder")
+    elsewhere = Adapter(**common, image_encoder="models/image_encoder")
+    assert files.encoder_source(beside).subfolder == "sdxl_models/image_encoder"
+    assert files.encoder_source(elsewhere).subfolder == "models/image_encoder"
+
+
+def test_a_variant_and_a_revision_reach_the_loaders() -> None:
+    """As in models/sdxl.yaml."""
+    source = Source(repo="a/b", revision="main", variant="fp16")
+    arguments = files.loader_arguments(source)
+    assert arguments == {"use_safetensors": True, "revision": "main", "variant": "fp16"}
+
+
+def test_xformers_is_refused_where_it_cannot_run(catalog: Catalog) -> None:
+    """On a CPU there is SDPA only."""
+    with pytest.raises(ConfigurationError, match="xformers"):
+        load_engine(catalog, device=Device.CPU, attention=AttentionBackend.XFORMERS)

@@ -1,0 +1,89 @@
+"""What an engine does and knows when it reports ready; previews are fitted then, too."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from service.core.catalog import Catalog
+from service.core.settings import Device
+from tests.engine.conftest import Counts, job, request
+from workers.engine import preview
+from workers.engine.engine import Silent, load_engine
+from workers.engine.types import Canceled
+
+
+class Watcher(Silent):
+    """Keeps the previews of a job."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, Image.Image]] = []
+
+    def on_preview(self, step: int, image: Image.Image) -> None:
+        self.seen.append((step, image))
+
+
+def test_a_warm_engine_has_run_every_class_and_knows_its_rate(catalog: Catalog) -> None:
+    """Adapters, ControlNets and sizes have each run once; caps and the rate are measured."""
+    counts, stages = Counts(), []
+    engine = load_engine(
+        catalog,
+        device=Device.CPU,
+        slots=4,
+        threads=1,
+        observer=counts,
+        preview_every_steps=2,
+        on_stage=stages.append,
+    )
+    try:
+        assert engine.row_steps_per_second == 0
+        engine.warm_up()
+        assert engine.row_steps_per_second > 0
+        assert 2 <= engine._caps.of(("tiny", 64, 64, "")) <= 8
+        assert len(counts.forwards) == 3 * 2  # base, plus, control: two steps each
+        assert stages == [
+            "loading tiny: base",
+            "loading tiny: adapter base",
+            "loading tiny: adapter plus",
+            "loading tiny: ControlNet outline",
+            "warming tiny",
+            "profiling tiny at 64 x 64",
+        ]
+        watcher = Watcher()
+        result = engine.submit(job(request(steps=5, num_images=2)), watcher).result(60)
+        assert [step for step, _ in watcher.seen] == [2, 4]
+        assert {image.size for _, image in watcher.seen} == {(8, 8)}
+        # The preview near the end looks more like the picture than noise does.
+        small = np.asarray(result.images[0].resize((8, 8), Image.Resampling.BOX)) / 255
+        last = np.asarray(watcher.seen[-1][1]) / 255
+        noise = np.random.default_rng(0).random((8, 8, 3))
+        assert np.abs(last - small).mean() < np.abs(noise - small).mean()
+    finally:
+        engine.stop()
+
+
+def test_a_stopped_engine_takes_nothing_in_and_leaves_nobody_waiting(catalog: Catalog) -> None:
+    """Jobs that are open when it stops end as canceled; stopping twice is allowed."""
+    engine = load_engine(catalog, device=Device.CPU, slots=2, threads=1)
+    engine.start()
+    open_jobs = [engine.submit(job(request(steps=100, seed=seed))) for seed in range(3)]
+    engine.stop()
+    engine.stop()
+    for ticket in itertools.chain(open_jobs, [engine.submit(job(request()))]):
+        with pytest.raises(Canceled):
+            ticket.result(10)
+    assert not engine.alive
+
+
+def test_a_preview_is_fitted_to_real_decodes() -> None:
+    """Where colours are a linear map of the latents, the fit finds it."""
+    generator = torch.Generator().manual_seed(0)
+    true = torch.rand(5, 3, generator=generator) * 0.2
+    latents = [torch.rand(1, 4, 6, 8, generator=generator) for _ in range(2)]
+    pictures = [
+        preview.render(true, each).resize((64, 48), Image.Resampling.NEAREST) for each in latents
+    ]
+    fitted = preview.fit(latents, pictures)
+    assert torch.allclose(fitted, true, atol=0.01)
