@@ -35,7 +35,7 @@ from workers.observer import MetricsObserver, watch_memory
 from workers.reporter import Reporter
 from workers.runner import Runner
 from workers.task import Collaborators, generate
-from workers.watchdog import Watchdog
+from workers.watchdog import LOOK_SECONDS, Watchdog
 
 logger = structlog.get_logger("workers")
 
@@ -105,7 +105,7 @@ class Worker:
         threads = [
             Repeat("heartbeat", partial(self._beat, redis, runner, engine), self._beat_seconds()),
             Repeat("sweep", Sweep(runner.leases), SWEEP_SECONDS),
-            Repeat("watchdog", watchdog, 1.0),
+            Repeat("watchdog", watchdog, LOOK_SECONDS),
         ]
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: runner.stop())

@@ -1,7 +1,8 @@
 """Ends a worker whose engine hangs, so that whoever started it starts a fresh one.
 
-It asks for finished denoising steps, not for a thread that ticks. The jobs of an ended worker
-come back when their leases run out.
+It asks for finished denoising steps, not for a thread that ticks. A process that was itself paused
+(SIGSTOP, a moved machine) is not hung: it gets its time anew. The jobs of an ended worker come
+back when their leases run out.
 """
 
 import os
@@ -14,6 +15,10 @@ import structlog
 logger = structlog.get_logger(__name__)
 
 EXIT_STATUS: Final = 70  # EX_SOFTWARE of sysexits.h
+LOOK_SECONDS: Final = 1.0
+"""How often the watchdog is to be called."""
+PAUSE_SECONDS: Final = 5.0
+"""A watchdog that was not called for so long was paused together with the engine."""
 
 
 class Watched(Protocol):
@@ -44,19 +49,26 @@ class Watchdog:
         self._step_timeout_seconds = step_timeout_seconds
         self._clock = clock
         self._leave = leave
+        self._called_at = self._resumed_at = clock()
 
     def healthy(self) -> bool:
         """Whether the engine lives and has finished a step lately, or has nothing to do."""
-        silent_seconds = self._clock() - self._engine.last_step_at
-        return self._engine.alive and silent_seconds <= self._step_timeout_seconds
+        return self._engine.alive and self._silent_seconds() <= self._step_timeout_seconds
 
     def __call__(self) -> None:
         """End the process if the engine is not healthy."""
+        now = self._clock()
+        if now - self._called_at > PAUSE_SECONDS:
+            logger.warning("worker was paused", seconds=round(now - self._called_at, 1))
+            self._resumed_at = now
+        self._called_at = now
         if not self.healthy():
-            silent_seconds = round(self._clock() - self._engine.last_step_at, 1)
             logger.critical(
                 "engine hangs; worker ends to be replaced",
                 engine_alive=self._engine.alive,
-                seconds_without_step=silent_seconds,
+                seconds_without_step=round(self._silent_seconds(), 1),
             )
             self._leave(EXIT_STATUS)
+
+    def _silent_seconds(self) -> float:
+        return self._clock() - max(self._engine.last_step_at, self._resumed_at)

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from service.core import keys
-from service.core.errors import EngineFault, NotFinite
+from service.core.errors import EngineFault, InputLost, NotFinite
 from service.core.job import Status
 from service.core.storage import StorageError
 from service.core.transitions import Claim
@@ -146,7 +146,7 @@ def test_lost_upload_ends_the_job(add_job, read, storage, engine: FakeEngine, st
     def load(engine_job):
         try:
             engine_job.load_image(0)
-        except Exception as error:  # as the engine does
+        except InputLost as error:  # as the engine does
             return error
 
     engine.answer = load

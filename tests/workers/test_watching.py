@@ -22,12 +22,26 @@ def test_hung_engine_ends_the_worker() -> None:
     left: list[int] = []
     now = [0.0]
     watchdog = Watchdog(Engine(), step_timeout_seconds=10, clock=lambda: now[0], leave=left.append)
-    now[0] = 9
-    watchdog()
+    for second in range(1, 11):
+        now[0] = second
+        watchdog()
     assert (watchdog.healthy(), left) == (True, [])
     now[0] = 11
     watchdog()
     assert (watchdog.healthy(), left) == (False, [EXIT_STATUS])
+
+
+def test_worker_that_was_paused_as_a_whole_goes_on() -> None:
+    left: list[int] = []
+    now = [0.0]
+    watchdog = Watchdog(Engine(), step_timeout_seconds=10, clock=lambda: now[0], leave=left.append)
+    now[0] = 100
+    watchdog()
+    assert (watchdog.healthy(), left) == (True, [])
+    for second in range(101, 112):
+        now[0] = second
+        watchdog()
+    assert left == [EXIT_STATUS]
 
 
 def test_dead_engine_ends_the_worker() -> None:
