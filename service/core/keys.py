@@ -18,6 +18,21 @@ def owner_jobs(owner: str) -> str:
     return f"{PREFIX}owner:{owner}"
 
 
+def active_jobs(owner: str) -> str:
+    """Sorted set: ids of one owner's jobs that have not ended, by when they count no more."""
+    return f"{PREFIX}active:{owner}"
+
+
+def rate(owner: str) -> str:
+    """String: when one owner's next request would be due at an even pace."""
+    return f"{PREFIX}rate:{owner}"
+
+
+def idempotency(owner: str, digest: str) -> str:
+    """Hash: which job an owner's Idempotency-Key (by its SHA-256) stands for."""
+    return f"{PREFIX}idempotency:{owner}:{digest}"
+
+
 def embedding(fingerprint: str) -> str:
     """String: one cached image embedding."""
     return f"{PREFIX}embedding:{fingerprint}"
@@ -27,6 +42,15 @@ def worker(name: str) -> str:
     """Hash with a time to live: what one worker says of itself."""
     return f"{PREFIX}worker:{name}"
 
+
+API_KEYS = f"{PREFIX}apikeys"
+"""Hash: the records of all API keys by their ids; the keys themselves as hashes only."""
+
+OUTBOX = f"{PREFIX}outbox"
+"""Sorted set: ids of ended jobs whose webhook is still to be delivered, by when it is due."""
+
+SWEEP = f"{PREFIX}sweep"
+"""String with a time to live: somebody has lately swept the storage."""
 
 WORKERS = f"{PREFIX}workers"
 """Sorted set: worker names by the time of their last sign of life."""

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import Field, IPvAnyNetwork, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,21 @@ class Settings(BaseSettings):
     max_event_streams: Annotated[int, Field(gt=0)] = 200
     presigned_url_seconds: Annotated[int, Field(gt=0)] = 600
 
+    # Who may
+    allow_anonymous: bool = False
+    """Whether requests without an API key are served on a host other than loopback, as long as
+    no key is configured. On loopback they are."""
+    webhook_secret: SecretStr | None = None
+    """Signs webhooks of requests without an API key (`whsec_` and base64); keys have their own."""
+    webhook_networks: tuple[IPvAnyNetwork, ...] = ()
+    """Networks that are not public and that webhooks may reach nevertheless."""
+    admin_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port for docs, metrics and health alone; without it they are on `port`."""
+    admin_host: str = "127.0.0.1"
+
     # Keeping
+    sweep_seconds: Annotated[float, Field(gt=0)] = 300
+    """How often a local storage folder is swept of pictures whose job has expired."""
     job_retention_seconds: Annotated[int, Field(gt=0)] = 24 * 3600
     """How long a finished job's record and pictures are kept."""
     tombstone_seconds: Annotated[int, Field(gt=0)] = 7 * 24 * 3600

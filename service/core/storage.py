@@ -6,12 +6,12 @@ Stands on obstore. Keys come from `service.core.keys`; nothing here knows what t
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import BaseError, NotFoundError
-from obstore.store import LocalStore, ObjectStore, from_url
+from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store, from_url
 
 from service.core.errors import ConfigurationError
 from service.core.settings import Settings
@@ -155,7 +155,8 @@ class Storage:
 
     def sign(self, key: str) -> str:
         """A URL under which anybody may read the object for a while."""
-        return self._call(lambda: obstore.sign(self._store, "GET", key, self._presigned))  # type: ignore[arg-type, call-overload, no-any-return]
+        store = cast("S3Store | GCSStore | AzureStore", self._store)
+        return self._call(lambda: obstore.sign(store, "GET", key, self._presigned))
 
     def check(self) -> None:
         """Write and read one small object, to see that the storage answers."""

@@ -25,6 +25,8 @@ from service.core.job import (
 )
 
 EVENTS_KEPT: Final = 500
+ACTIVE_SECONDS: Final = 24 * 3600
+"""So long after its deadline a job that never ended stops to count against its owner's limit."""
 
 _EMIT = """
 local function emit(name, data)
@@ -34,15 +36,21 @@ local function finish(status, now, keep, tombstone, fields)
   redis.call('HSET', KEYS[1], 'status', status, 'completed_at', now, 'expires_at', now + keep)
   for name, value in pairs(fields) do redis.call('HSET', KEYS[1], name, value) end
   redis.call('HDEL', KEYS[1], 'fence')
+  local id, owner = string.sub(KEYS[1], JOB_AT), redis.call('HGET', KEYS[1], 'owner')
+  redis.call('ZREM', 'ACTIVE' .. owner, id)
+  if redis.call('HEXISTS', KEYS[1], 'webhook') == 1 then
+    redis.call('ZADD', 'OUTBOX', now, id)
+  end
   emit('status', cjson.encode({status = status}))
   emit('done', cjson.encode({status = status}))
   redis.call('EXPIRE', KEYS[1], keep + tombstone)
   redis.call('EXPIRE', KEYS[2], keep)
 end
 local status = redis.call('HGET', KEYS[1], 'status')
-"""
+""".replace("JOB_AT", str(len(keys.job("")) + 1))
+_EMIT = _EMIT.replace("ACTIVE", keys.active_jobs("")).replace("OUTBOX", keys.OUTBOX)
 
-# ARGV: events kept, token, worker, now, attempt cap, keep, tombstone, exhausted error, expired error
+# ARGV: events kept, token, worker, now, attempt cap, keep, tombstone, errors (exhausted, expired)
 _CLAIM = (
     _EMIT
     + """
@@ -154,6 +162,8 @@ class Transitions:
     def create(self, job: Job, pipeline: Any) -> None:
         """Write a new job into `pipeline`, which the caller executes as one transaction."""
         pipeline.hset(keys.job(job.id), mapping=job.to_hash())
+        counts_until = (job.deadline_at or job.created_at) + ACTIVE_SECONDS
+        pipeline.zadd(keys.active_jobs(job.owner), {job.id: counts_until})
         pipeline.zadd(keys.owner_jobs(job.owner), {job.id: job.created_at})
         pipeline.xadd(
             keys.events(job.id),
@@ -212,6 +222,15 @@ class Transitions:
     def retry(self, claim: Claim) -> bool:
         """Put a claimed job back to queued after an attempt that failed and counts."""
         return self._run(self._hand_back, claim.job_id, claim.token, 0) == "queued"
+
+    def erase(self, job_id: str, owner: str) -> None:
+        """Delete the record and all that Redis holds of a job, for its owner's privacy."""
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.delete(keys.job(job_id), keys.events(job_id))
+            pipeline.zrem(keys.owner_jobs(owner), job_id)
+            pipeline.zrem(keys.active_jobs(owner), job_id)
+            pipeline.zrem(keys.OUTBOX, job_id)
+            pipeline.execute()
 
     def _event(self, claim: Claim, step: int, name: EventName, data: str) -> bool:
         answer = self._run(self._progress, claim.job_id, claim.token, step, name.value, data)
