@@ -77,20 +77,26 @@ def test_pictures_go_to_s3_and_clients_are_sent_there(service: Service, proxy: P
     assert len(pixels(httpx.get(url).content)) == 64 * 64 * 3
 
 
+def test_upload_is_refused_before_a_job_exists_while_the_storage_is_away(
+    service: Service, proxy: Proxy
+) -> None:
+    known = service.client.get("/jobs").json()["jobs"]
+    proxy.mode = Mode.FAIL
+    refused = service.post(image=picture(99))
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) > 0
+    assert service.client.get("/jobs").json()["jobs"] == known
+
+
 @pytest.mark.parametrize("mode", [Mode.FAIL, Mode.HANG])
 def test_results_wait_for_a_storage_that_is_away(
     service: Service, proxy: Proxy, mode: Mode
 ) -> None:
     ids = [service.submit(image=picture(n), seed=n, **LONG) for n in range(3)]
-    known = len(service.client.get("/jobs").json()["jobs"])
     service.wait_step(ids[0])
     proxy.mode = mode
-    refused = service.post(image=picture(99))
-    assert refused.status_code == 503
-    assert int(refused.headers["retry-after"]) > 0
-    time.sleep(2)
+    time.sleep(3)
     assert service.job(ids[-1])["status"] == "processing"
-    assert len(service.client.get("/jobs").json()["jobs"]) == known
     proxy.mode = Mode.PASS
     for job_id in ids:
         service.succeeded(job_id)
