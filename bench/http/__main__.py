@@ -1,0 +1,204 @@
+"""`python -m bench.http`: requests a second, per core, and p99, of three HTTP layers in one run.
+
+Writes out/bench/http.md and http.json. A round asks every server in turn, so that whatever else
+the machine does meets all of them; the figures are those of the median round.
+"""
+
+import argparse
+import base64
+import io
+import json
+import os
+import random
+import statistics
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+from PIL import Image, ImageFilter
+
+from bench.http import load, servers
+from service import pictures
+
+OUT: Final = Path("out/bench")
+UPLOAD_BYTES: Final = 300_000
+BOUNDARY: Final = "bench-boundary"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One kind of request to one server."""
+
+    server: servers.Server
+    what: str
+    message: bytes
+    clients: int = 16
+    also: servers.Server | None = None
+    """A server whose CPU time the case costs too, told apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Figures of one case in one round."""
+
+    per_second: float
+    per_core: float
+    p50_seconds: float
+    p99_seconds: float
+    clients: int
+    other_share: float
+    """CPU time of the other server for each second of this one."""
+
+
+def photograph() -> bytes:
+    """A JPEG of about 300 kB with the look of a photograph: soft shapes and some grain."""
+    dice = random.Random(0)  # noqa: S311  a picture, not a secret
+    coarse = Image.frombytes("RGB", (32, 24), dice.randbytes(32 * 24 * 3))
+    soft = coarse.resize((1024, 768), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(2))
+    grain = Image.frombytes("RGB", (1024, 768), dice.randbytes(1024 * 768 * 3))
+    best = b""
+    for share in range(1, 40):
+        out = io.BytesIO()
+        Image.blend(soft, grain, share / 200).save(out, "JPEG", quality=90)
+        best = out.getvalue()
+        if len(best) >= UPLOAD_BYTES:
+            break
+    return best
+
+
+def multipart(image: bytes) -> bytes:
+    """The body of a form with one file, `image`."""
+    head = (
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n'
+        "Content-Type: image/jpeg\r\n\r\n"
+    )
+    return head.encode() + image + f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+def cases(stack: ExitStack, folder: Path, image: bytes) -> list[Case]:
+    """Start all servers and say what is asked of them."""
+    form = multipart(image)
+    kind = f"multipart/form-data; boundary={BOUNDARY}"
+    api, redis = stack.enter_context(servers.ours(folder / "ours"))
+    cog = stack.enter_context(servers.cog(folder / "cog"))
+    lit = stack.enter_context(servers.litserve(folder / "litserve"))
+    job = httpx.post(f"{api.url}/generate", content=form, headers={"Content-Type": kind})
+    job_url = f"{api.url}/jobs/{job.raise_for_status().json()['id']}"
+    data_url = "data:image/jpeg;base64," + base64.b64encode(image).decode()
+    inputs = json.dumps({"input": {"image": data_url}}).encode()
+
+    def post(url: str, body: bytes, content_type: str) -> bytes:
+        return load.request("POST", url, body, content_type)
+
+    return [
+        Case(api, "poll a job", load.request("GET", job_url), also=redis),
+        Case(api, "health", load.request("GET", f"{api.url}/healthz/live")),
+        Case(cog, "health", load.request("GET", f"{cog.url}/health-check")),
+        Case(lit, "health", load.request("GET", f"{lit.url}/health")),
+        Case(api, "post 300 kB", post(f"{api.url}/generate", form, kind), also=redis),
+        Case(cog, "post 300 kB", post(f"{cog.url}/predictions", inputs, "application/json"), 1),
+        Case(lit, "post 300 kB", post(f"{lit.url}/predict", form, kind)),
+    ]
+
+
+def measure(case: Case, *, lasts_seconds: float) -> Row:
+    """Run one case once."""
+    before = case.server.cpu_seconds(), case.also.cpu_seconds() if case.also else 0.0
+    figures = load.run(
+        case.server.url, case.message, clients=case.clients, lasts_seconds=lasts_seconds
+    )
+    if figures.errors:
+        raise RuntimeError(f"{case.server.name} refused {figures.errors} times: {case.what}")
+    spent = case.server.cpu_seconds() - before[0]
+    other = case.also.cpu_seconds() - before[1] if case.also else 0.0
+    return Row(
+        figures.per_second,
+        len(figures.seconds) / spent,
+        figures.quantile(0.5),
+        figures.quantile(0.99),
+        case.clients,
+        other / spent,
+    )
+
+
+def timed(action: Callable[[], object], *, times: int = 15) -> float:
+    """Median CPU seconds of an action."""
+    taken = []
+    for _ in range(times):
+        began = os.times()
+        action()
+        ended = os.times()
+        taken.append(ended.user + ended.system - began.user - began.system)
+    return statistics.median(taken)
+
+
+def table(rows: dict[tuple[str, str], Row], image: bytes) -> str:
+    """The figures as Markdown."""
+    lines = [
+        (
+            f"An upload of {len(image):,} bytes, {os.cpu_count()} cores shared with the clients; "
+            "requests a core are those for each second of the server's own CPU time. cog and "
+            "LitServe have no jobs that could be polled; cog refuses a second prediction beside "
+            "the first, so it gets one client."
+        ),
+        "",
+        "| server | request | clients | a second | a second and core | p50 ms | p99 ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {server} | {what} | {row.clients} | {row.per_second:,.0f} | {row.per_core:,.0f} "
+        f"| {row.p50_seconds * 1e3:.1f} | {row.p99_seconds * 1e3:.1f} |"
+        for (server, what), row in rows.items()
+    ]
+    decode = timed(lambda: pictures.read(io.BytesIO(image), max_pixels=40_000_000))
+    shares = ", ".join(
+        f"{row.other_share:.2f} ({what})"
+        for (server, what), row in rows.items()
+        if server == "imageprompt" and row.other_share
+    )
+    lines += [
+        "",
+        (
+            f"Of each post to imageprompt, decoding, checking and normalising the picture takes "
+            f"{decode * 1e3:.0f} ms of CPU; the others keep the bytes unread."
+        ),
+        f"Redis' own CPU time for each CPU second of the API: {shares}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5, help="of each case in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    image = photograph()
+    seen: dict[tuple[str, str], list[Row]] = {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        everything = cases(stack, Path(folder), image)
+        for _ in range(options.rounds):
+            for case in everything:
+                row = measure(case, lasts_seconds=options.seconds)
+                seen.setdefault((case.server.name, case.what), []).append(row)
+    middle = {
+        key: sorted(rows, key=lambda row: row.per_core)[len(rows) // 2]
+        for key, rows in seen.items()
+    }
+    text = table(middle, image)
+    print(text)
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "http.md").write_text(text, encoding="utf-8")
+    figures = [
+        {"server": key[0], "request": key[1], **{n: getattr(row, n) for n in Row.__slots__}}
+        for key, row in middle.items()
+    ]
+    (OUT / "http.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
