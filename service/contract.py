@@ -10,12 +10,13 @@ from pydantic import BaseModel
 
 from service.core import errors
 from service.core.errors import ServiceError
+from service.core.job import Status
 from service.fields import CONTROL, IMAGE, MAX_IMAGES, Fields
 from service.problems import MEDIA_TYPE, Problem
+from service.views import JobView
 
 Described = dict[int | str, dict[str, Any]]
 REFERENCE: Final = "#/components/schemas/{model}"
-EXAMPLE_ID: Final = "6f0f1e1c-6a5e-4f0b-9a53-0d8b7a2c1e4d"
 EXAMPLE_REQUEST: Final = "urn:uuid:1b4e28ba-2fa1-41d2-883f-0016d3cca427"
 
 KINDS: Final[Mapping[int, tuple[type[ServiceError], ...]]] = {
@@ -199,65 +200,42 @@ def header(name: str, description: str, example: str) -> dict[str, Any]:
     }
 
 
-JOB_EXAMPLE: Final[dict[str, Any]] = {
-    "id": EXAMPLE_ID,
-    "status": "succeeded",
-    "created_at": "2026-01-01T12:00:00Z",
-    "started_at": "2026-01-01T12:00:00.400Z",
-    "completed_at": "2026-01-01T12:00:03.100Z",
-    "expires_at": "2026-01-02T12:00:03.100Z",
-    "queue_position": None,
-    "eta_seconds": None,
-    "progress": {"step": 30, "total": 30},
-    "input": {
-        "image": [{"sha256": "ab" * 32, "width": 640, "height": 480}],
-        "image_weights": [1.0],
-        "prompt": "a watercolour",
-        "negative_prompt": "",
-        "control_image": None,
-        "control_type": None,
-        "control_scale": None,
-        "control_start": None,
-        "control_end": None,
-        "ip_scale": 0.5,
-        "crop": "center",
-        "model": "sdxl",
-        "adapter": "plus",
-        "width": 1024,
-        "height": 1024,
-        "steps": 30,
-        "guidance_scale": 7.5,
-        "scheduler": "ddim",
-        "seed": 7,
-        "num_images": 1,
-        "output_format": "png",
-        "deterministic": False,
-        "webhook_url": None,
-    },
-    "images": [
-        {
-            "url": f"https://images.example.org/jobs/{EXAMPLE_ID}/images/0",
-            "content_type": "image/png",
-            "width": 1024,
-            "height": 1024,
-            "seed": 7,
-            "sha256": "cd" * 32,
-        }
-    ],
-    "error": None,
-    "metrics": {
-        "queue_seconds": 0.4,
-        "encode_seconds": 0.0,
-        "denoise_seconds": 2.3,
-        "decode_seconds": 0.2,
-        "upload_seconds": 0.1,
-        "total_seconds": 3.1,
-        "max_batch": 8,
-        "image_embedding_cache": "hit",
-    },
-    "urls": {
-        "self": f"https://images.example.org/jobs/{EXAMPLE_ID}",
-        "cancel": f"https://images.example.org/jobs/{EXAMPLE_ID}/cancel",
-        "events": f"https://images.example.org/jobs/{EXAMPLE_ID}/events",
-    },
+SECURITY: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
+"""How a key is sent. On loopback, and while no key is configured, none is needed."""
+
+
+def webhook() -> dict[str, Any]:
+    """What `webhook_url` is sent when a job has ended."""
+    names = ("webhook-id", "webhook-timestamp", "webhook-signature")
+    return {
+        "operationId": "job_ended",
+        "description": "Signed as Standard Webhooks says, with the secret of the API key. Any 2xx "
+        "answer ends it, 410 stops it; everything else is tried again for some sixteen hours.",
+        "parameters": [
+            {"name": name, "in": "header", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ],
+        "requestBody": {
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["type", "timestamp", "data"],
+                        "properties": {
+                            "type": {
+                                "enum": [
+                                    f"job.{status.value}" for status in Status if status.is_terminal
+                                ]
+                            },
+                            "timestamp": {"type": "string", "format": "date-time"},
+                            "data": {"$ref": REFERENCE.format(model=JobView.__name__)},
+                        },
+                    }
+                }
+            }
+        },
+        "responses": {"2XX": {"description": "Received."}, "410": {"description": "No more."}},
+    }

@@ -5,9 +5,10 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.contract import REFERENCE, form_schema
+from service.contract import REFERENCE, SECURITY, form_schema, webhook
 from service.fields import Fields
 from service.problems import Problem
+from service.routes import events, generate, health, jobs, models
 from service.views import JobPage, JobView
 
 VERSION: Final = "1.0.0"
@@ -19,8 +20,11 @@ Post an image prompt to `/generate`, perhaps with a text and a ControlNet map; a
 for its state, follow `/jobs/{id}/events`, or send `Prefer: wait=60` and be answered the picture."""
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """The document of `app`, with the schemas that its routes only refer to."""
+def describe() -> dict[str, Any]:
+    """The document of all routes, with the schemas that they only refer to."""
+    app = FastAPI(title="imageprompt")
+    for part in (generate, jobs, events, models, health):
+        app.include_router(part.router)
     document = get_openapi(
         title=app.title,
         version=VERSION,
@@ -37,4 +41,10 @@ def describe(app: FastAPI) -> dict[str, Any]:
             schemas[model.__name__] = schema
     schemas["GenerateForm"] = form_schema()
     document["components"]["schemas"] = dict(sorted(schemas.items()))
+    document["components"]["securitySchemes"] = SECURITY
+    for path, operations in document["paths"].items():
+        if path.startswith(("/generate", "/jobs")):
+            for operation in operations.values():
+                operation["security"] = [{}, *({name: []} for name in SECURITY)]
+    document["webhooks"] = {"jobEnded": {"post": webhook()}}
     return document

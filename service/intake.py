@@ -7,8 +7,10 @@ import re
 import secrets
 import time
 import uuid
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from anyio import to_thread
@@ -16,56 +18,111 @@ from redis.exceptions import RedisError
 from starlette.requests import Request
 
 from service.core import keys
-from service.core.errors import QueueFull, TooLarge
+from service.core.errors import FieldError, QueueFull, RateLimited, TooLarge
 from service.core.job import Job, Status
 from service.core.queue import enqueue, list_key
 from service.core.request import OutputFormat
-from service.fields import CONTROL, IMAGE, MAX_IMAGES, Fields, Plan, parse
+from service.fields import CONTROL, IMAGE, MAX_IMAGES, Fields, Plan, invalid, parse
+from service.gate import Caller
+from service.idempotency import Mark, fingerprint, read_key
 from service.multipart import Form, Shape, read_form
 from service.preferences import wanted_format
 from service.state import Services
+from service.webhooks.address import may_be_called
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-async def take_in(request: Request, services: Services, owner: str, *, waits: bool) -> Job:
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A job that stands for a request; `replayed` where an earlier one had made it."""
+
+    job_id: str
+    replayed: bool = False
+
+
+async def take_in(request: Request, services: Services, caller: Caller, *, waits: bool) -> Taken:
     """Read the body of `request` and queue a job of it.
 
     Raises the errors of the contract; after any of them nothing is left in storage or Redis.
     """
-    await _check_room(services)
+    await _count(request, services, caller)
+    key = read_key(request.headers)
+    if key is None:
+        # A request that may stand for a job that is there already is never refused for room.
+        await _check_room(services)
     with await _read_body(request, services) as form:
         services.metrics.uploaded_bytes.inc(form.size_bytes)
         fields = parse(form.texts)
-        plan = Plan(
-            fields,
-            services.catalog,
-            images=len(form.files.get(IMAGE, ())),
-            control=CONTROL in form.files,
-        )
+        images = len(form.files.get(IMAGE, ()))
+        plan = Plan(fields, services.catalog, images=images, control=CONTROL in form.files)
+        _check_webhook(fields, services, caller)
         job_id = str(uuid.uuid4())
-        stored = await services.uploads.store(job_id, form.files)
-    now = time.time()
-    job = Job(
-        id=job_id,
-        owner=owner,
-        status=Status.QUEUED,
-        request=plan.request(
-            stored[IMAGE],
-            stored[CONTROL][0] if CONTROL in stored else None,
-            output_format=_format(request, fields, waits=waits),
-            drawn_seed=secrets.randbelow(2**32),
-        ),
-        created_at=now,
-        deadline_at=now + services.settings.queue_deadline_seconds,
-        traceparent=_traceparent(request),
-    )
-    await _enqueue(services, job)
+        async with AsyncExitStack() as undo:  # what is taken back unless the job comes to be
+            mark = None
+            if key is not None:
+                begun = await services.idempotency.begin(
+                    caller.owner, key, fingerprint(fields, form.files)
+                )
+                if isinstance(begun, str):
+                    return Taken(begun, replayed=True)
+                mark = begun
+                undo.push_async_callback(services.idempotency.abandon, mark)
+                await _check_room(services)
+            if caller.key is not None and caller.key.max_jobs is not None:
+                await _reserve(services, caller.owner, job_id, caller.key.max_jobs)
+                undo.push_async_callback(services.limits.release, caller.owner, job_id)
+            stored = await services.uploads.store(job_id, form.files)
+            undo.push_async_callback(services.uploads.discard, job_id)
+            now = time.time()
+            job = Job(
+                id=job_id,
+                owner=caller.owner,
+                status=Status.QUEUED,
+                request=plan.request(
+                    stored[IMAGE],
+                    stored[CONTROL][0] if CONTROL in stored else None,
+                    output_format=_format(request, fields, waits=waits),
+                    drawn_seed=secrets.randbelow(2**32),
+                ),
+                created_at=now,
+                deadline_at=now + services.settings.queue_deadline_seconds,
+                traceparent=_traceparent(request),
+            )
+            await _enqueue(services, job, mark, base=str(request.base_url), undo=undo)
+            undo.pop_all()
     services.metrics.jobs_accepted.labels(job.request.model).inc()
     log.info("job queued", job_id=job.id, model=job.request.model, row_steps=job.request.row_steps)
-    return job
+    return Taken(job.id)
+
+
+async def _count(request: Request, services: Services, caller: Caller) -> None:
+    """Count the request against its key's quota, and let the answer say what is left."""
+    if caller.key is None or caller.key.requests_per_minute is None:
+        return
+    allowance, refusal = await services.limits.spend(caller.owner, caller.key.requests_per_minute)
+    request.state.extra_headers = allowance.headers
+    if refusal is not None:
+        raise refusal
+
+
+async def _reserve(services: Services, owner: str, job_id: str, most: int) -> None:
+    if not await services.limits.reserve(owner, job_id, most):
+        raise RateLimited(
+            f"This key may have {most} jobs queued or running at once",
+            retry_after_seconds=await services.estimates.room_seconds(),
+        )
+
+
+def _check_webhook(fields: Fields, services: Services, caller: Caller) -> None:
+    if fields.webhook_url is None:
+        return
+    if caller.key is None and services.settings.webhook_secret is None:
+        raise invalid([FieldError("webhook_url", "needs an API key, whose secret signs webhooks")])
+    if not may_be_called(str(fields.webhook_url), services.settings.webhook_networks):
+        raise invalid([FieldError("webhook_url", "is no public address")])
 
 
 async def _check_room(services: Services) -> None:
@@ -105,14 +162,26 @@ def _traceparent(request: Request) -> str | None:
     return value if _TRACEPARENT.fullmatch(value) and not value.startswith("ff") else None
 
 
-async def _enqueue(services: Services, job: Job) -> None:
-    write = partial(enqueue, services.queue, services.transitions, job)
+async def _enqueue(
+    services: Services, job: Job, mark: Mark | None, *, base: str, undo: AsyncExitStack
+) -> None:
+    def also(pipeline: Any) -> None:
+        if mark is not None:
+            services.idempotency.bind(mark, job.id, pipeline)
+        if job.request.webhook_url is not None:
+            # Where the links of the webhook's job lead; its presence lets the end send one.
+            pipeline.hset(keys.job(job.id), "webhook", base)
+
+    if mark is not None:
+        await services.idempotency.renew(mark)
     try:
-        await to_thread.run_sync(write)
+        await to_thread.run_sync(
+            partial(enqueue, services.queue, services.transitions, job, also=also)
+        )
     except RedisError:
         # The answer may have been lost after the transaction: then the job is there and is kept.
-        # Where Redis cannot tell, the uploads are left to the sweep, so that no job loses them.
-        if await services.redis.exists(keys.job(job.id)):
-            return
-        await services.uploads.discard(job.id)
-        raise
+        # Where Redis cannot tell, all is left to the sweep, so that no job loses its uploads.
+        kept = undo.pop_all()
+        if not await services.redis.exists(keys.job(job.id)):
+            await kept.aclose()
+            raise

@@ -7,14 +7,12 @@ import sys
 
 import yaml
 
-from service.app import create_app
-from service.core.settings import Settings
+from service.document import describe
 
 
 def render() -> str:
     """The document as YAML."""
-    document = create_app(Settings()).openapi()
-    return yaml.safe_dump(document, sort_keys=False, width=100, allow_unicode=True)
+    return yaml.safe_dump(describe(), sort_keys=False, width=100, allow_unicode=True)
 
 
 if __name__ == "__main__":

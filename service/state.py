@@ -25,6 +25,9 @@ from service.core.storage import Storage
 from service.core.transitions import Transitions
 from service.estimates import Estimates
 from service.follow import Follower
+from service.gate import Gate, anonymous_allowed
+from service.idempotency import Idempotency
+from service.limits import Limits
 from service.records import Records
 from service.uploads import Uploads
 
@@ -48,6 +51,9 @@ class Services:
     estimates: Estimates
     follower: Follower
     uploads: Uploads
+    gate: Gate
+    limits: Limits
+    idempotency: Idempotency
 
 
 @asynccontextmanager
@@ -97,6 +103,9 @@ async def open_services(
             estimates=Estimates(client, settings.queue),
             follower=follower,
             uploads=Uploads(storage, max_pixels=settings.max_image_pixels),
+            gate=Gate(client, allow_anonymous=anonymous_allowed(settings)),
+            limits=Limits(client),
+            idempotency=Idempotency(client, kept_seconds=settings.job_retention_seconds),
         )
     finally:
         await follower.close()

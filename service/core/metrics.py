@@ -40,6 +40,12 @@ class ApiMetrics:
             "Bytes of request bodies read.",
             registry=self.registry,
         )
+        self.webhooks = Counter(
+            "imageprompt_webhooks",
+            "Attempts to deliver a webhook, by outcome: delivered, gone or failed.",
+            ("outcome",),
+            registry=self.registry,
+        )
         self.queue_depth = Gauge(
             "imageprompt_queue_jobs",
             "Jobs waiting for a worker.",

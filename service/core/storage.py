@@ -74,7 +74,10 @@ class Storage:
         if parts.scheme == "file":
             folder = Path(parts.path)
             folder.mkdir(parents=True, exist_ok=True)
-            return cls(LocalStore(folder), presigned_url_seconds=presigned_url_seconds)
+            return cls(
+                LocalStore(folder, automatic_cleanup=True),
+                presigned_url_seconds=presigned_url_seconds,
+            )
         if (access_key_id is None) != (secret_access_key is None):
             raise ConfigurationError(
                 "IMAGEPROMPT_STORAGE_ACCESS_KEY_ID and IMAGEPROMPT_STORAGE_SECRET_ACCESS_KEY "
@@ -152,6 +155,25 @@ class Storage:
             return len(paths)
 
         return self._call(delete)
+
+    @property
+    def has_lifecycle(self) -> bool:
+        """Whether the storage can delete old objects by rules of its own."""
+        return not isinstance(self._store, LocalStore)
+
+    def folders(self, prefix: str) -> dict[str, float]:
+        """Folders right under `prefix`, each with when its newest object was written (epoch)."""
+
+        def find() -> dict[str, float]:
+            newest: dict[str, float] = {}
+            for batch in obstore.list(self._store, prefix):
+                for entry in batch:
+                    name = entry["path"].removeprefix(f"{prefix}/").partition("/")[0]
+                    written = entry["last_modified"].timestamp()
+                    newest[name] = max(newest.get(name, 0.0), written)
+            return newest
+
+        return self._call(find)
 
     def sign(self, key: str) -> str:
         """A URL under which anybody may read the object for a while."""

@@ -7,13 +7,14 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import StreamingResponse
 
+from service.access import Reads
 from service.contract import failures
 from service.core.errors import DependencyUnavailable, Gone, NotFound
-from service.core.job import EventName
+from service.core.job import EventName, Job
 from service.follow import FIRST, Event
 from service.records import Found
 from service.routes.answers import view
-from service.routes.jobs import ANONYMOUS, JobId
+from service.routes.jobs import JobId
 from service.state import Services, Use
 
 router = APIRouter()
@@ -39,19 +40,20 @@ _EVENT_ID: Final = r"^[0-9]{1,19}-[0-9]{1,19}$"
                 }
             },
         },
-        **failures(404, 410, 422, 503),
+        **failures(401, 403, 404, 410, 422, 503),
     },
 )
 async def follow_job(
     request: Request,
     services: Use,
+    caller: Reads,
     job_id: JobId,
     last_event_id: Annotated[
         str | None, Header(description="Go on after this event.", pattern=_EVENT_ID)
     ] = None,
 ) -> StreamingResponse:
     """Events `status`, `progress`, `preview`, and `done` with the whole job as the last one."""
-    found = await services.records.get(job_id, ANONYMOUS)
+    found = await services.records.get(job_id, caller.owner)
     if not services.follower.has_room:
         raise DependencyUnavailable("Too many streams are open", retry_after_seconds=10)
     return StreamingResponse(
@@ -64,21 +66,21 @@ async def follow_job(
 async def _stream(
     request: Request, services: Services, found: Found, after: str
 ) -> AsyncIterator[str]:
-    job_id, last = found.job.id, after
+    job, last = found.job, after
     with services.follower.seat():
         yield f"retry: {RETRY_MILLISECONDS}\n\n"
         # The client may have seen the last event already, or the stream may have expired; then
         # no other event would ever come.
-        ended = found.job.status.is_terminal
-        if ended and not await services.follower.has_news(job_id, after):
-            yield await _done(request, services, job_id, last)
+        ended = job.status.is_terminal
+        if ended and not await services.follower.has_news(job.id, after):
+            yield await _done(request, services, job, last)
             return
         sent_at = time.monotonic()
-        async for event in services.follower.events(job_id, after):
+        async for event in services.follower.events(job.id, after):
             if event is not None:
                 last = event.id
                 if event.name == EventName.DONE:
-                    yield await _done(request, services, job_id, last)
+                    yield await _done(request, services, job, last)
                     return
                 yield _frame(event)
             elif time.monotonic() - sent_at < HEARTBEAT_SECONDS:
@@ -88,10 +90,10 @@ async def _stream(
             sent_at = time.monotonic()
 
 
-async def _done(request: Request, services: Services, job_id: str, event_id: str) -> str:
+async def _done(request: Request, services: Services, job: Job, event_id: str) -> str:
     """The last event, with the whole job; nothing where the job was deleted meanwhile."""
     try:
-        found = await services.records.get(job_id, ANONYMOUS)
+        found = await services.records.get(job.id, job.owner)
     except (NotFound, Gone):
         return ""
     shown = await view(request, services, found)

@@ -5,10 +5,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from service.contract import JOB_EXAMPLE, failures, generate_body, header, success
+from service.access import Generates
+from service.contract import failures, generate_body, header, success
 from service.core.job import Status
 from service.core.request import OutputFormat
 from service.core.storage import StorageError
+from service.examples import JOB_EXAMPLE
 from service.intake import take_in
 from service.preferences import Preferences, read_prefer, wanted_format
 from service.records import Found
@@ -41,10 +43,13 @@ router = APIRouter()
             headers={
                 "Location": "URL of the job.",
                 "Retry-After": "Seconds after which to ask for it.",
+                "Idempotency-Replayed": "`true` where an earlier request had made the job.",
+                "RateLimit": "What is left of the key's quota (IETF draft 10).",
+                "RateLimit-Policy": "The key's quota.",
                 "Preference-Applied": "What was done of `Prefer`.",
             },
         ),
-        **failures(400, 413, 415, 422, 503),
+        **failures(400, 401, 403, 409, 410, 413, 415, 422, 429, 503),
     },
     openapi_extra={
         "requestBody": generate_body(),
@@ -56,6 +61,12 @@ router = APIRouter()
                 "wait=30",
             ),
             header(
+                "Idempotency-Key",
+                "Sent again with the same body, it stands for the same job; 1 to 255 visible "
+                "ASCII characters, kept for a day.",
+                "order-4711-first-try",
+            ),
+            header(
                 "traceparent",
                 "Trace that the job belongs to (W3C Trace Context).",
                 "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
@@ -63,21 +74,22 @@ router = APIRouter()
         ],
     },
 )
-async def generate(request: Request, services: Use) -> Response:
+async def generate(request: Request, services: Use, caller: Generates) -> Response:
     """Queue a job; or, with `Prefer: wait`, answer with what came of it."""
     prefer = read_prefer(request.headers.getlist("prefer"))
-    owner = "anonymous"
     waits = bool(prefer.wait_seconds) and services.follower.has_room
-    job = await take_in(request, services, owner, waits=waits)
-    ended = waits and await services.follower.wait(job.id, float(prefer.wait_seconds or 0))
-    found = await services.records.get(job.id, owner)
+    taken = await take_in(request, services, caller, waits=waits)
+    ended = waits and await services.follower.wait(taken.job_id, float(prefer.wait_seconds or 0))
+    found = await services.records.get(taken.job_id, caller.owner)
     answer = None
     if ended:
         answer = await _picture(request, services, found)
     if answer is None:
         shown = await view(request, services, found)
         answer = job_answer(shown, 200 if ended else 202)
-    answer.headers["Location"] = f"{request.base_url}jobs/{job.id}"
+    answer.headers["Location"] = f"{request.base_url}jobs/{taken.job_id}"
+    if taken.replayed:
+        answer.headers["Idempotency-Replayed"] = "true"
     answer.headers["Vary"] = "Accept, Prefer"
     _confirm(answer, prefer, waited=waits)
     return answer

@@ -6,13 +6,15 @@ from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
-from service.contract import JOB_EXAMPLE, failures, header, success
+from service.access import Manages, Reads
+from service.contract import failures, header, success
 from service.core.errors import Gone, NotFound
 from service.core.job import Status
 from service.core.queue import forget
 from service.core.request import OutputFormat
 from service.core.storage import ObjectMissing
 from service.cursors import read_cursor, write_cursor
+from service.examples import JOB_EXAMPLE
 from service.routes.answers import download_name, job_answer, view
 from service.state import Use
 from service.views import JobPage, JobView
@@ -20,19 +22,19 @@ from service.views import JobPage, JobView
 router = APIRouter()
 
 JobId = Annotated[str, Path(description="The job's id.")]
-ANONYMOUS = "anonymous"
 
 
-@router.get("/jobs", operation_id="list_jobs", responses=failures(422, 503))
+@router.get("/jobs", operation_id="list_jobs", responses=failures(401, 403, 422, 503))
 async def list_jobs(
     request: Request,
     services: Use,
+    caller: Reads,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Annotated[str | None, Query(description="From `next` of the page before.")] = None,
 ) -> JobPage:
     """Your jobs, newest first."""
     before = None if cursor is None else read_cursor(cursor)
-    page, last = await services.records.page(ANONYMOUS, before=before, limit=limit)
+    page, last = await services.records.page(caller.owner, before=before, limit=limit)
     following = None
     if last is not None:
         following = f"{request.base_url}jobs?limit={limit}&cursor={write_cursor(last)}"
@@ -49,12 +51,12 @@ async def list_jobs(
             example=JOB_EXAMPLE,
             headers={"Retry-After": "While it is not final: seconds after which to ask again."},
         ),
-        **failures(404, 410, 422, 503),
+        **failures(401, 403, 404, 410, 422, 503),
     },
 )
-async def get_job(request: Request, services: Use, job_id: JobId) -> Response:
+async def get_job(request: Request, services: Use, caller: Reads, job_id: JobId) -> Response:
     """A job as it stands."""
-    found = await services.records.get(job_id, ANONYMOUS)
+    found = await services.records.get(job_id, caller.owner)
     return job_answer(await view(request, services, found))
 
 
@@ -63,17 +65,38 @@ async def get_job(request: Request, services: Use, job_id: JobId) -> Response:
     operation_id="cancel_job",
     responses={
         200: success("The job as it stands now.", JobView, example=JOB_EXAMPLE),
-        **failures(404, 410, 422, 503),
+        **failures(401, 403, 404, 410, 422, 503),
     },
 )
-async def cancel_job(request: Request, services: Use, job_id: JobId) -> Response:
+async def cancel_job(request: Request, services: Use, caller: Manages, job_id: JobId) -> Response:
     """End a job. One that has come to its end already stays as it is."""
-    found = await services.records.get(job_id, ANONYMOUS)
+    found = await services.records.get(job_id, caller.owner)
     if not found.job.status.is_terminal:
         await to_thread.run_sync(services.transitions.cancel, job_id)
         await to_thread.run_sync(forget, services.queue, job_id)
-        found = await services.records.get(job_id, ANONYMOUS)
+        found = await services.records.get(job_id, caller.owner)
     return job_answer(await view(request, services, found))
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    operation_id="delete_job",
+    status_code=204,
+    responses={
+        204: success("All of it is gone."),
+        **failures(401, 403, 404, 410, 422, 503),
+    },
+)
+async def delete_job(services: Use, caller: Manages, job_id: JobId) -> Response:
+    """Delete a job at once: its record, its events, its uploads and its pictures."""
+    await services.records.get(job_id, caller.owner)
+    # A worker that holds it learns of the cancel and gives up before the record is gone.
+    await to_thread.run_sync(services.transitions.cancel, job_id)
+    await to_thread.run_sync(forget, services.queue, job_id)
+    for folder in (f"uploads/{job_id}", f"results/{job_id}"):
+        await to_thread.run_sync(services.storage.delete_folder, folder)
+    await to_thread.run_sync(services.transitions.erase, job_id, caller.owner)
+    return Response(status_code=204)
 
 
 @router.get(
@@ -88,18 +111,19 @@ async def cancel_job(request: Request, services: Use, job_id: JobId) -> Response
         ),
         304: success("The picture that `If-None-Match` names."),
         307: success("Where the picture lies.", headers={"Location": "A presigned URL."}),
-        **failures(404, 410, 422, 503),
+        **failures(401, 403, 404, 410, 422, 503),
     },
     openapi_extra={"parameters": [header("If-None-Match", "ETag of a picture at hand.", '"cdcd"')]},
 )
 async def get_image(
     request: Request,
     services: Use,
+    caller: Reads,
     job_id: JobId,
     number: Annotated[int, Path(ge=0, le=3, description="From 0.")],
 ) -> Response:
     """A finished picture, or a redirect to where it lies."""
-    job = (await services.records.get(job_id, ANONYMOUS)).job
+    job = (await services.records.get(job_id, caller.owner)).job
     if number >= len(job.images):
         state = "" if job.status is Status.SUCCEEDED else f"; the job is {job.status.value}"
         raise NotFound(f"The job has no picture {number}{state}")

@@ -1,5 +1,6 @@
 """A running API (a real process, a real Redis, a storage folder) and a hand that plays worker."""
 
+import base64
 import json
 import time
 import uuid
@@ -19,6 +20,7 @@ from service.core.transitions import Claim, Transitions
 from tests import corpus
 from tests.running import Running, start_api
 
+WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
 PNG = corpus.saved(corpus.picture(), "PNG")
 
 
@@ -105,7 +107,9 @@ def api(
     url = fresh_redis_url()
     redis = Redis.from_url(url)
     with (
-        make_api(redis_url=url, storage_url=folder.as_uri()) as running,
+        make_api(
+            redis_url=url, storage_url=folder.as_uri(), webhook_secret=WEBHOOK_SECRET
+        ) as running,
         httpx.Client(base_url=running.url, timeout=30) as client,
         redis,
     ):

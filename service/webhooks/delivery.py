@@ -1,0 +1,128 @@
+"""Brings the outbox to its receivers: a few at a time, few to one host, again and again.
+
+A slow receiver holds one of its own host's places and so delays nobody else.
+"""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import redis.asyncio as aioredis
+import structlog
+from pydantic import SecretStr
+
+from service.core import keys
+from service.core.job import Job
+from service.core.metrics import ApiMetrics
+from service.gate import ANONYMOUS
+from service.keyring import ApiKey
+from service.views import job_view
+from service.webhooks.outbox import Outbox
+from service.webhooks.sender import Outcome, Sender
+
+AT_ONCE: Final = 64
+AT_ONCE_TO_ONE_HOST: Final = 4
+BUSY_SECONDS: Final = 2
+DELAYS_SECONDS: Final = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800)
+"""Before each further attempt; some sixteen hours altogether, within a job's retention."""
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Delivery:
+    """Delivers what is due; one a process, any number of processes."""
+
+    def __init__(
+        self,
+        redis: "aioredis.Redis",
+        sender: Sender,
+        metrics: ApiMetrics,
+        *,
+        anonymous_secret: SecretStr | None,
+        jitter: Callable[[], float] = lambda: random.uniform(0.75, 1.25),  # noqa: S311 - no secret
+    ) -> None:
+        self._redis = redis
+        self._outbox = Outbox(redis)
+        self._sender = sender
+        self._metrics = metrics
+        self._anonymous_secret = anonymous_secret
+        self._jitter = jitter
+        self._running: set[asyncio.Task[None]] = set()
+        self._hosts: Counter[str] = Counter()
+
+    async def step(self) -> None:
+        """Begin with all that is due and fits. Raises `redis.RedisError`."""
+        for job_id, attempt in await self._outbox.take(AT_ONCE - len(self._running)):
+            task = asyncio.create_task(self._deliver(job_id, attempt))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # The entry comes up again by itself when its lease has run out.
+            log.warning("a webhook was interrupted", exc_info=task.exception())
+
+    async def close(self) -> None:
+        """Break off what is being sent; it comes up again."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._sender.close()
+
+    async def _deliver(self, job_id: str, attempt: int) -> None:
+        fields: Any = await self._redis.hgetall(keys.job(job_id))
+        job = Job.from_hash(fields) if fields else None
+        secret = None if job is None else await self._secret(job.owner)
+        if job is None or secret is None or job.request.webhook_url is None:
+            await self._outbox.remove(job_id)  # the job or its key was deleted meanwhile
+            return
+        host = urlsplit(job.request.webhook_url).hostname or ""
+        if self._hosts[host] >= AT_ONCE_TO_ONE_HOST:
+            await self._outbox.defer(job_id, BUSY_SECONDS)
+            return
+        self._hosts[host] += 1
+        try:
+            body = _body(job, fields.get("webhook", ""))
+            outcome = await self._sender.send(
+                job.request.webhook_url, f"msg_{job_id}", body, secret
+            )
+        finally:
+            self._hosts[host] -= 1
+            if not self._hosts[host]:
+                del self._hosts[host]
+        await self._conclude(job_id, attempt, outcome)
+
+    async def _conclude(self, job_id: str, attempt: int, outcome: Outcome) -> None:
+        self._metrics.webhooks.labels(outcome.value).inc()
+        if outcome is Outcome.FAILED and attempt <= len(DELAYS_SECONDS):
+            await self._outbox.retry(job_id, DELAYS_SECONDS[attempt - 1] * self._jitter())
+            return
+        log.info("webhook concluded", job_id=job_id, outcome=outcome.value, attempts=attempt)
+        await self._outbox.remove(job_id)
+
+    async def _secret(self, owner: str) -> str | None:
+        if owner == ANONYMOUS:
+            secret = self._anonymous_secret
+            return None if secret is None else secret.get_secret_value()
+        text: Any = await self._redis.hget(keys.API_KEYS, owner)
+        return None if text is None else ApiKey.model_validate_json(text).webhook_secret
+
+
+def _body(job: Job, base: str) -> str:
+    """The payload (Standard Webhooks, "payload structure"): type, timestamp, data."""
+    ended = datetime.fromtimestamp(job.completed_at or job.created_at, UTC)
+    shown = job_view(job, base=base, ahead=None, eta_seconds=None)
+    return json.dumps(
+        {
+            "type": f"job.{job.status.value}",
+            "timestamp": ended.isoformat(),
+            "data": shown.model_dump(mode="json"),
+        },
+        separators=(",", ":"),
+    )
