@@ -12,6 +12,7 @@ from rich.console import Console
 
 from service.cli import demo as demo_command
 from service.cli import generate as generate_command
+from service.cli import keys as keys_command
 from service.cli.client import ClientError
 from service.cli.redis_server import RedisServerError
 from service.cli.up import StartError, running
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("generate")(generate_command.generate)
+app.add_typer(keys_command.app, name="keys")
 
 
 @app.command()
