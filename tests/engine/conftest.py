@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -201,7 +201,7 @@ class Gate:
         self._open = threading.Event()
         self._shut = threading.Event()
 
-    def __enter__(self) -> "Gate":
+    def __enter__(self) -> Self:
         self._engine._stepper.call(self._hold)
         assert self._shut.wait(30)
         return self

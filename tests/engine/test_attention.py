@@ -14,7 +14,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 def inputs(dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Context]:
-    """A batch of four rows: full, padded and weighted, lambda of its own each, one without image."""
+    """Four rows with a lambda each: full, padded, weighted, and one without an image."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -35,7 +35,7 @@ def inputs(dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Context]:
 
 
 def reference(query: Tensor, context: Context, layer: int) -> Tensor:
-    """Z = softmax(QK^T / sqrt d) V + lambda softmax(QK'^T / sqrt d) V', row by row, head by head."""
+    """The formula as the paper has it, row by row and head by head."""
     assert context.image is not None
     assert context.scale is not None
     assert context.bias is not None
@@ -69,7 +69,7 @@ def relative_error(kernel: Kernel, dtype: torch.dtype, device: str = "cpu") -> f
     return worst
 
 
-@pytest.mark.parametrize("kernel", [attention.plain, attention.sdpa])
+@pytest.mark.parametrize("kernel", [attention.plain, attention.sdpa, attention.cudnn])
 def test_kernels_equal_the_formula(kernel: Kernel) -> None:
     """In float64 to rounding, in float32 to 1e-5 of the largest value."""
     assert relative_error(kernel, torch.float64) < 1e-12
@@ -77,7 +77,7 @@ def test_kernels_equal_the_formula(kernel: Kernel) -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("kernel", [attention.xformers, attention.sdpa])
+@pytest.mark.parametrize("kernel", [attention.xformers, attention.sdpa, attention.cudnn])
 def test_kernels_equal_the_formula_on_a_gpu(kernel: Kernel) -> None:
     """float16 to 3e-3, float32 to 1e-5."""
     if kernel is attention.xformers:

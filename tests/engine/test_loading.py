@@ -192,7 +192,7 @@ def test_a_hub_file_that_is_not_in_the_cache_is_named_offline(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     base = Source(repo="nobody/nothing", revision="main")
-    with pytest.raises(ConfigurationError, match="nobody/nothing@main/model_index.json"):
+    with pytest.raises(ConfigurationError, match=r"nobody/nothing@main/model_index\.json"):
         load(catalog, tmp_path, base=base)
 
 

@@ -1,5 +1,6 @@
 """Who takes the next step: short jobs do not wait for long ones, and nobody starves."""
 
+import itertools
 from dataclasses import dataclass, field
 
 from workers.engine.policy import CREDIT, Policy
@@ -80,7 +81,7 @@ def test_every_size_gets_its_turn() -> None:
     other = Job(8, 100, group="b")
     history = run(Policy(lambda _group: 16), [*many, other], turns=60)
     turns = [turn for turn, chosen in enumerate(history) if other in chosen]
-    assert all(later - earlier <= 2 for earlier, later in zip(turns, turns[1:], strict=False))
+    assert all(later - earlier <= 2 for earlier, later in itertools.pairwise(turns))
     assert len(turns) >= 29
 
 

@@ -56,7 +56,11 @@ def test_progress_is_told_after_each_step(engine: Engine) -> None:
 def test_a_canceled_job_takes_no_further_step(engine: Engine, observer: Counts) -> None:
     """Its rows are gone before the next step; the others end well."""
     tickets = []
-    steps = Steps(3, lambda: tickets[0].cancel())
+
+    def cancel() -> None:
+        tickets[0].cancel()
+
+    steps = Steps(3, cancel)
     with Gate(engine) as gate:
         tickets.append(engine.submit(job(request(steps=50, seed=1), "gone"), steps))
         stays = engine.submit(job(request(steps=10, seed=2), "stays"))

@@ -48,8 +48,9 @@ def test_a_warm_engine_has_run_every_class_and_knows_its_rate(catalog: Catalog) 
             "loading tiny: adapter base",
             "loading tiny: adapter plus",
             "loading tiny: ControlNet outline",
-            "warming tiny",
             "profiling tiny at 64 x 64",
+            "preparing tiny at 64 x 64",
+            "warming tiny",
         ]
         watcher = Watcher()
         result = engine.submit(job(request(steps=5, num_images=2)), watcher).result(60)

@@ -1,8 +1,9 @@
 """The paper's decoupled cross-attention, over keys and values that were made beforehand.
 
 Z = softmax(QK^T / sqrt(d)) V + lambda * softmax(QK'^T / sqrt(d)) V' (arXiv 2308.06721, section
-3.2.2, equation 5). Three kernels give the same result: xformers, PyTorch's SDPA, and a plain one
-that the tests read. It knows nothing of diffusers, rows or jobs.
+3.2.2, equation 5). All kernels give the same result: xformers, PyTorch's SDPA with the kernel of
+its own choice or cuDNN's, and a plain one that the tests read. It knows nothing of diffusers, rows
+or jobs.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Attention of queries `(batch, queries, heads, d)` to keys and values `(batch, tokens, heads, d)`.
@@ -20,6 +22,12 @@ The last argument is a bias of the logits, `(batch, tokens)` or None. Returns `(
 heads, d)`.
 """
 
+_CUDNN_FIRST: Final = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 BIAS_ALIGNMENT: Final = 8
 """xformers reads a bias whose rows start at multiples of this many elements."""
 
@@ -39,6 +47,12 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tens
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
     )
     return out.transpose(1, 2)
+
+
+def cudnn(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute attention with SDPA's cuDNN kernel where it can, else with its others; CUDA only."""
+    with sdpa_kernel(_CUDNN_FIRST, set_priority=True):
+        return sdpa(query, key, value, bias)
 
 
 def xformers(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:

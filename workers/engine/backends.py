@@ -1,7 +1,7 @@
 """Which attention kernel runs on this machine: the fastest one measured, printed at start-up.
 
-On CUDA xformers is compared with PyTorch's SDPA on the shapes that take most of a step's time. On
-a CPU there is SDPA only.
+On CUDA xformers and PyTorch's SDPA, with the kernel of its own choice (flash) and with cuDNN's, are
+compared on the shapes that take most of a step's time. On a CPU there is SDPA only.
 """
 
 import importlib.util
@@ -18,9 +18,10 @@ from workers.engine.attention import Kernel
 
 log = logging.getLogger(__name__)
 
-KERNELS: Final[Mapping[AttentionBackend, Kernel]] = {
-    AttentionBackend.SDPA: attention.sdpa,
-    AttentionBackend.XFORMERS: attention.xformers,
+KERNELS: Final[Mapping[str, Kernel]] = {
+    "sdpa": attention.sdpa,
+    "sdpa cudnn": attention.cudnn,
+    "xformers": attention.xformers,
 }
 SHAPES: Final = ((2, 4096, 4096, 10, 64), (2, 1024, 1024, 20, 64), (2, 4096, 77, 10, 64))
 """(batch, queries, tokens, heads, head width) of SDXL at 1024 x 1024, where its time goes."""
@@ -42,27 +43,30 @@ def choose_kernel(
     *,
     has_xformers: bool | None = None,
     measure: Callable[[Kernel], float] | None = None,
-) -> AttentionBackend:
-    """The kernel for a setting on this machine; says in one log line what was taken and why.
+) -> Kernel:
+    """The kernel for a setting on this machine; one log line says what was taken and why.
 
     `measure` gives a kernel's time in seconds. Raises `ConfigurationError` where xformers is
     asked for and cannot run.
     """
     present = importlib.util.find_spec("xformers") is not None
     usable = (present if has_xformers is None else has_xformers) and device.type == "cuda"
-    if wanted is AttentionBackend.XFORMERS and not usable:
-        raise ConfigurationError("IMAGEPROMPT_ATTENTION is xformers, which needs CUDA and xformers")
+    if wanted is AttentionBackend.XFORMERS:
+        if not usable:
+            raise ConfigurationError(
+                "IMAGEPROMPT_ATTENTION is xformers, which needs CUDA and the package xformers"
+            )
+        return attention.xformers
     if device.type == "cuda" and not usable:
         log.warning("attention: xformers is not installed, SDPA serves in its place")
-    if wanted is not AttentionBackend.AUTO:
-        return wanted
-    if not usable:
-        return AttentionBackend.SDPA
-    seconds = {name: (measure or _measure)(kernel) for name, kernel in KERNELS.items()}
+    if wanted is AttentionBackend.SDPA or device.type != "cuda":
+        return attention.sdpa
+    candidates = [name for name in KERNELS if usable or name != "xformers"]
+    seconds = {name: (measure or _measure)(KERNELS[name]) for name in candidates}
     fastest = min(seconds, key=lambda name: seconds[name])
-    figures = ", ".join(f"{name.value} {time * 1e3:.2f} ms" for name, time in seconds.items())
-    log.info("attention: %s is the fastest here (%s)", fastest.value, figures)
-    return fastest
+    figures = ", ".join(f"{name} {time * 1e3:.2f} ms" for name, time in seconds.items())
+    log.info("attention: %s is the fastest here (%s)", fastest, figures)
+    return KERNELS[fastest]
 
 
 def _measure(kernel: Kernel) -> float:

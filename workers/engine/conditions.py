@@ -4,6 +4,7 @@ Keys and values of every layer for text and image, time embeddings of all steps,
 share. The rows of one job are steered alike and hold this together.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from workers.engine.forward import embed_map, time_embeddings
 from workers.engine.inputs import Inputs
 from workers.engine.layers import text_memory
 from workers.engine.loading import LoadedAdapter, LoadedModel
+from workers.engine.transfer import to_device
 
 NEGATIVE, POSITIVE = 0, 1
 """The two sides of a row. Without guidance only the second exists."""
@@ -45,6 +47,8 @@ class Conditions:
     negative side runs.
     """
 
+    number: int
+    """No two conditions have the same."""
     text: Tensor
     emb: Tensor
     image: Tensor | None
@@ -64,6 +68,7 @@ class Conditioner:
 
     def __init__(self) -> None:
         self._nothing: dict[LoadedAdapter, Tensor] = {}
+        self._numbers = itertools.count()
 
     def make(
         self,
@@ -78,11 +83,13 @@ class Conditioner:
         tokens = torch.cat([side.tokens for side in sides])
         pooled = torch.cat([side.pooled for side in sides])
         size = (request.height, request.width)
-        time_ids = torch.tensor([*size, 0, 0, *size], dtype=model.dtype, device=model.device)
-        times = timesteps.to(model.device)
+        sizes = torch.tensor([*size, 0, 0, *size], dtype=model.dtype)
+        time_ids = to_device(sizes, model.device)
+        times = to_device(timesteps, model.device)
         adapter = model.adapters[request.adapter]
         steps = range(request.steps)
         return Conditions(
+            number=next(self._numbers),
             text=text_memory(model.layers, tokens),
             emb=time_embeddings(model.unet, times, pooled, time_ids),
             image=self._image(model, adapter, encoded.images, len(sides)),
@@ -134,7 +141,7 @@ class Conditioner:
             name=control.type,
             text=text_memory(loaded.layers, tokens),
             emb=time_embeddings(loaded.model, times, pooled, time_ids),
-            hint=embed_map(loaded.model, inputs.control.to(model.device, model.dtype)),
+            hint=embed_map(loaded.model, to_device(inputs.control, model.device, model.dtype)),
             scale=control.scale,
             # As in diffusers' pipeline: a step acts where all of it lies in the window.
             active=tuple(
@@ -149,4 +156,4 @@ def _bias(weights: list[float], model: LoadedModel, adapter: LoadedAdapter) -> T
         return None
     relative = torch.tensor(weights) / max(weights)
     tokens = adapter.tokens
-    return relative.log().repeat_interleave(tokens).to(model.device, model.dtype)
+    return to_device(relative.log().repeat_interleave(tokens), model.device, model.dtype)

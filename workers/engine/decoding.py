@@ -55,16 +55,24 @@ class Decoder:
     def _pixels(self, model: LoadedModel, latents: Tensor) -> tuple[Tensor, Tensor]:
         """One picture as `(height, width, 3)` bytes, and whether all of it was finite."""
         unscaled = _unscale(model.vae, latents.to(model.vae.dtype))
-        try:
-            decoded = model.vae.decode(unscaled, return_dict=False)[0]
-        except torch.OutOfMemoryError:
-            self._on_out_of_memory()
-            log.warning("a picture does not fit into memory and is decoded in tiles")
-            if model.device.type == "cuda":
-                torch.cuda.empty_cache()
+        decoded = self._whole(model, unscaled)
+        if decoded is None:
             decoded = self._tiled(model, unscaled)
         picture = (decoded[0] * 0.5 + 0.5).clamp(0, 1).float() * 255
         return picture.round().to(torch.uint8).permute(1, 2, 0), torch.isfinite(decoded).all()
+
+    def _whole(self, model: LoadedModel, latents: Tensor) -> Tensor | None:
+        """The decode, or None where it does not fit into memory."""
+        try:
+            decoded: Tensor = model.vae.decode(latents, return_dict=False)[0]
+        except torch.OutOfMemoryError:
+            log.warning("a picture does not fit into memory and is decoded in tiles")
+        else:
+            return decoded
+        self._on_out_of_memory()
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
     def _tiled(self, model: LoadedModel, latents: Tensor) -> Tensor:
         vae: Any = model.vae
@@ -83,12 +91,10 @@ class Decoder:
 
 def _unscale(vae: Any, latents: Tensor) -> Tensor:
     mean, std = vae.config.latents_mean, vae.config.latents_std
-    if mean is not None and std is not None:
-        shape = (1, -1, 1, 1)
-        mean = torch.tensor(mean).view(shape).to(latents)
-        std = torch.tensor(std).view(shape).to(latents)
-        return latents * std / vae.config.scaling_factor + mean
     unscaled: Tensor = latents / vae.config.scaling_factor
+    if mean is not None and std is not None:
+        mean, std = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, std))
+        unscaled = unscaled * std + mean
     return unscaled
 
 

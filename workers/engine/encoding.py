@@ -12,6 +12,7 @@ from torch import Tensor
 from workers.engine.cache import Embedding, EmbeddingCache
 from workers.engine.inputs import Inputs, TextInput
 from workers.engine.loading import LoadedAdapter, LoadedModel
+from workers.engine.transfer import to_device
 from workers.engine.types import Observer
 
 
@@ -78,7 +79,7 @@ class Encoders:
             self._texts.put(text.key, found)
             fresh.append((self._texts, text.key, found))
             return Text(tokens, pooled)
-        return Text(found["tokens"].to(model.device), found["pooled"].to(model.device))
+        return Text(*(to_device(found[name], model.device) for name in ("tokens", "pooled")))
 
     def _encode_images(
         self,
@@ -97,13 +98,13 @@ class Encoders:
         }
         # One at a time, so that an embedding does not depend on what else was asked for with it.
         for key, pixels in missing.items():
-            made = adapter.encode(pixels.to(model.device))[0].cpu()
+            made = adapter.encode(to_device(pixels, model.device))[0].cpu()
             self._observer.on_encoder_run()
             found[key] = embedding = {"embedding": made}
             self._images.put(key, embedding)
             fresh.append((self._images, key, embedding))
         parts = [_present(found[image.key])["embedding"] for image in inputs.images]
-        return torch.stack(parts).to(model.device)
+        return to_device(torch.stack(parts), model.device)
 
 
 def _present(embedding: Embedding | None) -> Embedding:

@@ -19,10 +19,11 @@ from service.core.catalog import Catalog
 from service.core.errors import EngineFault, JobFailed, UnservableRequest
 from service.core.settings import AttentionBackend, Device
 from workers.engine import inputs, warmup
-from workers.engine.backends import KERNELS, choose_device, choose_kernel
+from workers.engine.backends import choose_device, choose_kernel
 from workers.engine.batch import Batcher
 from workers.engine.cache import EmbeddingCache
 from workers.engine.caps import Caps
+from workers.engine.compiling import CompiledNetworks
 from workers.engine.decoding import Decoder
 from workers.engine.encoding import Encoders
 from workers.engine.finishing import Finisher
@@ -78,7 +79,7 @@ class Engine:
         default: str,
         *,
         device: torch.device,
-        compile: bool = False,  # noqa: A002 (the setting's name)
+        networks: Callable[[LoadedModel], Networks] = Networks,
         slots: int = 16,
         threads: int = 0,
         store: EmbeddingStore | None = None,
@@ -105,9 +106,9 @@ class Engine:
         self._previews = Previews(preview_every_steps)
         self._finisher = Finisher(FINISH_THREADS)
         self._decoder = Decoder(device, observer.on_out_of_memory)
+        self._networks = {name: networks(model) for name, model in models.items()}
         self._batchers = {
-            name: Batcher(Networks(model), observer.on_out_of_memory)
-            for name, model in models.items()
+            name: Batcher(self._networks[name], observer.on_out_of_memory) for name in models
         }
         self._stepper = Stepper(
             device=device,
@@ -128,7 +129,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether any job is in hand: its inputs read, its rows stepping or its pictures decoding."""
+        """Whether any job is in hand, from the reading of its inputs to its last picture."""
         return bool(self._open)
 
     @property
@@ -156,10 +157,11 @@ class Engine:
         """
         self.start()
         for name, model in self.models.items():
+            rate = self._profile(name, model)
             self._on_stage(f"warming {name}")
             for job in warmup.classes(name, model):
                 self.submit(job).result()
-            rate = self._profile(name, model)
+            self._networks[name].seal()
             if name == self._default:
                 self.row_steps_per_second = rate
 
@@ -176,10 +178,19 @@ class Engine:
             )
             cap, rates[width, height] = warmup.best_rate(measured)
             self._caps.set(name, height, width, cap)
+            self._prepare(name, model, (width, height), cap)
         if self._previews.wanted:
             colours = self._stepper.ask(partial(profiler.colours, self._decoder, default))
             self._previews.learn(name, colours)
         return rates[default]
+
+    def _prepare(self, name: str, model: LoadedModel, size: tuple[int, int], cap: int) -> None:
+        """Compile for batches of every power of two up to the cap, where anything is compiled."""
+        self._on_stage(f"preparing {name} at {size[0]} x {size[1]}")
+        factor = model.pipe.vae_scale_factor
+        counts = [1 << power for power in range(cap.bit_length())]
+        networks = self._networks[name]
+        self._stepper.ask(partial(networks.prepare, size[1] // factor, size[0] // factor, counts))
 
     def submit(self, job: EngineJob, listener: Listener | None = None) -> Ticket:
         """Take a job in and return at once. Any thread may call it.
@@ -266,19 +277,24 @@ def load_engine(
     about to do. Raises `ConfigurationError` where files are missing or do not fit together.
     """
     place = choose_device(device)
-    kernel = KERNELS[choose_kernel(attention, place)]
+    kernel = choose_kernel(attention, place)
     tell = on_stage or (lambda _stage: None)
     if threads:
         torch.set_num_threads(threads)
+    if place.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # sizes are few and come again and again
     models = {
         name: load_model(name, entry, device=place, kernel=kernel, on_stage=tell)
         for name, entry in catalog.models.items()
     }
+    networks: Callable[[LoadedModel], Networks] = Networks
+    if compile and place.type == "cuda":
+        networks = partial(CompiledNetworks, on_recompile=(observer or Silent()).on_recompile)
     return Engine(
         models,
         catalog.default,
         device=place,
-        compile=compile and place.type == "cuda",
+        networks=networks,
         slots=slots,
         threads=threads,
         store=store,

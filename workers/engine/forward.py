@@ -23,7 +23,8 @@ def time_embeddings(net: Any, timesteps: Tensor, pooled: Tensor, time_ids: Tenso
     times = net.time_embedding(net.time_proj(timesteps).to(pooled.dtype))
     sizes = net.add_time_proj(time_ids).flatten().expand(len(pooled), -1)
     added = net.add_embedding(torch.cat([pooled, sizes], dim=-1).to(times.dtype))
-    return times[None] + added[:, None]
+    joined: Tensor = times[None] + added[:, None]
+    return joined
 
 
 def unet_forward(

@@ -41,7 +41,7 @@ class LoadedAdapter:
 
     kind: Literal["base", "plus"]
     encoder: ImageEncoder
-    projection: nn.Module
+    projection: Any
     weights: tuple[tuple[nn.Linear, nn.Linear], ...]
 
     @property

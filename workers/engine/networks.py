@@ -1,10 +1,10 @@
-"""The networks that run at every step, eager or compiled, for one model.
+"""The networks that run at every step, for one model, as they are (`compiling.py` compiles them).
 
 This is the seam for memory: everything large that a step allocates is allocated in here, and
 tests take its place to run out of it. It knows nothing of rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,18 +15,21 @@ from workers.engine.loading import LoadedModel
 
 
 class Networks:
-    """UNet and ControlNets of a loaded model.
-
-    `on_forward` hears the number of places of every UNet forward.
-    """
+    """UNet and ControlNets of a loaded model."""
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
         self.dtype = model.dtype
 
-    def padded(self, places: int) -> int:
-        """The batch size that `places` are run at; compiled networks have a few fixed ones."""
+    def padded(self, places: int, height: int, width: int) -> int:  # noqa: ARG002 (see compiling.py)
+        """The batch size at which `places` of latents `height` x `width` are run."""
         return places
+
+    def prepare(self, height: int, width: int, counts: Iterable[int]) -> None:
+        """Make ready for latents of `height` x `width` in batches of `counts`; here, nothing."""
+
+    def seal(self) -> None:
+        """Everything is ready; here, nothing changes."""
 
     def denoise(
         self,
@@ -36,13 +39,13 @@ class Networks:
         residuals: Sequence[Tensor] | None,
         places: int,
     ) -> Tensor:
-        """The UNet's output for the first `places` of the batch."""
+        """The UNet's output for the first `places` of the batch; arguments as `unet_forward`'s."""
         return unet_forward(self._model.unet, sample, emb, context, residuals)[:places]
 
     def control(
         self, name: str, sample: Tensor, emb: Tensor, context: Context, hint: Tensor, scale: Tensor
     ) -> list[Tensor]:
-        """The residuals of the ControlNet called `name`."""
+        """The residuals of the ControlNet called `name`; arguments as `control_forward`'s."""
         net = self._model.controlnets[name].model
         return control_forward(net, sample, emb, context, hint, scale)
 

@@ -45,19 +45,20 @@ def without_noise(scheduler: Any, timestep: Tensor, scaled: Tensor, prediction: 
     signal = scheduler.alphas_cumprod[int(timestep)] ** 0.5
     noise = (1 - signal**2) ** 0.5
     kind = scheduler.config.prediction_type
+    clean: Tensor
     if kind == "v_prediction":
-        clean: Tensor = signal * scaled - noise * prediction
-        return clean
-    if kind == "sample":
-        return prediction
-    clean = (scaled - noise * prediction) / signal
+        clean = signal * scaled - noise * prediction
+    elif kind == "sample":
+        clean = prediction
+    else:
+        clean = (scaled - noise * prediction) / signal
     return clean
 
 
 def _colours(picture: Image.Image, size: torch.Size) -> Tensor:
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     pixels = pixels.view(1, picture.height, picture.width, 3).permute(0, 3, 1, 2) / 255
-    return _flat(functional.adaptive_avg_pool2d(pixels, tuple(size)))
+    return _flat(functional.adaptive_avg_pool2d(pixels, (size[0], size[1])))
 
 
 def _flat(maps: Tensor) -> Tensor:
