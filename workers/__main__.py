@@ -51,13 +51,19 @@ class Worker:
         self._metrics = WorkerMetrics()
         self._watchdog: Watchdog | None = None
         self._ready = False
-        self._health = HealthServer(
-            settings.host,
-            settings.worker_metrics_port,
-            self._metrics.registry,
-            live=lambda: self._watchdog is None or self._watchdog.healthy(),
-            ready=self._is_ready,
-        )
+        try:
+            self._health = HealthServer(
+                settings.host,
+                settings.worker_metrics_port,
+                self._metrics.registry,
+                live=lambda: self._watchdog is None or self._watchdog.healthy(),
+                ready=self._is_ready,
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"IMAGEPROMPT_WORKER_METRICS_PORT {settings.worker_metrics_port} cannot be used on "
+                f"IMAGEPROMPT_HOST {settings.host}: {error.strerror}"
+            ) from None
 
     def run(self) -> None:
         """Load, warm up, work until stopped. Raises `ConfigurationError` before anything runs."""

@@ -145,7 +145,7 @@ class Leases:
             pipeline.delete(
                 QueuedJob.key_for(job_id),
                 QueuedJob.dependents_key_for(job_id),
-                Result.get_key(job_id),  # type: ignore[no-untyped-call]  # rq
+                Result.get_key(job_id),
             )
             pipeline.execute()
 

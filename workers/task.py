@@ -97,6 +97,7 @@ class _Generation:
             return self._run(job)
 
     def _run(self, job: Job) -> Outcome:
+        self._log = self._log.bind(traceparent=job.traceparent, attempt=job.attempt)
         metrics = JobMetrics(queue_seconds=max(0.0, (job.started_at or 0) - job.created_at))
         try:
             result = self._pictures(job)
@@ -128,7 +129,7 @@ class _Generation:
         if self._let_go.is_set():
             return self._stopped(job)
         if failure.retryable and job.attempt < self._shared.max_attempts:
-            self._log.warning("attempt failed", attempt=job.attempt, cause=failure.detail)
+            self._log.warning("attempt failed", cause=failure.detail)
             again = self._redis(lambda: self._shared.transitions.retry(self._claim))
             return Outcome.RETURNED if again else self._whose()
         total = max(0.0, time.time() - job.created_at)

@@ -14,7 +14,7 @@ import typer
 from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from service import keyring
 from service.cli.client import ClientError
@@ -76,7 +76,7 @@ def list_keys(*, redis: RedisUrl = None) -> None:
     """Show all keys, without what would let anybody in."""
     with _redis(redis) as client:
         records = keyring.every(client)
-    table = Table("id", "name", "rights", "a minute", "jobs at once", "made", "expires")
+    table = Table(Column("id", no_wrap=True), "name", "rights", "a minute", "jobs at once", "made", "expires")
     for record in records:
         table.add_row(*_row(record))
     console.print(table)

@@ -73,6 +73,11 @@ class RedisServer:
             raise RedisServerError("Redis has not been started")
         return self._process
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the process without waiting for it."""
         binary = find_binary()

@@ -88,11 +88,12 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, opened(Path(name), "everysec") as place:
         tally, canceled, kills, memory = soak(place, options.minutes)
+    counts = f"{tally.jobs} jobs compared, {canceled} canceled, {kills} workers killed with -9"
+    ends = f"Lost {tally.lost}, wrong {tally.wrong}, stuck {tally.stuck}"
     lines = [
         f"# Soak: {options.minutes:g} minutes, {DISTINCT} kinds of request",
         "",
-        f"{tally.jobs} jobs compared, {canceled} canceled, {kills} workers killed with -9. "
-        f"Lost {tally.lost}, wrong {tally.wrong}, stuck {tally.stuck}; the queue ended empty.",
+        f"{counts}. {ends}; the queue ended empty.",
         "",
         "| process | memory at the end | growth after the warm part |",
         "|---|---|---|",

@@ -18,7 +18,6 @@ LONG = {"steps": 80}
 def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A Redis that a test may kill."""
     server = RedisServer(tmp_path_factory.mktemp("own-redis"), fsync="always")
-    server.start()
     yield server
     server.stop()
 
@@ -34,6 +33,13 @@ def service(make_service: Callable[..., Service], own_redis: RedisServer) -> Ite
     service.stop()
 
 
+@pytest.fixture(autouse=True)
+def redis_is_there(request: pytest.FixtureRequest, own_redis: RedisServer) -> None:
+    """Start Redis, but for the test that comes before it."""
+    if "not_there_yet" not in request.node.name and not own_redis.is_running:
+        own_redis.start()
+
+
 def workers(service: Service, count: int) -> list[Running]:
     """`count` live workers: those of the tests before, and new ones for the dead."""
     service.workers = [one for one in service.workers if one.process.poll() is None]
@@ -41,6 +47,19 @@ def workers(service: Service, count: int) -> list[Running]:
         service.add_worker(wait=False, module=TROUBLED)
     service.wait_ready()
     return service.workers[:count]
+
+
+def test_workers_wait_for_a_redis_that_is_not_there_yet(
+    service: Service, own_redis: RedisServer
+) -> None:
+    for _ in range(3):
+        service.add_worker(wait=False, module=TROUBLED)
+    for worker in service.workers:
+        until(lambda worker=worker: "waiting" in worker.log.read_text(), seconds=120)
+    assert service.workers[0].stop() == 0
+    assert service.client.get("/healthz/ready").status_code == 503
+    own_redis.start()
+    workers(service, 2)
 
 
 def test_jobs_of_a_killed_worker_are_finished_by_another(service: Service) -> None:
