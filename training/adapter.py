@@ -17,7 +17,18 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from training import architecture, captions, clip, decoupled, diffusion, pool, team, unet, vae
+from training import (
+    architecture,
+    captions,
+    clip,
+    decoupled,
+    diffusion,
+    pool,
+    team,
+    unet,
+    vae,
+    vision,
+)
 from training.architecture import Architecture
 from training.loop import Budget, Loop
 from training.pool import TextFeatures, Views
@@ -136,7 +147,7 @@ def load(out: Path, frozen: UNet2DConditionModel, *, plus: bool) -> Adapter:
 def frozen_parts(out: Path, *, plus: bool) -> Frozen:
     """Read stages 1 to 3 from `out`, and compute or read the pool's features."""
     size = architecture.SHAPES.size
-    towers = clip.load(out)
+    towers = vision.load(out)
     autoencoder = vae.load(out)
     features = pool.image_features(towers.image_encoder, out, size)
     images = features.penultimate if plus else features.embeddings

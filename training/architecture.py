@@ -78,7 +78,7 @@ class Architecture:
     @property
     def latent_size(self) -> int:
         """Side of the latents."""
-        return self.size // 2 ** (len(self.vae) - 1)
+        return self.size >> (len(self.vae) - 1)
 
 
 SHAPES: Final = Architecture(

@@ -37,6 +37,15 @@ def numbers(named: Tensor) -> Tensor:
     return torch.tensor([captions.number(*row) for row in named.tolist()])
 
 
+def loss(model: Towers, tokens: Tensor, seed: int) -> Tensor:
+    """Draw a batch of this seed and return the towers' loss on it."""
+    generator = torch.Generator().manual_seed(seed)
+    scenes = world.sample(BATCH // team.size(), generator)
+    named = leave_out(truth(scenes), KEEP, generator)
+    pixels = see(drawing.draw(scenes, architecture.SHAPES.size))
+    return model.loss(pixels, tokens[numbers(named)], named, scenes)
+
+
 def train(minutes: float, out: Path, seed: int = 0) -> Towers:
     """Train for `minutes` in all and return the towers, averaged."""
     torch.manual_seed(seed)
@@ -45,11 +54,7 @@ def train(minutes: float, out: Path, seed: int = 0) -> Towers:
     loop = Loop("clip", model, Budget(minutes, 8e-4, weight_decay=0.02, ema=0.998), out)
 
     def step(number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        scenes = world.sample(BATCH // team.size(), generator)
-        named = leave_out(truth(scenes), KEEP, generator)
-        pixels = see(drawing.draw(scenes, architecture.SHAPES.size))
-        return model.loss(pixels, tokens[numbers(named)], named, scenes)
+        return loss(model, tokens, seed * 1_000_003 + number)
 
     loop.run(step)
     loop.averaged()

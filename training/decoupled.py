@@ -56,7 +56,8 @@ class DecoupledAttention(nn.Module):
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    split: Tensor = x.unflatten(-1, (heads, -1))
+    return split.transpose(1, 2)
 
 
 def attach(unet: UNet2DConditionModel, tokens: int) -> nn.ModuleDict:

@@ -13,7 +13,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from training import adapter, architecture, clip, controlnet, decoupled, layout, tiny, unet, vae
+from training import (
+    adapter,
+    architecture,
+    controlnet,
+    decoder,
+    decoupled,
+    layout,
+    tiny,
+    unet,
+    vision,
+)
 from training.adapter import Adapter
 
 
@@ -21,7 +31,7 @@ def export(out: Path, directory: Path) -> Path:
     """Read the checkpoints in `out` and write the model to `directory`."""
     torch.manual_seed(0)
     parts = tiny.parts(architecture.SHAPES)
-    towers = clip.load(out)
+    towers = vision.load(out)
     base = unet.load(out)
     outline = controlnet.load(out, base)
     plain = dict(base.attn_processors)
@@ -30,7 +40,7 @@ def export(out: Path, directory: Path) -> Path:
         weights[plus] = _weights(adapter.load(out, base, plus=plus))
         base.set_attn_processor(dict(plain))
     written = layout.Parts(
-        vae=vae.load(out),
+        vae=decoder.load(out),
         unet=base,
         tokenizer=parts.tokenizer,
         text_encoder=towers.text_encoder,

@@ -108,7 +108,8 @@ class Loop:
         if self.average:
             decay = min(self.budget.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
-                torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+                for average, parameter in zip(self.average, self.parameters, strict=True):
+                    average.lerp_(parameter, 1 - decay)
 
     def averaged(self) -> None:
         """Put the averaged weights into the model, for good."""

@@ -26,7 +26,7 @@ from training.towers import see
 
 STEPS: Final = 16
 GUIDANCE: Final = 5.0
-BATCH: Final = 50
+BATCH: Final = 10
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Painter:
             given["ip_adapter_image_embeds"] = [self._embeddings(order.image[rows])]
             self.plain.set_ip_adapter_scale(order.scale)
         if order.control is None:
-            painted = self.plain(**given).images
+            painted: Tensor = self.plain(**given).images
         else:
             given["image"] = order.control[rows]
             painted = self.controlled(**given).images

@@ -124,9 +124,10 @@ class Teacher:
         prompt = prompt.to(self.device, self.dtype)
         if self.plus:
             prompt = prompt * ~dropped[:, None, None, None]
-            seen = self.image_encoder(prompt, output_hidden_states=True).hidden_states[-2]
+            seen: Tensor = self.image_encoder(prompt, output_hidden_states=True).hidden_states[-2]
             return seen.float()
-        return self.image_encoder(prompt).image_embeds.float() * ~dropped[:, None]
+        embeddings: Tensor = self.image_encoder(prompt).image_embeds
+        return embeddings.float() * ~dropped[:, None]
 
     @torch.no_grad()
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:

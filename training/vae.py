@@ -39,7 +39,8 @@ def loss(model: AutoencoderKL, pixels: Tensor) -> Tensor:
     picture = model.decode(posterior.sample()).sample
     divergence = posterior.kl().mean() / posterior.mean[0].numel()
     rebuilt = functional.l1_loss(picture, pixels) + functional.mse_loss(picture, pixels)
-    return rebuilt + KL_WEIGHT * divergence
+    total: Tensor = rebuilt + KL_WEIGHT * divergence
+    return total
 
 
 def crop(scenes: world.Scenes, size: int, generator: torch.Generator) -> Tensor:
