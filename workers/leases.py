@@ -3,12 +3,12 @@
 RQ keeps the ids of waiting jobs in a list, of dequeued ones in an intermediate list, and of
 running ones in a sorted set (`StartedJobRegistry`) scored by the end of their lease. Every move
 between them is one Lua script here, so a worker may be killed between any two lines and no id
-is lost or doubled, and no lock is ever held that a dead worker could leave behind.
+is lost or doubled, and no lock is ever held that a dead worker could leave behind. The clock is
+Redis' own, so workers need not agree on the time.
 """
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import uuid4
@@ -23,14 +23,29 @@ from rq.utils import now, utcformat
 
 from workers.rq_job import QueuedJob
 
-_TAKE: Final = """
+_NOW: Final = """
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1000000
+"""
+
+_TAKE: Final = (
+    _NOW
+    + """
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
 if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
-redis.call('ZADD', KEYS[2], ARGV[3], ARGV[2])
+redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[2])
 redis.call('HSET', KEYS[3], 'status', 'started', 'worker_name', ARGV[4], 'started_at', ARGV[5])
 redis.call('PERSIST', KEYS[3])
 return 1
 """
+)
+
+_RENEW: Final = (
+    _NOW
+    + """
+for index = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', now + ARGV[1], ARGV[index]) end
+"""
+)
 
 # An id goes back to the front only if it left where it was, so two callers cannot double it.
 _RETURN: Final = """
@@ -42,8 +57,10 @@ redis.call('LPUSH', KEYS[2], ARGV[2])
 return 1
 """
 
-_EXPIRED: Final = """
-local members = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
+_EXPIRED: Final = (
+    _NOW
+    + """
+local members = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
 for _, member in ipairs(members) do redis.call('ZREM', KEYS[1], member) end
 local live = {}
 for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
@@ -52,15 +69,16 @@ end
 local returned = {}
 for _, member in ipairs(members) do
   local id = string.match(member, '^(.*):[^:]*$')
-  if id and not live[id] and redis.call('EXISTS', ARGV[2] .. id) == 1 then
+  if id and not live[id] and redis.call('EXISTS', ARGV[1] .. id) == 1 then
     live[id] = true
-    redis.call('HSET', ARGV[2] .. id, 'status', 'queued')
+    redis.call('HSET', ARGV[1] .. id, 'status', 'queued')
     redis.call('LPUSH', KEYS[2], id)
     table.insert(returned, id)
   end
 end
 return returned
 """
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +101,6 @@ class Leases:
         *,
         worker_name: str,
         lease_seconds: float,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._redis: Redis = queue.connection
         self._queue = queue
@@ -91,9 +108,9 @@ class Leases:
         self._moving = queue.intermediate_queue_key
         self._registry = queue.started_job_registry
         self._worker_name = worker_name
-        self._clock = clock
         self.seconds = math.ceil(lease_seconds)
         self._take = self._redis.register_script(_TAKE)
+        self._renew = self._redis.register_script(_RENEW)
         self._return = self._redis.register_script(_RETURN)
         self._expired = self._redis.register_script(_EXPIRED)
 
@@ -105,7 +122,7 @@ class Leases:
             args=[
                 job_id,
                 execution.composite_key,
-                self._clock() + self.seconds,
+                self.seconds,
                 self._worker_name,
                 utcformat(now()),
             ],
@@ -125,10 +142,9 @@ class Leases:
         """Prolong all leases that still hold; one that was taken away stays so."""
         if not leases:
             return
+        members = [lease.execution.composite_key for lease in leases]
+        self._renew(keys=[self._registry.key], args=[self.seconds, *members])
         with self._redis.pipeline(transaction=False) as pipeline:
-            until = self._clock() + self.seconds
-            members = {lease.execution.composite_key: until for lease in leases}
-            pipeline.zadd(self._registry.key, members, xx=True)
             for lease in leases:
                 pipeline.expire(lease.execution.key, self.seconds + 60)
                 ExecutionRegistry(lease.job_id, pipeline).add(
@@ -186,7 +202,7 @@ class Leases:
         """Put every job whose lease has run out back to the front; their ids."""
         returned = self._expired(
             keys=[self._registry.key, self._waiting],
-            args=[self._clock(), QueuedJob.redis_job_namespace_prefix],
+            args=[QueuedJob.redis_job_namespace_prefix],
         )
         return [job_id.decode(errors="replace") for job_id in returned]
 

@@ -76,7 +76,9 @@ def list_keys(*, redis: RedisUrl = None) -> None:
     """Show all keys, without what would let anybody in."""
     with _redis(redis) as client:
         records = keyring.every(client)
-    table = Table(Column("id", no_wrap=True), "name", "rights", "a minute", "jobs at once", "made", "expires")
+    table = Table(
+        Column("id", no_wrap=True), "name", "rights", "a minute", "jobs at once", "made", "expires"
+    )
     for record in records:
         table.add_row(*_row(record))
     console.print(table)

@@ -1,7 +1,5 @@
 """No job is lost or doubled, whenever its worker dies."""
 
-import time
-
 import pytest
 from redis import Redis
 from rq import Queue
@@ -10,58 +8,56 @@ from workers.beat import Sweep
 from workers.leases import Leases
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = time.time()
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def leases(queue: Queue) -> Leases:
+    return Leases(queue, worker_name="one", lease_seconds=6)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def later(redis: Redis):
+    """Let every lease have less time left, as if seconds had gone by."""
+
+    def move(seconds: float) -> None:
+        for member in redis.zrange("rq:wip:test", 0, -1):
+            redis.zincrby("rq:wip:test", -seconds, member)
+
+    return move
 
 
-@pytest.fixture
-def leases(queue: Queue, clock: Clock) -> Leases:
-    return Leases(queue, worker_name="one", lease_seconds=6, clock=clock)
-
-
-def test_job_of_a_worker_that_died_is_returned_once(add_job, queue, leases, clock) -> None:
+def test_job_of_a_worker_that_died_is_returned_once(add_job, queue, leases, later) -> None:
     job = add_job()
     assert leases.dequeue(1) == job.id
     assert leases.take(job.id)
-    clock.now += 5
+    later(5)
     assert leases.return_expired() == []
-    clock.now += 2
+    later(2)
     assert leases.return_expired() == [job.id]
     assert leases.return_expired() == []
     assert queue.job_ids == [job.id]
 
 
-def test_returned_job_goes_to_the_front(add_job, queue, leases, clock) -> None:
+def test_returned_job_goes_to_the_front(add_job, queue, leases, later) -> None:
     first, second = add_job(), add_job()
     leases.take(leases.dequeue(1))
-    clock.now += 7
+    later(7)
     leases.return_expired()
     assert queue.job_ids == [first.id, second.id]
 
 
-def test_renewed_lease_is_left_alone(add_job, queue, leases, clock) -> None:
+def test_renewed_lease_is_left_alone(add_job, queue, leases, later) -> None:
     add_job()
     lease = leases.take(leases.dequeue(1))
     for _ in range(4):
-        clock.now += 5
+        later(5)
         leases.renew([lease])
         assert leases.return_expired() == []
     assert queue.job_ids == []
 
 
-def test_lost_lease_cannot_be_renewed(add_job, queue, leases, clock) -> None:
+def test_lost_lease_cannot_be_renewed(add_job, queue, leases, later) -> None:
     job = add_job()
     lease = leases.take(leases.dequeue(1))
-    clock.now += 7
+    later(7)
     leases.return_expired()
     leases.renew([lease])
     leases.hand_back(lease)
@@ -94,11 +90,11 @@ def test_job_of_a_worker_that_died_before_its_lease_is_returned(add_job, queue, 
 
 
 def test_nothing_is_taken_from_the_living_right_after_redis_was_away(
-    add_job, queue, leases, clock
+    add_job, queue, leases, later
 ) -> None:
     job = add_job()
     leases.take(leases.dequeue(1))
-    clock.now += 60
+    later(60)
     now = [0.0]
     sweep = Sweep(leases, clock=lambda: now[0])
     sweep()
