@@ -64,7 +64,13 @@ def create_app(
                 await stack.enter_async_context(_background(services))
             yield {"services": services}
 
-    app = FastAPI(title="imageprompt", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="imageprompt",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None if side is Side.PUBLIC else "/openapi.json",
+    )
     app.add_middleware(RequestContext, metrics=counted)
     problems.install(app)
     if side is not Side.ADMIN:
@@ -72,15 +78,12 @@ def create_app(
             app.include_router(part.router)
     if side is not Side.PUBLIC:
         app.include_router(health.router)
-    _document(app, side)
+        _document(app)
     return app
 
 
-def _document(app: FastAPI, side: Side) -> None:
-    """Serve the OpenAPI document of the whole contract and a page of it, but for clients alone."""
-    if side is Side.PUBLIC:
-        app.openapi_url = None
-        return
+def _document(app: FastAPI) -> None:
+    """Serve the OpenAPI document of the whole contract, and a page of it."""
     document = describe()
     page = docs_page.render(document)
 

@@ -16,6 +16,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 """RFC 6052: an IPv4 address in its last 32 bits."""
+_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+"""All that is handed out of IPv6 so far (IANA); the rest has special uses, some of them local."""
 _METADATA: Final = frozenset({ipaddress.ip_address("168.63.129.16")})
 """Public by its number, but answers every machine of a cloud about itself (Azure)."""
 
@@ -30,6 +32,8 @@ def is_public(address: Address) -> bool:
         inner = _inner(address)
         if inner is not None:
             return is_public(inner)
+        if address not in _GLOBAL_UNICAST:
+            return False
     return address.is_global and not address.is_multicast and address not in _METADATA
 
 

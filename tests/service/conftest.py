@@ -12,13 +12,14 @@ import httpx
 import pytest
 from redis import Redis
 
+from service.cli import processes
 from service.core import keys
 from service.core.job import JobMetrics, StoredImage
 from service.core.presence import Presence, announce
 from service.core.storage import Storage
 from service.core.transitions import Claim, Transitions
 from tests import corpus
-from tests.running import Running, start_api
+from tests.running import Running, start_api, until
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
 PNG = corpus.saved(corpus.picture(), "PNG")
@@ -85,13 +86,24 @@ class Api:
         )
 
 
+def _answers(running: Running) -> bool:
+    assert running.process.poll() is None, running.tail()
+    try:
+        return httpx.get(f"{running.url}/healthz/live", timeout=5).status_code in (200, 404)
+    except httpx.TransportError:
+        return False
+
+
 @pytest.fixture(scope="session")
 def make_api(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Running]:
     """Starts one more API process with given settings."""
 
     def make(**settings: object) -> Running:
         log = tmp_path_factory.mktemp("api") / "log"
-        return start_api(settings, log).wait("/healthz/live")
+        running = start_api(settings, log)
+        # A 404 tells as well that it serves: then its health has a port of its own.
+        until(lambda: _answers(running), seconds=60, what="the API")
+        return running
 
     return make
 
@@ -152,3 +164,9 @@ def sse(text: str) -> list[tuple[str, str, dict[str, object]]]:
         if "event" in lines:
             events.append((lines["id"], lines["event"], json.loads(lines["data"])))
     return events
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nothing listens on."""
+    return processes.free_port()

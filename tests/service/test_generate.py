@@ -257,7 +257,7 @@ def test_a_client_that_hangs_up_while_sending_leaves_nothing(api: Api) -> None:
     before = api.leftovers()
 
     def stop_halfway() -> None:
-        def pieces():  # type: ignore[no-untyped-def]  # noqa: ANN202 - a generator of bytes
+        def pieces():  # type: ignore[no-untyped-def]
             yield corpus.part("image", PNG, filename="a")
             raise ConnectionAbortedError
 

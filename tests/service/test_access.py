@@ -1,0 +1,217 @@
+"""Keys: nobody in without one where one is needed, and nobody sees what is another's."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from redis import Redis
+from typer.testing import CliRunner
+
+from service import keyring
+from service.cli.keys import app as keys_app
+from service.core import keys
+from service.keyring import ApiKey, Right
+from tests.running import Running, until
+from tests.service.conftest import PNG, Api
+from tests.service.test_generate import problem
+
+NewKey = Callable[..., tuple[str, ApiKey]]
+FILES = {"image": ("a.png", PNG)}
+
+
+def bearer(key: str) -> dict[str, str]:
+    """Headers that carry a key."""
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def new_key(api: Api) -> Iterator[Callable[..., tuple[str, ApiKey]]]:
+    """Makes keys; all are revoked afterwards."""
+
+    def make(**options: object) -> tuple[str, ApiKey]:
+        key, record = keyring.make_key("test", now=time.time(), **options)
+        keyring.save(api.redis, record)
+        until(lambda: api.client.get("/jobs").status_code == 401, what="the need of a key")
+        return key, record
+
+    yield make
+    api.redis.delete(keys.API_KEYS)
+    until(lambda: api.client.get("/jobs").status_code == 200, what="the end of that need")
+
+
+def test_as_soon_as_a_key_is_made_one_is_needed(api: Api, new_key: NewKey) -> None:
+    key, record = new_key()
+    refused = api.post()
+    problem(refused, 401)
+    assert refused.headers["www-authenticate"] == "Bearer"
+    answer = api.post(headers=bearer(key))
+    assert answer.status_code == 202
+    job = f"/jobs/{answer.json()['id']}"
+    assert api.client.get(job, headers={"x-api-key": key}).status_code == 200
+    problem(api.client.get(job), 401)
+    assert api.redis.hget(f"imageprompt:job:{answer.json()['id']}", "owner").decode() == record.id
+    for path in ("/healthz/live", "/metrics", "/docs", "/openapi.json", "/models"):
+        assert api.client.get(path).status_code == 200
+
+
+def test_only_the_very_key_lets_in(api: Api, new_key: NewKey) -> None:
+    key, record = new_key()
+    other_secret = key[:-1] + ("A" if key[-1] != "A" else "B")
+    unknown = f"ip_{'0' * 12}_{'x' * 43}"
+    for wrong in (other_secret, unknown, record.sha256, record.id, "", "x" * 5000, key + "x"):
+        problem(api.client.get("/jobs", headers={"x-api-key": wrong}), 401)
+    for authorization in ("Basic eDp5", key, f"bearer{key}", "Bearer"):
+        problem(api.client.get("/jobs", headers={"authorization": authorization}), 401)
+    assert api.client.get("/jobs", headers={"authorization": f"bearer {key}"}).status_code == 200
+
+
+def test_a_key_does_not_stand_in_redis(api: Api, new_key: NewKey) -> None:
+    key, record = new_key()
+    stored = b"".join(api.redis.hvals(keys.API_KEYS)).decode()
+    assert key not in stored
+    assert key.rpartition("_")[2] not in stored
+    assert record.sha256 in stored
+
+
+def test_an_expired_or_revoked_key_is_out(api: Api, new_key: NewKey) -> None:
+    expired, _ = new_key(lifetime_seconds=-1)
+    problem(api.client.get("/jobs", headers=bearer(expired)), 401)
+    key, record = new_key()
+    assert api.client.get("/jobs", headers=bearer(key)).status_code == 200
+    keyring.revoke(api.redis, record.id)
+    until(lambda: api.client.get("/jobs", headers=bearer(key)).status_code == 401)
+
+
+def test_a_right_is_needed_for_each_thing(api: Api, new_key: NewKey) -> None:
+    key, _ = new_key(rights=(Right.READ,))
+    assert api.client.get("/jobs", headers=bearer(key)).status_code == 200
+    problem(api.post(headers=bearer(key)), 403)
+    job = f"/jobs/{uuid.uuid4()}"
+    problem(api.client.post(f"{job}/cancel", headers=bearer(key)), 403)
+    problem(api.client.delete(job, headers=bearer(key)), 403)
+    problem(api.client.get(job, headers=bearer(key)), 404)
+
+
+def test_what_is_of_one_key_does_not_exist_for_another(api: Api, new_key: NewKey) -> None:
+    mine, _ = new_key()
+    theirs, _ = new_key()
+    job_id = api.post(headers=bearer(mine)).json()["id"]
+    api.finish(job_id)
+    for method, path in (
+        ("GET", ""),
+        ("DELETE", ""),
+        ("POST", "/cancel"),
+        ("GET", "/events"),
+        ("GET", "/images/0"),
+    ):
+        url = f"/jobs/{job_id}{path}"
+        problem(api.client.request(method, url, headers=bearer(theirs)), 404)
+    assert api.client.get("/jobs", headers=bearer(theirs)).json()["jobs"] == []
+    assert len(api.client.get("/jobs", headers=bearer(mine)).json()["jobs"]) == 1
+
+
+def test_a_key_has_its_pace_and_is_told_of_it(api: Api, new_key: NewKey) -> None:
+    key, _ = new_key(requests_per_minute=3)
+    left = []
+    for _ in range(3):
+        answer = api.post(headers=bearer(key))
+        assert answer.status_code == 202
+        assert answer.headers["ratelimit-policy"] == '"requests";q=3;w=60'
+        left.append(answer.headers["ratelimit"].split(";")[1])
+    assert left == ["r=2", "r=1", "r=0"]
+    refused = api.post(headers=bearer(key))
+    problem(refused, 429)
+    assert 15 <= int(refused.headers["retry-after"]) <= 20
+    assert refused.headers["ratelimit"].startswith('"requests";r=0;t=')
+    assert api.client.get("/jobs", headers=bearer(key)).status_code == 200
+    other, _ = new_key(requests_per_minute=3)
+    assert api.post(headers=bearer(other)).status_code == 202
+
+
+def test_a_key_has_so_many_jobs_at_once(api: Api, new_key: NewKey) -> None:
+    key, record = new_key(max_jobs=2)
+    first, second = (api.post(headers=bearer(key)).json()["id"] for _ in range(2))
+    refused = api.post(headers=bearer(key))
+    assert int(refused.headers["retry-after"]) >= 1
+    problem(refused, 429)
+    api.finish(first)
+    assert api.post(headers=bearer(key)).status_code == 202
+    problem(api.post(headers=bearer(key)), 429)
+    api.client.post(f"/jobs/{second}/cancel", headers=bearer(key))
+    bad = api.client.post("/generate", files={"image": ("a", b"GIF89a")}, headers=bearer(key))
+    problem(bad, 415)
+    assert api.post(headers=bearer(key)).status_code == 202, "a refused upload holds no place"
+    assert api.redis.zcard(keys.active_jobs(record.id)) == 2
+
+
+def test_off_loopback_nothing_is_served_without_a_key(
+    make_api: Callable[..., Running], redis_url: str, redis: Redis, storage_url: str
+) -> None:
+    with make_api(redis_url=redis_url, storage_url=storage_url, host="0.0.0.0") as running:
+        assert "imageprompt keys create" in running.log.read_text()
+        problem(httpx.post(f"{running.url}/generate", files=FILES), 401)
+        problem(httpx.get(f"{running.url}/jobs"), 401)
+        assert httpx.get(f"{running.url}/healthz/live").status_code == 200
+        key, record = keyring.make_key("test", now=time.time())
+        keyring.save(redis, record)
+        answer = httpx.post(f"{running.url}/generate", files=FILES, headers=bearer(key))
+        assert answer.status_code == 202
+
+
+def test_off_loopback_everybody_is_served_where_the_operator_says_so(
+    make_api: Callable[..., Running], redis_url: str, storage_url: str
+) -> None:
+    with make_api(
+        redis_url=redis_url, storage_url=storage_url, host="0.0.0.0", allow_anonymous=True
+    ) as running:
+        assert "anybody who can connect" in running.log.read_text()
+        assert httpx.get(f"{running.url}/jobs").status_code == 200
+
+
+def test_docs_metrics_and_health_may_have_a_port_of_their_own(
+    make_api: Callable[..., Running], redis_url: str, storage_url: str, free_port: int
+) -> None:
+    settings = {"redis_url": redis_url, "storage_url": storage_url}
+    with make_api(**settings, admin_port=free_port) as running:
+        admin = f"http://127.0.0.1:{free_port}"
+        until(lambda: httpx.get(f"{admin}/healthz/live").is_success)
+        assert httpx.post(f"{running.url}/generate", files=FILES).status_code == 202
+        for path in ("/healthz/live", "/metrics", "/docs", "/openapi.json"):
+            assert httpx.get(admin + path).status_code == 200, path
+            assert httpx.get(running.url + path).status_code == 404, path
+        assert 'route="/generate"' in httpx.get(f"{admin}/metrics").text
+        assert httpx.get(f"{admin}/jobs").status_code == 404
+
+
+def test_keys_are_made_listed_and_revoked_on_the_command_line(redis_url: str, redis: Redis) -> None:
+    run = CliRunner().invoke
+    made = run(
+        keys_app,
+        [
+            "create",
+            "ann",
+            "--right",
+            "read",
+            "--per-minute",
+            "9",
+            "--days",
+            "1",
+            "--redis",
+            redis_url,
+        ],
+    )
+    shown = json.loads(made.output)
+    [record] = keyring.every(redis)
+    assert keyring.matches(shown["key"], record)
+    assert (record.name, record.rights, record.requests_per_minute) == ("ann", (Right.READ,), 9)
+    assert record.expires_at is not None
+    assert record.webhook_secret == shown["webhook_secret"]
+    listed = run(keys_app, ["list", "--redis", redis_url]).output
+    assert record.id in listed
+    assert shown["key"] not in listed
+    assert run(keys_app, ["revoke", record.id, "--redis", redis_url]).exit_code == 0
+    assert keyring.every(redis) == []
+    assert run(keys_app, ["revoke", record.id, "--redis", redis_url]).exit_code == 1

@@ -1,0 +1,309 @@
+"""A webhook arrives once its job has ended: signed, again where it failed, and past nobody."""
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+import redis.asyncio as aioredis
+from pydantic import SecretStr
+from redis import Redis
+from standardwebhooks.webhooks import Webhook
+
+from service import keyring
+from service.core import keys
+from service.core.job import Job, JobMetrics, Status
+from service.core.metrics import ApiMetrics
+from service.core.queue import enqueue, open_queue
+from service.core.transitions import Claim, Transitions
+from service.webhooks.delivery import DELAYS_SECONDS, Delivery
+from service.webhooks.sender import Outcome, Sender
+from tests.core.test_transitions import REQUEST
+from tests.running import Running, until
+from tests.service.conftest import PNG, WEBHOOK_SECRET, Api
+from tests.service.webhooks.conftest import NAME, Receiver
+
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
+
+
+@dataclass
+class Desk:
+    """Ends jobs with webhooks, and delivers."""
+
+    redis: Redis
+    url: str
+    transitions: Transitions
+    metrics: ApiMetrics = field(default_factory=ApiMetrics)
+
+    def end_job(self, webhook_url: str, owner: str = "anonymous") -> str:
+        """A job that has just succeeded."""
+        request = REQUEST.model_copy(update={"webhook_url": webhook_url})
+        job = Job(
+            id=str(uuid.uuid4()),
+            owner=owner,
+            status=Status.QUEUED,
+            request=request,
+            created_at=time.time(),
+        )
+        enqueue(
+            open_queue("q", self.redis),
+            self.transitions,
+            job,
+            also=lambda pipe: pipe.hset(keys.job(job.id), "webhook", "https://api.example/"),
+        )
+        claim = Claim(job.id, "t")
+        assert self.transitions.claim(claim, "w")
+        assert self.transitions.succeed(claim, (), JobMetrics(), 5)
+        return job.id
+
+    def deliver(
+        self, sender: Callable[[], Sender], done: Callable[[], object], jitter: float = 0.0
+    ) -> None:
+        """Deliver until `done` is truthy."""
+
+        async def run() -> None:
+            client = aioredis.Redis.from_url(self.url, decode_responses=True)
+            delivery = Delivery(
+                client,
+                sender(),
+                self.metrics,
+                anonymous_secret=SecretStr(WEBHOOK_SECRET),
+                jitter=lambda: jitter,
+            )
+            try:
+                async with asyncio.timeout(30):
+                    while not done():
+                        await delivery.step()
+                        await asyncio.sleep(0.02)
+            finally:
+                await delivery.close()
+                await client.aclose()
+
+        asyncio.run(run())
+
+    @property
+    def waiting(self) -> int:
+        """Webhooks still to be delivered."""
+        return int(self.redis.zcard(keys.OUTBOX))
+
+
+@pytest.fixture
+def desk(redis: Redis, redis_url: str) -> Desk:
+    """A desk on an empty Redis."""
+    return Desk(
+        redis,
+        redis_url,
+        Transitions(redis, retention_seconds=100, tombstone_seconds=100, max_attempts=3),
+    )
+
+
+def trusting(receiver: Receiver, *, timeout_seconds: float = 5) -> Callable[[], Sender]:
+    """A sender that trusts the receiver's certificate and may go to loopback."""
+
+    def make() -> Sender:
+        tls = ssl.create_default_context(cafile=str(receiver.certificate))
+        return Sender(LOOPBACK, tls=tls, timeout_seconds=timeout_seconds)
+
+    return make
+
+
+def verified(receiver: Receiver, secret: str = WEBHOOK_SECRET) -> list[dict[str, object]]:
+    """Every payload that came in, each checked by the library of the specification."""
+    return [Webhook(secret).verify(body, headers) for _, headers, body in receiver.seen]
+
+
+def test_it_is_signed_and_tells_of_the_job(desk: Desk, receiver: Receiver) -> None:
+    job_id = desk.end_job(receiver.url)
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    [payload] = verified(receiver)
+    assert payload["type"] == "job.succeeded"
+    assert payload["data"]["id"] == job_id
+    assert payload["data"]["urls"]["self"] == f"https://api.example/jobs/{job_id}"
+    assert receiver.seen[0][1]["webhook-id"] == f"msg_{job_id}"
+
+
+def test_it_is_signed_with_the_secret_of_its_key(desk: Desk, receiver: Receiver) -> None:
+    _, record = keyring.make_key("x", now=0)
+    keyring.save(desk.redis, record)
+    desk.end_job(receiver.url, owner=record.id)
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    assert len(verified(receiver, record.webhook_secret)) == 1
+
+
+def test_it_is_sent_again_under_one_id_until_it_is_received(desk: Desk, receiver: Receiver) -> None:
+    receiver.answers = [500, 429, 302, 204]
+    desk.end_job(receiver.url)
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    assert len(verified(receiver)) == 4
+    assert {path for path, _, _ in receiver.seen} == {"/hook"}, "redirects are not followed"
+    assert len({headers["webhook-id"] for _, headers, _ in receiver.seen}) == 1
+    assert desk.redis.hlen(f"{keys.OUTBOX}:attempts") == 0
+
+
+def test_410_stops_it(desk: Desk, receiver: Receiver) -> None:
+    receiver.answers = [410]
+    desk.end_job(receiver.url)
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    assert len(receiver.seen) == 1
+
+
+def test_after_the_last_attempt_it_is_given_up(desk: Desk, receiver: Receiver) -> None:
+    receiver.answers = [500]
+    desk.end_job(receiver.url)
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    assert len(receiver.seen) == len(DELAYS_SECONDS) + 1
+
+
+def test_attempts_are_put_off_further_and_further(desk: Desk, receiver: Receiver) -> None:
+    receiver.answers = [500]
+    desk.end_job(receiver.url)
+
+    def due() -> float:
+        [(_, score)] = desk.redis.zrange(keys.OUTBOX, 0, -1, withscores=True)
+        return float(score) - time.time()
+
+    desk.deliver(trusting(receiver), lambda: receiver.seen and due() < 30, jitter=1.0)
+    assert 0 < due() <= DELAYS_SECONDS[0]
+    assert list(DELAYS_SECONDS) == sorted(DELAYS_SECONDS)
+
+
+def test_slow_receivers_delay_nobody(desk: Desk, make_receiver: Callable[[], Receiver]) -> None:
+    slow, quick = make_receiver(), make_receiver()
+    slow.delay_seconds = 20
+    by_name = f"https://{NAME}:{slow.port}/hook"
+    for _ in range(12):
+        desk.end_job(by_name)
+    jobs = [desk.end_job(quick.url) for _ in range(3)]
+    real = socket.getaddrinfo
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            socket,
+            "getaddrinfo",
+            lambda host, *more, **options: real(
+                "127.0.0.1" if host == NAME else host, *more, **options
+            ),
+        )
+        desk.deliver(trusting(slow), lambda: len(quick.seen) == 3)
+    assert {payload["data"]["id"] for payload in verified(quick)} == set(jobs)
+    assert len(slow.seen) <= 4, "one host has so many places and no more"
+    assert desk.waiting == 12
+
+
+def test_the_name_is_looked_up_once_and_kept_for_tls(
+    desk: Desk, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    real = socket.getaddrinfo
+
+    def answer(host: str, *more: object, **options: object) -> object:
+        if host == NAME:
+            asked.append(host)
+            host = "127.0.0.1" if len(asked) == 1 else "127.0.0.99"
+        return real(host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    desk.end_job(f"https://{NAME}:{receiver.port}/hook")
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    assert asked == [NAME]
+    assert receiver.names == [NAME]
+    assert receiver.seen[0][1]["Host"] == f"{NAME}:{receiver.port}"
+
+
+@dataclass
+class _Try:
+    url: str
+    sender: Callable[[], Sender]
+
+
+def _send(case: _Try) -> Outcome:
+    async def run() -> Outcome:
+        sender = case.sender()
+        try:
+            return await sender.send(case.url, "msg_1", "{}", WEBHOOK_SECRET)
+        finally:
+            await sender.close()
+
+    return asyncio.run(run())
+
+
+def test_it_is_not_sent_where_it_must_not_be(receiver: Receiver) -> None:
+    tls = ssl.create_default_context(cafile=str(receiver.certificate))
+    cases = [
+        _Try(receiver.url, lambda: Sender((), tls=tls)),  # loopback is not allowed
+        _Try(receiver.url, lambda: Sender(LOOPBACK)),  # nobody vouches for the certificate
+        _Try(receiver.url.replace("https", "http"), lambda: Sender(LOOPBACK, tls=tls)),
+        _Try("https://127.0.0.1:9/", lambda: Sender(LOOPBACK, tls=tls)),
+        _Try("https://no-such-name.invalid/", lambda: Sender(LOOPBACK, tls=tls)),
+    ]
+    assert [_send(case) for case in cases] == [Outcome.FAILED] * len(cases)
+    assert receiver.seen == []
+
+
+def test_a_receiver_that_never_answers_is_hung_up_on(receiver: Receiver) -> None:
+    receiver.delay_seconds = 5
+    assert _send(_Try(receiver.url, trusting(receiver, timeout_seconds=0.5))) is Outcome.FAILED
+
+
+def test_what_was_taken_by_a_process_that_died_comes_up_again(
+    desk: Desk, receiver: Receiver
+) -> None:
+    job_id = desk.end_job(receiver.url)
+    receiver.delay_seconds = 30
+    desk.deliver(trusting(receiver, timeout_seconds=30), lambda: receiver.seen)  # and is broken off
+    assert desk.redis.zscore(keys.OUTBOX, job_id) > time.time() + 10
+    desk.redis.zadd(keys.OUTBOX, {job_id: time.time()})  # its lease has run out
+    receiver.delay_seconds = 0
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    assert len(verified(receiver)) == 2
+
+
+def test_a_deleted_job_is_told_of_no_more(desk: Desk, receiver: Receiver) -> None:
+    job_id = desk.end_job(receiver.url)
+    desk.transitions.erase(job_id, "anonymous")
+    assert desk.waiting == 0
+    gone = desk.end_job(receiver.url)
+    desk.redis.delete(keys.job(gone))
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    assert receiver.seen == []
+
+
+@pytest.fixture
+def calling_api(
+    api: Api, make_api: Callable[..., Running], receiver: Receiver
+) -> Iterator[Running]:
+    """An API that may call the receiver, beside the module's own on the same Redis."""
+    with make_api(
+        redis_url=api.redis_url,
+        storage_url=api.folder.as_uri(),
+        webhook_secret=WEBHOOK_SECRET,
+        webhook_networks='["127.0.0.0/8"]',
+        SSL_CERT_FILE=str(receiver.certificate),
+    ) as running:
+        yield running
+
+
+def test_a_running_api_calls_back(api: Api, receiver: Receiver, calling_api: Running) -> None:
+    refused = api.post({"webhook_url": receiver.url})
+    assert refused.status_code == 422
+    answer = httpx.post(
+        f"{calling_api.url}/generate",
+        files={"image": ("a", PNG)},
+        data={"webhook_url": receiver.url},
+    )
+    job_id = answer.json()["id"]
+    api.client.post(f"/jobs/{job_id}/cancel")
+
+    # The module's own API may take it first; it must not send to loopback and puts it off.
+    def arrived() -> bool:
+        api.redis.zadd(keys.OUTBOX, {job_id: 0}, xx=True)
+        return bool(receiver.seen)
+
+    until(arrived, what="the webhook")
+    payload = verified(receiver)[0]
+    assert (payload["type"], payload["data"]["id"]) == ("job.canceled", job_id)
