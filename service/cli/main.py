@@ -48,6 +48,8 @@ def up(
     ) as service:
         console.print(f"[bold green]ready[/] at [bold]{service.url}[/]  (docs: {service.url}/docs)")
         console.print(f"data and logs in {data.resolve()}; Ctrl-C ends everything")
+        file = service.redis_url_file
+        console.print(f"API keys: imageprompt keys create NAME --redis $(cat {file})", style="dim")
         service.run()
         console.print("stopping: running jobs finish or wait for the next start")
 

@@ -105,6 +105,10 @@ class AllInOne:
             password=secrets.token_hex(16),
             fsync="always" if fsync_always else "everysec",
         )
+        # Its password changes with every start; other commands read the URL here.
+        self.redis_url_file = data / "redis.url"
+        self.redis_url_file.touch(mode=0o600)
+        self.redis_url_file.write_text(redis.url, encoding="utf-8")
         environment = {
             **os.environ,
             "IMAGEPROMPT_HOST": HOST,

@@ -90,6 +90,10 @@ def test_one_command_runs_everything_and_leaves_nothing(up, tmp_path) -> None:
     assert "steps" in wrong.stderr
     assert len(wrong.stderr.strip().splitlines()) == 1
 
+    redis_url = (tmp_path / "data" / "redis.url").read_text()
+    keys = [sys.executable, "-m", "service.cli.main", "keys", "list", "--redis", redis_url]
+    subprocess.run(keys, check=True, capture_output=True)
+
     for pid in children[1:]:
         os.kill(pid, signal.SIGKILL)
     until(lambda: len(set(first.children()) - set(children)) == 2)
