@@ -1,6 +1,5 @@
 """A loaded engine on the tiny model, jobs for it, and the plain pipelines to compare it with."""
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +12,14 @@ import torch
 from diffusers import ControlNetModel
 from PIL import Image
 
+from bench.engine.plain import Plain
 from service.core.catalog import Catalog, load_catalog
 from service.core.request import Control, GenerateRequest, ImagePrompt
 from service.core.settings import Device
-from tests.engine.plain import Plain
 from workers.engine.engine import Engine, Silent, load_engine
 from workers.engine.rows import Work
 from workers.engine.types import EngineJob, EngineResult
-from workers.engine.warmup import noise
+from workers.engine.warmup import digest, noise
 
 SIZE = 64
 
@@ -101,9 +100,9 @@ def engine(engine_and_observer: tuple[Engine, Counts]) -> Engine:
 
 
 @pytest.fixture(scope="session")
-def plain(catalog: Catalog, tiny_model: Path) -> Plain:
+def plain(catalog: Catalog) -> Plain:
     """The plain pipelines over the same files."""
-    return Plain(tiny_model)
+    return Plain(catalog.models["tiny"], torch.device("cpu"))
 
 
 def request(
@@ -141,11 +140,6 @@ def request(
 def picture(index: int) -> Image.Image:
     """Image prompt `index` of every test job."""
     return noise(90, index)
-
-
-def digest(image: Image.Image) -> str:
-    """The SHA-256 of a picture's pixels."""
-    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def control_map() -> Image.Image:

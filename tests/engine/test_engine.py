@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.engine.plain import Plain
 from service.core.request import GenerateRequest
 from tests.engine.conftest import Counts, Rows, control_map, job, picture, request, together
-from tests.engine.plain import Plain
 from workers.engine.engine import Engine
 
 SAME_AS_PLAIN = 1e-3

@@ -54,20 +54,20 @@ def job(
     """A small guided job of one class with a picture of coloured noise; `size` is in pixels."""
     defaults = model.entry.defaults
     picture = noise(64, seed)
-    digest = hashlib.sha256(picture.tobytes()).hexdigest()
+    pixels = digest(picture)
     request = GenerateRequest(
         model=name,
         adapter=adapter or defaults.adapter,
         images=(
             ImagePrompt(
                 key="inputs/warm-up/0.png",
-                sha256=digest,
-                pixels_sha256=digest,
+                sha256=pixels,
+                pixels_sha256=pixels,
                 width=picture.width,
                 height=picture.height,
             ),
         ),
-        control=Control(key="inputs/warm-up/1.png", sha256=digest, type=control)
+        control=Control(key="inputs/warm-up/1.png", sha256=pixels, type=control)
         if control
         else None,
         ip_scale=1.0,
@@ -86,6 +86,11 @@ def noise(side: int, seed: int) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(blocks.numpy()).resize((side, side), Image.Resampling.NEAREST)
+
+
+def digest(image: Image.Image) -> str:
+    """The SHA-256 of a picture's pixels, hex."""
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 class Profiler:

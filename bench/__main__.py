@@ -1,0 +1,122 @@
+"""`python -m bench`: the engine beside plain diffusers and one-at-a-time serving, in one run.
+
+`--gpu` takes full-size SDXL of random weights (`make bench-gpu`); `--gpu --tiny` tries that same
+command on a tiny model where there is no GPU. Writes a table, a chart and JSON to out/bench/.
+"""
+
+import argparse
+import logging
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from bench.engine import peak, report, service, subject
+from bench.engine.measures import Bench, Results
+from bench.engine.plain import Plain
+from bench.engine.subject import Subject
+from service.core.settings import Device
+from workers.engine.engine import Silent, load_engine
+
+OUT: Final = Path("out/bench")
+
+
+class Recompiles(Silent):
+    """Counts compilations after warm-up."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_recompile(self) -> None:
+        """See `types.Observer`."""
+        self.count += 1
+
+
+def main() -> None:
+    """Run the bench that the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--gpu", action="store_true", help="full-size SDXL; needs CUDA")
+    parser.add_argument("--tiny", action="store_true", help="with --gpu: a tiny model, any device")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    parser.add_argument("--no-service", action="store_true", help="leave the HTTP part out")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if options.gpu and not options.tiny and not torch.cuda.is_available():
+        sys.exit("bench: --gpu needs a CUDA device; add --tiny to try the command without one")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory(prefix="imageprompt-bench-") as scratch:
+        chosen = _subject(options.gpu, options.tiny)(Path(scratch))
+        name = "gpu" if options.gpu else "engine"
+        results, about = run(chosen, gpu=options.gpu, with_service=not options.no_service)
+    path = report.write(options.out, name, results, about)
+    print(path.read_text(encoding="utf-8"))
+    print(f"written to {path.parent.resolve()}: {name}.md, {name}.json, {name}.png")
+
+
+def _subject(gpu: bool, tiny: bool) -> Callable[[Path], Subject]:  # noqa: FBT001 (two flags of one command)
+    if not gpu:
+        return subject.bundled
+    return subject.tiny_size if tiny else subject.full_size
+
+
+def run(chosen: Subject, *, gpu: bool, with_service: bool) -> tuple[Results, dict[str, Any]]:
+    """Measure everything on one subject; returns the results and what they were made on."""
+    started = time.perf_counter()
+    device = Device.AUTO if gpu else Device.CPU
+    catalog = chosen.catalog
+    recompiles = Recompiles()
+    engine = load_engine(catalog, device=device, observer=recompiles, on_stage=print)
+    loaded = time.perf_counter()
+    engine.warm_up()
+    warm = time.perf_counter()
+    plain = Plain(catalog.models[catalog.default], torch.device(engine.device))
+    bench = Bench(chosen, plain, engine)
+    for part in bench.run():
+        print(f"measuring: {part}", flush=True)
+    engine.stop()
+    results = bench.results
+    if with_service:
+        print("measuring: the service around the model", flush=True)
+        results.add("service around the model", "s", {"HTTP to job done": service.cost(chosen)})
+    about: dict[str, Any] = {
+        "subject": chosen.title,
+        "device": _device(engine.device),
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} CPU threads",
+        "one job alone": f"{_size(chosen.single)}, {chosen.steps} steps",
+        "jobs at once": f"{_size(chosen.burst)}, {chosen.burst_steps} steps",
+        "load and warm-up": f"{loaded - started:.1f} s and {warm - loaded:.1f} s",
+        "rate at full batches": f"{engine.row_steps_per_second:.1f} row-steps/s",
+        "recompiles while serving": recompiles.count,
+    }
+    if engine.device == "cuda" and chosen.single == (1024, 1024):
+        rate = peak.measured_tflops()
+        about["matrix peak"] = f"{rate:.0f} TFLOP/s measured"
+        for who, seconds in results.figures["one job alone"].items():
+            about[f"share of the peak, {who}"] = f"{peak.share(chosen.steps, seconds, rate):.0%}"
+    about["whole run"] = f"{time.perf_counter() - started:.0f} s"
+    return results, about
+
+
+def _device(kind: str) -> str:
+    return (
+        torch.cuda.get_device_name()
+        if kind == "cuda"
+        else f"CPU, {platform.machine()}, {os.cpu_count()} cores"
+    )
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+if __name__ == "__main__":
+    main()

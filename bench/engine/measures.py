@@ -1,0 +1,201 @@
+"""The measurements of the engine bench. Contenders take turns, and medians are kept.
+
+So whatever else the machine does meets all of them alike.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bench.engine.contenders import Batched, OneAtATime, at_once, over_time, run_plain
+from bench.engine.plain import Plain
+from bench.engine.subject import Subject
+from workers.engine.engine import Engine
+from workers.engine.types import EngineJob
+
+AT_ONCE = (1, 4, 8, 16)
+IN_A_LOOP = 8
+"""Jobs of a plain loop and of the queue; their rate does not depend on the number."""
+PRESSURE = 0.6
+"""Jobs of the mixed load come this share of their mean time alone apart: too fast for a queue."""
+
+
+@dataclass
+class Results:
+    """Every figure of a run: `figures[measure][contender]`, with a unit for each measure."""
+
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+
+    def add(self, measure: str, unit: str, values: Mapping[str, float]) -> None:
+        """Take in the figures of one measure."""
+        self.units[measure] = unit
+        self.figures[measure] = dict(values)
+
+
+class Bench:
+    """Runs the measurements on one subject."""
+
+    def __init__(self, subject: Subject, plain: Plain, engine: Engine) -> None:
+        self._subject = subject
+        self._plain = plain
+        self._engine = engine
+        self._batched = Batched(engine)
+        self._seeds = itertools.count(1)
+        self.results = Results()
+
+    def run(self) -> Iterator[str]:
+        """Measure everything; names each part before it begins."""
+        yield "one job alone"
+        self._single()
+        yield "many jobs at once"
+        self._bursts()
+        yield "a mixed load"
+        self._mixed()
+        yield "a short job behind seven long ones"
+        self._short_behind_long()
+        yield "embedding cache"
+        self._cache()
+
+    def _single(self) -> None:
+        def job() -> EngineJob:
+            subject = self._subject
+            return subject.job(next(self._seeds), size=subject.single, steps=subject.steps)
+
+        queued = OneAtATime(self._plain)
+        seconds = self._interleaved(
+            {
+                "plain": lambda: run_plain(self._plain, job()),
+                "one at a time": lambda: at_once(queued, [job()]),
+                "engine": lambda: at_once(self._batched, [job()]),
+            },
+            warm=True,
+        )
+        queued.stop()
+        self.results.add("one job alone", "s", seconds)
+
+    def _bursts(self) -> None:
+        queued = OneAtATime(self._plain)
+        seconds = self._interleaved(
+            {
+                f"plain, {IN_A_LOOP}": lambda: [
+                    run_plain(self._plain, job) for job in self._burst(IN_A_LOOP)
+                ],
+                f"queue, {IN_A_LOOP}": lambda: at_once(queued, self._burst(IN_A_LOOP)),
+                **{
+                    f"engine, {count}": lambda count=count: at_once(
+                        self._batched, self._burst(count)
+                    )
+                    for count in AT_ONCE
+                },
+            }
+        )
+        queued.stop()
+        plain = IN_A_LOOP / seconds[f"plain, {IN_A_LOOP}"]
+        one = IN_A_LOOP / seconds[f"queue, {IN_A_LOOP}"]
+        for count in AT_ONCE:
+            rates = {"plain": plain, "one at a time": one}
+            rates["engine"] = count / seconds[f"engine, {count}"]
+            self.results.add(f"{count} jobs at once", "pictures/s", rates)
+
+    def _mixed(self) -> None:
+        jobs = self._subject.mixed()
+        alone = statistics.median(_timed(lambda: run_plain(self._plain, jobs[0])) for _ in range(2))
+        work = statistics.mean(job.request.steps for job in jobs) / jobs[0].request.steps
+        gap = PRESSURE * alone * work
+        queued = OneAtATime(self._plain)
+        latencies: dict[str, list[float]] = {"one at a time": [], "engine": []}
+        for _ in range(max(1, self._subject.repeats - 1)):
+            latencies["one at a time"] += over_time(queued, jobs, gap)
+            latencies["engine"] += over_time(self._batched, jobs, gap)
+        queued.stop()
+        for name, share in (("p50", 50), ("p95", 95)):
+            self.results.add(
+                f"mixed load, {name} latency",
+                "s",
+                {who: float(np.percentile(them, share)) for who, them in latencies.items()},
+            )
+
+    def _short_behind_long(self) -> None:
+        subject = self._subject
+        size = subject.burst
+
+        def short() -> EngineJob:
+            return subject.job(next(self._seeds), size=size, steps=subject.short)
+
+        alone = self._interleaved(
+            {
+                "one at a time": lambda: run_plain(self._plain, short()),
+                "engine": lambda: at_once(self._batched, [short()]),
+            }
+        )
+        behind = {"one at a time": self._behind(OneAtATime(self._plain), short())}
+        behind["engine"] = statistics.median(
+            self._behind(self._batched, short()) for _ in range(subject.repeats)
+        )
+        self.results.add("short job alone", "s", alone)
+        self.results.add("short job behind seven long", "s", behind)
+        self.results.add(
+            "its time against alone", "x", {name: behind[name] / alone[name] for name in alone}
+        )
+
+    def _behind(self, contender: OneAtATime | Batched, short: EngineJob) -> float:
+        """Latency of a short job that comes when seven long ones are on their way."""
+        subject = self._subject
+        long = [
+            contender.submit(subject.job(next(self._seeds), size=subject.burst, steps=subject.long))
+            for _ in range(7)
+        ]
+        time.sleep(2 * self.results.figures["one job alone"]["engine"] / subject.steps)
+        latency = at_once(contender, [short])
+        for future in long:
+            future.result()
+        if isinstance(contender, OneAtATime):
+            contender.stop()
+        return latency
+
+    def _cache(self) -> None:
+        subject = self._subject
+        for adapter in ("base", "plus"):
+            seconds: dict[str, list[float]] = {"miss": [], "hit": []}
+            for _ in range(3 * subject.repeats):
+                job = subject.job(next(self._seeds), size=subject.burst, steps=1, adapter=adapter)
+                for name, them in seconds.items():
+                    result = self._engine.submit(job).result()
+                    assert result.image_embedding_cache == name
+                    them.append(result.encode_seconds)
+            self.results.add(
+                f"inputs and encoders, {adapter}",
+                "s",
+                {f"cache {name}": statistics.median(them) for name, them in seconds.items()},
+            )
+
+    def _burst(self, count: int) -> list[EngineJob]:
+        subject = self._subject
+        return [
+            subject.job(next(self._seeds), size=subject.burst, steps=subject.burst_steps)
+            for _ in range(count)
+        ]
+
+    def _interleaved(
+        self, runs: Mapping[str, Callable[[], object]], *, warm: bool = False
+    ) -> dict[str, float]:
+        """The median time of each, taken in turns."""
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        if warm:
+            for run in runs.values():
+                run()
+        for _ in range(self._subject.repeats):
+            for name, run in runs.items():
+                seconds[name].append(_timed(run))
+        return {name: statistics.median(them) for name, them in seconds.items()}
+
+
+def _timed(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

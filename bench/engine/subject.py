@@ -1,0 +1,189 @@
+"""What a bench run is made on: a model, its sizes and steps, and the jobs that are asked of it."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from service.core.catalog import Catalog, load_catalog
+from service.core.request import Control, GenerateRequest, ImagePrompt
+from service.core.settings import ROOT
+from workers.engine.types import EngineJob
+from workers.engine.warmup import digest, noise
+
+Size = tuple[int, int]
+PICTURE: Final = 256
+"""Side of the image prompts, in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One model and how it is measured. Sizes are (width, height) in pixels.
+
+    `single` is the size and `steps` the steps of a job alone, `burst` and `burst_steps` those of
+    many jobs at once, `other` a second size for the mixed load; `long` and `short` are the steps
+    of the jobs that wait for each other.
+    """
+
+    title: str
+    models: Path
+    single: Size
+    steps: int
+    burst: Size
+    burst_steps: int
+    other: Size
+    mixed_steps: Sequence[int]
+    mixed_jobs: int
+    long: int
+    short: int
+    repeats: int
+
+    @property
+    def catalog(self) -> Catalog:
+        """The models.yaml of the run."""
+        return load_catalog(self.models)
+
+    def job(
+        self,
+        seed: int,
+        *,
+        size: Size,
+        steps: int,
+        control: bool = False,
+        adapter: str = "base",
+    ) -> EngineJob:
+        """A guided job with an image prompt of its own."""
+        catalog = self.catalog
+        entry = catalog.models[catalog.default]
+        picture = noise(PICTURE, seed)
+        prompt = ImagePrompt(
+            key="inputs/bench/0.png",
+            sha256=digest(picture),
+            pixels_sha256=digest(picture),
+            width=PICTURE,
+            height=PICTURE,
+        )
+        map_type = next(iter(entry.controlnets))
+        request = GenerateRequest(
+            model=catalog.default,
+            adapter=adapter,
+            images=(prompt,),
+            control=Control(key="inputs/bench/1.png", sha256=digest(picture), type=map_type)
+            if control
+            else None,
+            ip_scale=1.0,
+            width=size[0],
+            height=size[1],
+            steps=steps,
+            guidance_scale=entry.defaults.guidance_scale,
+            scheduler=entry.defaults.scheduler,
+            seed=seed,
+        )
+        return EngineJob(f"bench-{seed}", request, lambda _index: picture, lambda: picture)
+
+    def mixed(self) -> list[EngineJob]:
+        """Jobs of a mixed load: steps, sizes and ControlNet drawn once and for all."""
+        draw = random.Random(0)  # noqa: S311 (a load, not a secret)
+        return [
+            self.job(
+                1000 + number,
+                size=draw.choice((self.burst, self.other)),
+                steps=draw.choice(self.mixed_steps),
+                control=draw.random() < 0.3,
+            )
+            for number in range(self.mixed_jobs)
+        ]
+
+
+def bundled(scratch: Path) -> Subject:
+    """The bundled model; before it is trained, random weights of the same architecture."""
+    models = ROOT / "models" / "shapes.yaml"
+    title = "the bundled model"
+    if not (models.parent / "shapes" / "model_index.json").exists():
+        from training import architecture, layout, tiny  # noqa: PLC0415 (needed only then)
+
+        layout.write(tiny.parts(architecture.SHAPES), scratch / "shapes")
+        title = "random weights of the bundled model's architecture"
+        content = models.read_text(encoding="utf-8")
+        models = scratch / "shapes.yaml"
+        models.write_text(content, encoding="utf-8")
+    return Subject(
+        title=title,
+        models=models,
+        single=(128, 128),
+        steps=30,
+        burst=(128, 128),
+        burst_steps=20,
+        other=(96, 96),
+        mixed_steps=(4, 10, 20, 30, 50),
+        mixed_jobs=14,
+        long=50,
+        short=4,
+        repeats=3,
+    )
+
+
+def full_size(scratch: Path) -> Subject:
+    """SDXL, IP-Adapter and ControlNet of full size and random weights."""
+    from bench.engine import sdxl  # noqa: PLC0415 (needed only then)
+
+    return Subject(
+        title="full-size SDXL of random weights",
+        models=_catalog(scratch, sdxl.build(scratch / "sdxl"), size=1024, warm=(512, 768)),
+        single=(1024, 1024),
+        steps=30,
+        burst=(512, 512),
+        burst_steps=20,
+        other=(768, 768),
+        mixed_steps=(4, 10, 20, 30, 50),
+        mixed_jobs=16,
+        long=50,
+        short=4,
+        repeats=3,
+    )
+
+
+def tiny_size(scratch: Path) -> Subject:
+    """The tiny test model, to try the GPU bench's command where there is no GPU."""
+    from training import tiny  # noqa: PLC0415 (needed only then)
+
+    tiny.build(scratch / "sdxl")
+    return Subject(
+        title="the tiny test model (not a measurement)",
+        models=_catalog(scratch, scratch / "sdxl", size=64, warm=(96,)),
+        single=(64, 64),
+        steps=3,
+        burst=(64, 64),
+        burst_steps=2,
+        other=(96, 96),
+        mixed_steps=(1, 2, 4),
+        mixed_jobs=4,
+        long=8,
+        short=1,
+        repeats=1,
+    )
+
+
+def _catalog(scratch: Path, folder: Path, *, size: int, warm: Sequence[int]) -> Path:
+    adapter = {
+        "path": str(folder),
+        "subfolder": "adapters",
+        "weight_name": "ip-adapter.safetensors",
+        "image_encoder": "image_encoder",
+    }
+    plus = {**adapter, "weight_name": "ip-adapter-plus.safetensors"}
+    entry = {
+        "title": "bench",
+        "base": {"path": str(folder)},
+        "adapters": {"base": adapter, "plus": plus},
+        "controlnets": {"outline": {"path": str(folder / "controlnets" / "outline")}},
+        "limits": {"min_size": 64, "max_size": 2048, "max_pixels": 2048 * 2048},
+        "defaults": {"width": size, "height": size, "adapter": "base", "guidance_scale": 7.5},
+        "warm_sizes": [[side, side] for side in (size, *warm)],
+    }
+    path = scratch / "models.yaml"
+    path.write_text(yaml.safe_dump({"default": "bench", "models": {"bench": entry}}))
+    return path
