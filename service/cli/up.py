@@ -29,6 +29,7 @@ HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 900.0
 """How long models may take to load and warm up."""
 POLL_SECONDS: Final = 0.1
+READY_POLL_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
 STABLE_SECONDS: Final = 60.0
 """A child that has lived so long is started again without a pause."""
@@ -153,7 +154,7 @@ class AllInOne:
                 self._give_up_on_wrong_configuration()
                 if self._workers[0].log.exists():
                     status.update(f"starting: {self._workers[0].last_words()}")
-                time.sleep(POLL_SECONDS)
+                time.sleep(READY_POLL_SECONDS)
 
     def keep(self) -> None:
         """Start again what has ended."""

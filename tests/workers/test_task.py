@@ -1,9 +1,13 @@
 """The life of one job, with an engine whose every move the test makes."""
 
+import base64
+import io
+import json
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+from PIL import Image
 
 from service.core import keys
 from service.core.errors import EngineFault, InputLost, NotFinite
@@ -58,6 +62,23 @@ def test_progress_reaches_record_and_events(
     running.result(30)
     names = [fields[b"event"] for _, fields in redis.xrange(keys.events(job.id))]
     assert names == [b"status", b"status", *[b"progress"] * 3, b"status", b"done"]
+
+
+def test_preview_is_sent_as_a_small_jpeg(add_job, redis, engine: FakeEngine, start) -> None:
+    job = add_job()
+    running = start(job.id)
+    ticket = until(lambda: engine.tickets and engine.tickets[0])
+    ticket.listener.on_preview(2, Image.new("RGB", (16, 16), "red"))
+
+    def preview() -> bytes | None:
+        events = [fields for _, fields in redis.xrange(keys.events(job.id))]
+        return next((one[b"data"] for one in events if one[b"event"] == b"preview"), None)
+
+    content = json.loads(until(preview))
+    assert (content["step"], content["content_type"]) == (2, "image/jpeg")
+    assert Image.open(io.BytesIO(base64.b64decode(content["data"]))).size == (16, 16)
+    ticket.finish(result())
+    running.result(30)
 
 
 def test_canceled_job_leaves_the_engine_and_stores_nothing(
