@@ -8,7 +8,8 @@ import zlib
 
 import pytest
 from redis import Redis
-from rq import Callback, Queue
+from rq import Callback, Queue, Worker
+from rq.serializers import JSONSerializer
 
 from service.cli.redis_server import RedisServer
 from service.core.job import Status
@@ -76,6 +77,20 @@ def test_worker_holds_no_more_jobs_than_it_has_slots(add_job, queue, work, task)
     assert queue.job_ids == [job.id for job in jobs[2:]]
     task.end.set()
     until(lambda: len(task.started) == 5)
+
+
+def test_rq_own_tools_see_the_worker_and_its_jobs(add_job, redis: Redis, work, task) -> None:
+    job = add_job()
+    runner = work()
+    until(lambda: task.started)
+    runner.heartbeat()
+    (seen,) = Worker.all(connection=redis, serializer=JSONSerializer)
+    assert (seen.name, seen.get_state()) == (runner.name, "busy")
+    assert seen.get_current_job_id() == job.id
+    runner.stop()
+    runner.stop()
+    runner.ended(30)
+    assert Worker.all(connection=redis, serializer=JSONSerializer) == []
 
 
 def test_ended_jobs_leave_nothing_in_rq(add_job, redis: Redis, work, task) -> None:
