@@ -15,10 +15,12 @@ from training import (
     captions,
     clip,
     controlnet,
+    decoder,
     decoupled,
     diffusion,
     drawing,
     pool,
+    towers,
     unet,
     vae,
     world,
@@ -98,6 +100,25 @@ def test_the_towers_learn_and_count_every_true_caption(scenes: world.Scenes) -> 
     named = truth(scenes)
     chosen = tokens[clip.numbers(named)]
     learns(model, lambda: model.loss(pixels, chosen, named, scenes))
+
+
+def test_the_decoder_learns_alone(scenes: world.Scenes) -> None:
+    model = architecture.vae(TINY).requires_grad_(requires_grad=False)
+    model.decoder.requires_grad_(requires_grad=True)
+    before = copy.deepcopy(model.encoder.state_dict())
+    pixels = vae.to_model(drawing.draw(scenes, TINY.size))
+    learns(model, lambda: decoder.loss(model, pixels, generator()))
+    assert same(before, model.encoder)
+
+
+def test_the_towers_are_not_told_that_held_out_pairs_are_wrong() -> None:
+    star, ring, cyan, red, out = 3, 4, 6, 0, captions.LEFT_OUT
+    pictures = torch.tensor([[star, red, 0, 0], [ring, cyan, 0, 0]])
+    named = torch.tensor([[star, out, out, out], [out, red, out, out], [ring, out, out, 1]])
+    assert towers.pairs_up(named, pictures).tolist() == [
+        [False, False, True],  # a red picture, "a ring"
+        [True, True, False],  # a cyan ring, "a star" and "a red shape"
+    ]
 
 
 def test_the_unet_learns(
