@@ -18,9 +18,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from service import png
 from service.core.errors import InvalidImage, UnsupportedMedia
 
 _HEAD_BYTES: Final = 512
+QUICK_PIXELS: Final = 4 * 2**20
+"""Up to here a picture is stored the quick way; above, its size counts more than the time."""
 _STORED_COMPRESSION: Final = 1
 """Of the stored PNG: the fastest that compresses at all."""
 
@@ -190,9 +193,20 @@ _TURNS: Final = {
 
 
 def _finish(image: Image.Image) -> Picture:
+    raw = image.tobytes()
     pixels = hashlib.sha256(b"%dx%d:" % image.size)
-    pixels.update(image.tobytes())
-    image.info = {}  # no text, profile or EXIF of the upload goes along
+    pixels.update(raw)
+    # Neither way lets text, a profile or EXIF of the upload go along.
+    stored = (
+        png.encode(raw, *image.size)
+        if image.width * image.height <= QUICK_PIXELS
+        else _small(image)
+    )
+    return Picture(stored, image.width, image.height, pixels.hexdigest())
+
+
+def _small(image: Image.Image) -> bytes:
+    image.info = {}
     stored = io.BytesIO()
     image.save(stored, "PNG", compress_level=_STORED_COMPRESSION)
-    return Picture(stored.getvalue(), image.width, image.height, pixels.hexdigest())
+    return stored.getvalue()
