@@ -24,7 +24,7 @@ from service.core.errors import (
 from service.fields import Fields
 from service.multipart import Upload
 
-PENDING_SECONDS: Final = 60
+PENDING_SECONDS: Final = 15
 """After a crash a key can be used again after this time at the latest."""
 
 # KEYS: mark. ARGV: token, fingerprint, seconds

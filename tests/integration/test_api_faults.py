@@ -1,0 +1,157 @@
+"""The API killed, told to stop, and fed rubbish in its own store: what it had said stays true."""
+
+import os
+import random
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from redis import Redis
+
+from service.cli import processes
+from service.core import keys
+from tests import corpus, hostile
+from tests.running import Running, until
+
+PNG = corpus.saved(corpus.picture(), "PNG")
+KILLS = int(os.environ.get("KILLS", "2"))
+FILES = {"image": ("a.png", PNG)}
+
+
+class RestartedApi:
+    """An API that is killed and started again on one port."""
+
+    def __init__(self, redis_url: str, folder: Path) -> None:
+        self._settings = {"redis_url": redis_url, "storage_url": (folder / "storage").as_uri()}
+        self._port = processes.free_port()
+        self._log = folder / "log"
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        settings = {**self._settings, "port": self._port}
+        self.running = Running(["-m", "service"], self._port, settings, self._log, grace=30)
+        self.running.wait("/healthz/live")
+
+
+@pytest.fixture
+def api(redis_url: str, tmp_path: Path) -> RestartedApi:
+    """A running API."""
+    return RestartedApi(redis_url, tmp_path)
+
+
+def test_no_request_is_lost_or_doubled_by_kill_9(
+    api: RestartedApi, redis: Redis, tmp_path: Path
+) -> None:
+    """Clients send the same Idempotency-Key until they are answered, as they should.
+
+    KILLS=20 in the environment makes it the longer trial of docs/reliability.md.
+    """
+    ending = threading.Event()
+
+    def send(_: int) -> list[str]:
+        made = []
+        while not ending.is_set():
+            headers = {"idempotency-key": uuid.uuid4().hex}
+            while True:
+                try:
+                    answer = httpx.post(f"{api.running.url}/generate", files=FILES, headers=headers)
+                except httpx.TransportError:
+                    time.sleep(0.05)
+                    continue
+                if answer.status_code == 202:
+                    made.append(answer.json()["id"])
+                    break
+                assert answer.status_code in (409, 503), answer.text
+                time.sleep(0.2)
+        return made
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(send, number) for number in range(4)]
+        for _ in range(KILLS):
+            time.sleep(random.uniform(0.3, 0.8))
+            api.running.kill()
+            api.start()
+        time.sleep(0.5)
+        ending.set()
+        answered = [job_id for client in clients for job_id in client.result()]
+    try:
+        records = {name.decode().rpartition(":")[2] for name in redis.scan_iter(keys.job("*"))}
+        assert len(answered) == len(set(answered)) > 0
+        assert records == set(answered), "one job for each key, and none besides"
+        waiting = [job_id.decode() for job_id in redis.lrange("rq:queue:imageprompt", 0, -1)]
+        assert sorted(waiting) == sorted(answered)
+        for job_id in answered:
+            assert (tmp_path / "storage" / "uploads" / job_id / "image-0.png").stat().st_size > 0
+    finally:
+        api.running.stop()
+
+
+def test_told_to_stop_it_answers_who_waits_and_ends_with_0(api: RestartedApi) -> None:
+    answers = []
+
+    def wait() -> None:
+        answers.append(
+            httpx.post(
+                f"{api.running.url}/generate",
+                files=FILES,
+                headers={"prefer": "wait=50"},
+                timeout=60,
+            )
+        )
+
+    def follow() -> None:
+        job_id = httpx.post(f"{api.running.url}/generate", files=FILES).json()["id"]
+        answers.append(httpx.get(f"{api.running.url}/jobs/{job_id}/events", timeout=60))
+
+    clients = [threading.Thread(target=each) for each in (wait, follow)]
+    for client in clients:
+        client.start()
+    time.sleep(1)
+    assert api.running.stop() == 0
+    for client in clients:
+        client.join()
+    assert sorted(answer.status_code for answer in answers) == [200, 202]
+
+
+def test_rubbish_in_redis_is_no_code_and_no_leak(api: RestartedApi, redis: Redis) -> None:
+    """A pickle where a record should be is an error of ours, without a word of it."""
+    try:
+        for rubbish in (b"cos\nsystem\n(S'touch /tmp/owned'\ntR.", b"\x80\x04\x95secret", b"{"):
+            job_id = str(uuid.uuid4())
+            redis.hset(
+                keys.job(job_id),
+                mapping={
+                    "owner": "anonymous",
+                    "status": "queued",
+                    "id": job_id,
+                    "created_at": 1,
+                    "request": rubbish,
+                },
+            )
+            answer = httpx.get(f"{api.running.url}/jobs/{job_id}")
+            assert answer.status_code == 500
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["type"] == "urn:imageprompt:error:internal"
+            for secret in ("secret", "system", "pydantic", "Error", "/", "validation"):
+                assert secret not in answer.json()["detail"]
+        assert not Path("/tmp/owned").exists()
+        assert httpx.get(f"{api.running.url}/healthz/live").status_code == 200
+    finally:
+        api.running.stop()
+
+
+def test_a_storm_of_hostile_uploads_leaves_nothing(
+    api: RestartedApi, redis: Redis, tmp_path: Path
+) -> None:
+    try:
+        outcome = hostile.storm(api.running, redis, tmp_path / "storage", cases=150)
+        assert outcome.leftovers == 0
+        assert outcome.resident_after - outcome.resident_before < 40 * 1024
+        until(lambda: httpx.get(f"{api.running.url}/healthz/live").is_success)
+    finally:
+        api.running.stop()
