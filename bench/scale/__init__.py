@@ -1,0 +1,1 @@
+"""A cluster on paper: arrivals, batching by step, cold starts and the autoscaler, simulated."""
