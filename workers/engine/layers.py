@@ -1,4 +1,4 @@
-"""Our attention layers, put in the place of diffusers' inside a loaded UNet or ControlNet.
+"""Our transformers, put in the place of diffusers' inside a loaded UNet or ControlNet.
 
 They keep the loaded weights. A cross-attention layer makes keys and values only when a row is
 admitted (`Memory`), never in a forward pass. It knows nothing of rows, jobs or devices.
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from service.core.errors import ConfigurationError
@@ -29,15 +30,15 @@ class SelfAttention(nn.Module):
         self.to_qkv = _fused(parts)
         self.to_out: nn.Linear = attention.to_out[0]
 
-    def forward(self, hidden_states: Tensor, **_ignored: object) -> Tensor:
-        """Attend; the other arguments that diffusers' block passes are all None here."""
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Attend `(batch, pixels, dim)` to itself."""
         query, key, value = self.to_qkv(hidden_states).unflatten(-1, (3, self.heads, -1)).unbind(2)
         out: Tensor = self.to_out(self.kernel(query, key, value, None).flatten(2))
         return out
 
 
 class CrossAttention(nn.Module):
-    """Decoupled cross-attention to a `Context`, given as `encoder_hidden_states`.
+    """Decoupled cross-attention to a `Context`.
 
     `to_k` and `to_v` are the text's; `offset` is the place of this layer in the context's width.
     """
@@ -53,43 +54,83 @@ class CrossAttention(nn.Module):
         self.to_v: nn.Linear = attention.to_v
         self.to_out: nn.Linear = attention.to_out[0]
 
-    def forward(
-        self, hidden_states: Tensor, encoder_hidden_states: Context, **_ignored: object
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, context: Context) -> Tensor:
         """Attend `(batch, pixels, dim)` to the context."""
         query = self.to_q(hidden_states).unflatten(-1, (self.heads, -1))
-        out = decoupled(
-            self.kernel, query, encoder_hidden_states, layer=self.layer, offset=self.offset
-        )
+        out = decoupled(self.kernel, query, context, layer=self.layer, offset=self.offset)
         joined: Tensor = self.to_out(out.flatten(2))
         return joined
 
 
+class Block(nn.Module):
+    """One transformer block: self-attention, cross-attention, feed-forward, each on its norm.
+
+    Source of the computation: diffusers' `BasicTransformerBlock` with `layer_norm`.
+    """
+
+    def __init__(
+        self, block: BasicTransformerBlock, kernel: Kernel, *, layer: int, offset: int
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = block.norm1, block.norm2, block.norm3
+        self.attn1 = SelfAttention(block.attn1, kernel)
+        self.attn2 = CrossAttention(block.attn2, kernel, layer=layer, offset=offset)
+        self.ff = block.ff
+
+    def forward(self, hidden: Tensor, context: Context) -> Tensor:
+        """`(batch, pixels, dim)` to the same."""
+        hidden = hidden + self.attn1(self.norm1(hidden))
+        hidden = hidden + self.attn2(self.norm2(hidden), context)
+        summed: Tensor = hidden + self.ff(self.norm3(hidden))
+        return summed
+
+
+class Transformer(nn.Module):
+    """The transformer between two convolutions of a UNet; stays in channels-last all the way.
+
+    diffusers' own (`Transformer2DModel`, the source of the computation) turns its result to
+    channels-first, which every convolution after it then has to turn back.
+    """
+
+    def __init__(self, transformer: Transformer2DModel, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.norm = transformer.norm
+        self.proj_in = transformer.proj_in
+        self.proj_out = transformer.proj_out
+        self.transformer_blocks = nn.ModuleList(blocks)
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Context, **_ignored: object
+    ) -> tuple[Tensor]:
+        """`(batch, channels, h, w)` to the same, as diffusers' UNet blocks call it."""
+        size = hidden_states.shape[-2:]
+        hidden = self.norm(hidden_states).permute(0, 2, 3, 1).flatten(1, 2)
+        hidden = self.proj_in(hidden)
+        for block in self.transformer_blocks:
+            hidden = block(hidden, encoder_hidden_states)
+        hidden = self.proj_out(hidden).unflatten(1, size).permute(0, 3, 1, 2)
+        return (hidden + hidden_states,)
+
+
 def install(model: nn.Module, kernel: Kernel, *, name: str) -> tuple[CrossAttention, ...]:
-    """Replace every attention of `model` and return its cross-attentions in their order.
+    """Replace every transformer of `model` and return its cross-attentions in their order.
 
     The order is the one in which diffusers lists its attention processors, which numbers the
     adapters' weights. Raises `ConfigurationError` for attention of a kind SDXL does not have.
     """
     layers: list[CrossAttention] = []
     offset = 0
-    for place, block in model.named_modules():
-        if not isinstance(block, BasicTransformerBlock):
+    for place, transformer in list(model.named_modules()):
+        if not isinstance(transformer, Transformer2DModel):
             continue
-        for attention in (block.attn1, block.attn2):
-            _check(attention, f"{name}: {place}")
-        block.attn1 = SelfAttention(block.attn1, kernel)
-        block.attn2 = CrossAttention(block.attn2, kernel, layer=len(layers), offset=offset)
-        layers.append(block.attn2)
-        offset += 2 * layers[-1].to_k.out_features
+        _check_transformer(transformer, f"{name}: {place}")
+        blocks = []
+        for block in transformer.transformer_blocks:
+            blocks.append(Block(block, kernel, layer=len(layers), offset=offset))
+            layers.append(blocks[-1].attn2)
+            offset += 2 * layers[-1].to_k.out_features
+        model.set_submodule(place, Transformer(transformer, blocks))
     return tuple(layers)
-
-
-def set_kernel(model: nn.Module, kernel: Kernel) -> None:
-    """Let every attention of `model` run on another kernel."""
-    for module in model.modules():
-        if isinstance(module, SelfAttention | CrossAttention):
-            module.kernel = kernel
 
 
 def text_memory(layers: Sequence[CrossAttention], text: Tensor) -> Tensor:
@@ -125,8 +166,20 @@ def _fused(parts: Sequence[nn.Linear]) -> nn.Linear:
     return fused.requires_grad_(first.weight.requires_grad)
 
 
-def _check(attention: object, place: str) -> None:
+def _check_transformer(transformer: Transformer2DModel, place: str) -> None:
+    blocks = list(transformer.transformer_blocks)
     known = (
+        transformer.is_input_continuous
+        and transformer.use_linear_projection
+        and all(block.norm_type == "layer_norm" and block.pos_embed is None for block in blocks)
+        and all(_is_known(part) for block in blocks for part in (block.attn1, block.attn2))
+    )
+    if not known:
+        raise ConfigurationError(f"{place} is not a transformer of SDXL's kind")
+
+
+def _is_known(attention: object) -> bool:
+    return (
         isinstance(attention, Attention)
         and attention.group_norm is None
         and attention.spatial_norm is None
@@ -137,5 +190,3 @@ def _check(attention: object, place: str) -> None:
         and not attention.residual_connection
         and attention.rescale_output_factor == 1
     )
-    if not known:
-        raise ConfigurationError(f"{place} is not an attention of SDXL's kind")
