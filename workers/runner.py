@@ -110,7 +110,7 @@ class Runner(BaseWorker):
             try:
                 taken = self._take_one()
             except RedisError as error:
-                logger.warning("no jobs taken: Redis does not answer", cause=type(error).__name__)
+                logger.warning("no jobs taken: Redis does not answer", cause=repr(error))
                 self._stop.wait(RETRY_SECONDS)
             except Exception:
                 logger.exception("no job taken")
