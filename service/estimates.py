@@ -4,6 +4,7 @@ Work is counted in row steps (`GenerateRequest.row_steps`). One snapshot of the 
 requests of a short while, so that polling does not read the queue again and again.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -53,6 +54,7 @@ class Estimates:
         self._clock = clock
         self._costs: OrderedDict[str, int] = OrderedDict()
         self._snapshot = Snapshot(at=0.0)
+        self._taking = asyncio.Lock()
 
     async def eta_seconds(self, job: Job) -> float | None:
         """Seconds until the job ends; `None` once it has, or while no rate is known."""
@@ -77,10 +79,14 @@ class Estimates:
 
     async def snapshot(self) -> Snapshot:
         """The queue as it was at most half a second ago."""
-        now = self._clock()
-        if now - self._snapshot.at > SNAPSHOT_SECONDS:
-            self._snapshot = await self._take(now)
+        if self._is_old():
+            async with self._taking:
+                if self._is_old():  # nobody took it while this one waited
+                    self._snapshot = await self._take(self._clock())
         return self._snapshot
+
+    def _is_old(self) -> bool:
+        return self._clock() - self._snapshot.at > SNAPSHOT_SECONDS
 
     async def presences(self) -> list[Presence]:
         """The workers that have lately given a sign of life."""

@@ -113,7 +113,7 @@ async def open_services(
         writer.close()
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # async, or FastAPI sends it to a thread
     services: Services = request.state.services
     return services
 
