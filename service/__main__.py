@@ -12,7 +12,7 @@ import uvloop
 from fastapi import FastAPI
 
 from service.app import Side, create_app
-from service.core import logs
+from service.core import logs, tracing
 from service.core.catalog import load_catalog
 from service.core.errors import ConfigurationError
 from service.core.metrics import ApiMetrics
@@ -92,6 +92,7 @@ def main() -> int:
     log: structlog.stdlib.BoundLogger = structlog.get_logger("service")
     try:
         load_catalog(settings.models)
+        tracing.configure("imageprompt-api")
     except ConfigurationError as error:
         log.error("cannot start", cause=str(error))  # noqa: TRY400 - the message says it all
         return WRONG_USE

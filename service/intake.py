@@ -3,21 +3,20 @@
 It knows nothing of how the answer looks; that is in `service/routes/generate.py`.
 """
 
-import re
 import secrets
 import time
 import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import structlog
 from anyio import to_thread
 from redis.exceptions import RedisError
 from starlette.requests import Request
 
-from service.core import keys
+from service.core import keys, tracing
 from service.core.errors import FieldError, QueueFull, RateLimited, TooLarge
 from service.core.job import Job, Status
 from service.core.queue import enqueue, list_key
@@ -29,8 +28,6 @@ from service.multipart import Form, Shape, read_form
 from service.preferences import wanted_format
 from service.state import Services
 from service.webhooks.address import may_be_called
-
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -89,7 +86,7 @@ async def take_in(request: Request, services: Services, caller: Caller, *, waits
                 ),
                 created_at=now,
                 deadline_at=now + services.settings.queue_deadline_seconds,
-                traceparent=_traceparent(request),
+                traceparent=tracing.traceparent(),
             )
             await _enqueue(services, job, mark, base=str(request.base_url), undo=undo)
             undo.pop_all()
@@ -154,12 +151,6 @@ def _format(request: Request, fields: Fields, *, waits: bool) -> OutputFormat:
     if waits:
         wanted = wanted_format(request.headers.get("accept", ""), fields.output_format)
     return fields.output_format or wanted or OutputFormat.PNG
-
-
-def _traceparent(request: Request) -> str | None:
-    """The caller's trace (W3C Trace Context, 3.2), where it is well-formed."""
-    value = request.headers.get("traceparent", "")
-    return value if _TRACEPARENT.fullmatch(value) and not value.startswith("ff") else None
 
 
 async def _enqueue(

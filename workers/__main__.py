@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 from redis import Redis, RedisError
 
-from service.core import logs, presence
+from service.core import logs, presence, tracing
 from service.core.catalog import load_catalog
 from service.core.errors import ConfigurationError
 from service.core.metrics import WorkerMetrics
@@ -197,6 +197,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     try:
+        tracing.configure("imageprompt-worker")
         Worker(settings).run()
     except ConfigurationError as error:
         logger.critical("configuration is wrong", cause=str(error))

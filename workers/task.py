@@ -7,17 +7,18 @@ answer or the worker is told to let go.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from threading import Event
 from typing import Final, TypeVar
 from uuid import uuid4
 
 import structlog
+from opentelemetry.trace import Tracer
 from pydantic import ValidationError
 from redis import Redis, RedisError
 
-from service.core import keys
+from service.core import keys, tracing
 from service.core.errors import EngineFault, JobFailed, StorageFailed
 from service.core.job import Job, JobError, JobMetrics, StoredImage
 from service.core.metrics import WorkerMetrics
@@ -61,6 +62,7 @@ class Collaborators:
     metrics: WorkerMetrics
     worker_name: str
     max_attempts: int
+    tracer: Tracer = field(default_factory=tracing.process_tracer)
 
 
 def generate(job_id: str, shared: Collaborators, *, let_go: Event) -> Outcome:
@@ -97,7 +99,7 @@ class _Generation:
             return self._run(job)
 
     def _run(self, job: Job) -> Outcome:
-        self._log = self._log.bind(traceparent=job.traceparent, attempt=job.attempt)
+        self._log = self._log.bind(attempt=job.attempt, **tracing.log_fields(job.traceparent))
         metrics = JobMetrics(queue_seconds=max(0.0, (job.started_at or 0) - job.created_at))
         try:
             result = self._pictures(job)
@@ -133,9 +135,9 @@ class _Generation:
             again = self._redis(lambda: self._shared.transitions.retry(self._claim))
             return Outcome.RETURNED if again else self._whose()
         total = max(0.0, time.time() - job.created_at)
-        return self._fail(
-            failure, job.request.model, metrics.model_copy(update={"total_seconds": total})
-        )
+        metrics = metrics.model_copy(update={"total_seconds": total})
+        tracing.record_job(self._shared.tracer, job, metrics, "failed", time.time())
+        return self._fail(failure, job.request.model, metrics)
 
     def _pictures(self, job: Job) -> EngineResult:
         shared = self._shared
@@ -199,6 +201,7 @@ class _Generation:
             self._discard(images)
             return self._whose()
         self._count(job.request.model, "succeeded", metrics)
+        tracing.record_job(self._shared.tracer, job, metrics, "succeeded", time.time())
         self._log.info("job succeeded", **metrics.model_dump())
         return Outcome.ENDED
 

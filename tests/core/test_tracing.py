@@ -1,0 +1,169 @@
+"""A trace shows a request, the job that came of it and the stages in which its time went."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk", reason="the extra `otel` is not installed")
+
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import Tracer
+
+from service.context import RequestContext
+from service.core import tracing
+from service.core.errors import ConfigurationError
+from service.core.job import Job, JobMetrics, Status
+from service.core.metrics import ApiMetrics
+from service.core.request import GenerateRequest, ImagePrompt, SchedulerName
+
+CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+TRACE = 0x4BF92F3577B34DA6A3CE929D0E0E4736
+
+
+@pytest.fixture
+def spans() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def tracer(spans: InMemorySpanExporter) -> Tracer:
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    return provider.get_tracer("test")
+
+
+def job(traceparent: str | None = CALLER) -> Job:
+    digest = "0" * 64
+    request = GenerateRequest(
+        model="tiny",
+        adapter="base",
+        images=(
+            ImagePrompt(
+                key="uploads/a/image-0.png", sha256=digest, pixels_sha256=digest, width=8, height=8
+            ),
+        ),
+        ip_scale=1,
+        width=64,
+        height=64,
+        steps=4,
+        guidance_scale=7.5,
+        scheduler=SchedulerName.DDIM,
+        seed=1,
+    )
+    return Job(
+        id="a",
+        owner="anonymous",
+        status=Status.PROCESSING,
+        request=request,
+        created_at=100.0,
+        started_at=103.0,
+        traceparent=traceparent,
+        attempt=1,
+    )
+
+
+def named(spans: InMemorySpanExporter) -> dict[str, ReadableSpan]:
+    return {span.name: span for span in spans.get_finished_spans()}
+
+
+def seconds(span: ReadableSpan) -> tuple[float, float]:
+    assert span.start_time is not None
+    assert span.end_time is not None
+    return span.start_time / 1e9, span.end_time / 1e9
+
+
+def test_a_job_is_seen_as_its_wait_and_its_stages(
+    tracer: Tracer, spans: InMemorySpanExporter
+) -> None:
+    metrics = JobMetrics(
+        encode_seconds=1, denoise_seconds=4, decode_seconds=0.5, upload_seconds=0.5, max_batch=6
+    )
+    tracing.record_job(tracer, job(), metrics, "succeeded", ended_at=110.0)
+    found = named(spans)
+    assert found.keys() == {"queue", "generate", *tracing.STAGES}
+    assert seconds(found["queue"]) == (100, 103)
+    assert seconds(found["generate"]) == (103, 110)
+    assert [seconds(found[stage]) for stage in tracing.STAGES] == [
+        (104, 105),
+        (105, 109),
+        (109, 109.5),
+        (109.5, 110),
+    ]
+    assert {span.context.trace_id for span in found.values() if span.context} == {TRACE}
+    whole = found["generate"]
+    assert whole.context is not None
+    for stage in tracing.STAGES:
+        assert found[stage].parent is not None
+        assert found[stage].parent.span_id == whole.context.span_id
+    assert whole.attributes is not None
+    assert whole.attributes["imageprompt.max_batch"] == 6
+
+
+def test_a_job_without_a_caller_begins_a_trace_and_a_failed_one_is_marked(
+    tracer: Tracer, spans: InMemorySpanExporter
+) -> None:
+    tracing.record_job(tracer, job(None), JobMetrics(), "failed", ended_at=104.0)
+    found = named(spans)
+    assert found["generate"].parent is None
+    assert not found["generate"].status.is_ok
+
+
+def ask(tracer: Tracer | None, headers: list[tuple[bytes, bytes]]) -> str | None:
+    """One request through the middleware; the traceparent that a job of it would carry."""
+    seen: list[str | None] = []
+
+    async def app(scope: Any, _: Any, send: Any) -> None:
+        scope["route"] = type("Route", (), {"path": "/generate"})
+        seen.append(tracing.traceparent())
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(_: Any) -> None:
+        return None
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    scope = {"type": "http", "method": "POST", "path": "/generate", "headers": headers}
+    middleware = RequestContext(app, ApiMetrics(), tracer=tracer)
+    asyncio.run(middleware(scope, receive, send))
+    return seen[0]
+
+
+def test_a_job_hangs_below_its_request_and_the_request_below_its_caller(
+    tracer: Tracer, spans: InMemorySpanExporter
+) -> None:
+    carried = ask(tracer, [(b"traceparent", CALLER.encode())])
+    request = named(spans)["POST /generate"]
+    assert request.context is not None
+    assert request.parent is not None
+    assert f"{request.parent.span_id:016x}" == CALLER.split("-")[2]
+    assert carried == f"00-{TRACE:032x}-{request.context.span_id:016x}-01"
+    assert request.attributes is not None
+    assert request.attributes["http.response.status_code"] == 503
+    assert not request.status.is_ok
+
+
+@pytest.mark.parametrize("sent", [CALLER, "ff" + CALLER[2:], "nonsense", "00-" + "0" * 32, None])
+def test_without_tracing_a_job_carries_what_its_caller_sent_if_it_is_well_formed(
+    sent: str | None,
+) -> None:
+    headers = [(b"traceparent", sent.encode())] if sent else []
+    assert ask(None, headers) == (sent if sent == CALLER else None)
+
+
+def test_log_lines_carry_the_trace_id_alone() -> None:
+    assert tracing.log_fields(CALLER) == {"trace_id": CALLER.split("-")[1]}
+    assert tracing.log_fields(None) == {}
+
+
+def test_a_collector_without_the_extra_is_said_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(tracing.ENDPOINT, "http://127.0.0.1:4318")
+    monkeypatch.setattr(tracing.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigurationError, match="otel"):
+        tracing.configure("test")
