@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -80,20 +81,13 @@ class Bench:
 
     def _bursts(self) -> None:
         queued = OneAtATime(self._plain)
-        seconds = self._interleaved(
-            {
-                f"plain, {IN_A_LOOP}": lambda: [
-                    run_plain(self._plain, job) for job in self._burst(IN_A_LOOP)
-                ],
-                f"queue, {IN_A_LOOP}": lambda: at_once(queued, self._burst(IN_A_LOOP)),
-                **{
-                    f"engine, {count}": lambda count=count: at_once(
-                        self._batched, self._burst(count)
-                    )
-                    for count in AT_ONCE
-                },
-            }
-        )
+        runs: dict[str, Callable[[], object]] = {
+            f"plain, {IN_A_LOOP}": self._loop,
+            f"queue, {IN_A_LOOP}": lambda: at_once(queued, self._burst(IN_A_LOOP)),
+        }
+        for count in AT_ONCE:
+            runs[f"engine, {count}"] = partial(self._together, count)
+        seconds = self._interleaved(runs)
         queued.stop()
         plain = IN_A_LOOP / seconds[f"plain, {IN_A_LOOP}"]
         one = IN_A_LOOP / seconds[f"queue, {IN_A_LOOP}"]
@@ -101,6 +95,13 @@ class Bench:
             rates = {"plain": plain, "one at a time": one}
             rates["engine"] = count / seconds[f"engine, {count}"]
             self.results.add(f"{count} jobs at once", "pictures/s", rates)
+
+    def _loop(self) -> None:
+        for job in self._burst(IN_A_LOOP):
+            run_plain(self._plain, job)
+
+    def _together(self, count: int) -> None:
+        at_once(self._batched, self._burst(count))
 
     def _mixed(self) -> None:
         jobs = self._subject.mixed()

@@ -25,7 +25,7 @@ def measured_tflops() -> float:
         a @ b
     end.record()
     end.synchronize()
-    seconds = start.elapsed_time(end) / 1e3 / REPEATS
+    seconds: float = start.elapsed_time(end) / 1e3 / REPEATS
     return 2 * SIDE**3 / seconds / 1e12
 
 

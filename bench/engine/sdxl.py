@@ -106,7 +106,7 @@ def build(folder: Path) -> Path:
         image_encoder=_random(lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION))),
         adapter=adapter,
         adapter_plus=plus,
-        controlnet=_random(lambda: _controlnet()),
+        controlnet=_random(_controlnet),
     )
     layout.write(parts, folder)
     for name in ("tokenizer", "tokenizer_2"):

@@ -363,3 +363,21 @@ def test_an_engine_says_whether_it_is_busy_and_alive(engine: Engine) -> None:
     ticket.result(60)
     assert not engine.busy
     assert engine.alive
+
+
+def test_a_lost_device_leaves_nobody_waiting(engine: Engine) -> None:
+    """The jobs in hand end with an error that is tried again elsewhere, and so do later ones."""
+    doomed = Engine(engine.models, "tiny", device=torch.device("cpu"), threads=1)
+    doomed.start()
+
+    def lost(*_arguments: object) -> Tensor:
+        raise torch.AcceleratorError("unspecified launch failure")
+
+    doomed._batchers["tiny"]._networks.denoise = lost
+    for _ in range(2):
+        with pytest.raises(EngineFault) as failure:
+            doomed.submit(job(request())).result(60)
+        assert failure.value.retryable
+    doomed._stepper._thread.join(10)
+    assert not doomed.alive
+    doomed.stop()

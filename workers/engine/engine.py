@@ -37,6 +37,7 @@ from workers.engine.types import Canceled, EmbeddingStore, EngineJob, Listener, 
 
 log = logging.getLogger(__name__)
 
+DIED: Final = EngineFault("The engine has lost its device; its log has the cause.")
 INPUT_THREADS: Final = 4
 FINISH_THREADS: Final = 2
 
@@ -101,6 +102,7 @@ class Engine:
         self._lock = threading.Lock()
         self._started = False
         self._stopped = False
+        self._dead = False
         self._inputs = ThreadPoolExecutor(INPUT_THREADS, thread_name_prefix="engine-inputs")
         self._caps = Caps(2 * slots)
         self._previews = Previews(preview_every_steps)
@@ -120,6 +122,7 @@ class Engine:
             previews=self._previews,
             observer=observer,
             threads=threads,
+            on_death=self._die,
         )
 
     @property
@@ -211,8 +214,8 @@ class Engine:
             submitted_at=now(),
         )
         with self._lock:
-            if self._stopped or not self._started:
-                ticket.fail(Canceled())
+            if self._stopped or self._dead or not self._started:
+                ticket.fail(DIED if self._dead else Canceled())
                 return ticket
             self._open.add(work)
             ticket.on_end = lambda: self._end(work)
@@ -247,6 +250,14 @@ class Engine:
             work.ticket.fail(EngineFault("The job's inputs could not be read."))
         else:
             self._stepper.admit(work)
+
+    def _die(self) -> None:
+        """The thread has died: nobody is left waiting, other workers may try the jobs again."""
+        with self._lock:
+            self._dead = True
+            held = list(self._open)
+        for work in held:
+            work.ticket.fail(DIED)
 
     def _end(self, work: Work) -> None:
         with self._lock:

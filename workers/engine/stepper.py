@@ -28,7 +28,7 @@ from workers.engine.finishing import Finisher
 from workers.engine.policy import Policy
 from workers.engine.previews import Previews
 from workers.engine.rows import Row, Work, now, start_row
-from workers.engine.types import Canceled, Observer
+from workers.engine.types import Observer
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -54,7 +54,8 @@ class _Taken:
 class Stepper:
     """Runs on one thread, the only one that touches the device.
 
-    `last_step_at` is the monotonic time of its last sign of progress.
+    `last_step_at` is the monotonic time of its last sign of progress. `on_death` is called where
+    the thread ends by an error, as when the device is lost.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Stepper:
         previews: Previews,
         observer: Observer,
         threads: int,
+        on_death: Callable[[], None],
     ) -> None:
         self._device = device
         self._batchers = batchers
@@ -79,6 +81,7 @@ class Stepper:
         self._previews = previews
         self._observer = observer
         self._threads = threads
+        self._on_death = on_death
         self._conditioner = Conditioner()
         self._policy = Policy(caps.of)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -145,9 +148,7 @@ class Stepper:
                     self._turn()
         except BaseException:
             log.exception("the engine's thread has died")
-            raise
-        finally:
-            self._abandon()
+            self._on_death()
 
     def _turn(self) -> None:
         self._receive()
@@ -304,8 +305,3 @@ class Stepper:
             return
         log.error("job %s failed in the engine", work.job.id, exc_info=error)
         work.ticket.fail(EngineFault("The engine failed at this job; its log has the cause."))
-
-    def _abandon(self) -> None:
-        held = {row.work for row in (*self._rows, *self._decodes)}
-        for work in (*held, *self._waiting):
-            work.ticket.fail(Canceled())
