@@ -70,6 +70,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None if side is Side.PUBLIC else "/openapi.json",
+        telemetry={"operation_spans": False},  # a trace has one span a request
     )
     app.add_middleware(RequestContext, metrics=counted)
     problems.install(app)

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, log line, metrics, span and the security headers.
+"""What surrounds every request: its id, its log line, its metrics and the security headers.
 
 It knows nothing of what the routes do. Whatever escapes them becomes a 500 without its text.
 """
@@ -9,8 +9,6 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
-from opentelemetry import trace
-from opentelemetry.trace import Span, Tracer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,14 +29,9 @@ class RequestContext:
     """Pure ASGI middleware, so that streams pass through it and no task is put in between."""
 
     def __init__(
-        self,
-        app: ASGIApp,
-        metrics: ApiMetrics,
-        clock: Callable[[], float] = time.monotonic,
-        tracer: Tracer | None = None,
+        self, app: ASGIApp, metrics: ApiMetrics, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._app = app
-        self._tracer = tracer or tracing.process_tracer()
         self._metrics = metrics
         self._clock = clock
 
@@ -67,9 +60,9 @@ class RequestContext:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        span = tracing.request_span(self._tracer, _method(scope), Headers(scope=scope))
-        ids = {"request_id": request_id} | tracing.log_fields(tracing.traceparent(span))
-        with trace.use_span(span), structlog.contextvars.bound_contextvars(**ids):
+        traceparent = tracing.carried(Headers(scope=scope))
+        ids = {"request_id": request_id} | tracing.log_fields(traceparent)
+        with structlog.contextvars.bound_contextvars(**ids):
             try:
                 await self._app(scope, receive, send_with_headers)
             except ClientDisconnect:
@@ -80,20 +73,14 @@ class RequestContext:
                     answer = problems.respond_internal(request_id)
                     await answer(scope, receive, send_with_headers)
                 status = 500
-            self._record(scope, status, self._clock() - started, span)
+            self._record(scope, status, self._clock() - started)
 
-    def _record(self, scope: Scope, status: int, seconds: float, span: Span) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        method = _method(scope)
-        tracing.end_request(span, method, route, status)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(route, method, f"{status // 100}xx").inc()
         self._metrics.request_seconds.labels(route, method).observe(seconds)
         log.info("request", route=route, method=method, status=status, seconds=round(seconds, 4))
-
-
-def _method(scope: Scope) -> str:
-    method: str = scope["method"]
-    return method if method in _METHODS else "other"
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -86,7 +86,7 @@ async def take_in(request: Request, services: Services, caller: Caller, *, waits
                 ),
                 created_at=now,
                 deadline_at=now + services.settings.queue_deadline_seconds,
-                traceparent=tracing.traceparent(),
+                traceparent=tracing.carried(request.headers),
             )
             await _enqueue(services, job, mark, base=str(request.base_url), undo=undo)
             undo.pop_all()

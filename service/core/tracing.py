@@ -12,7 +12,7 @@ from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service.core.errors import ConfigurationError
@@ -52,32 +52,14 @@ def process_tracer() -> Tracer:
     return trace.get_tracer("imageprompt")
 
 
-def request_span(tracer: Tracer, method: str, headers: Mapping[str, str]) -> Span:
-    """Start the span of a request, below the caller's where it sent a `traceparent`."""
-    return tracer.start_span(
-        method,
-        context=_parent(headers.get("traceparent")),
-        kind=SpanKind.SERVER,
-        attributes={"http.request.method": method},
-    )
+def carried(headers: Mapping[str, str]) -> str | None:
+    """The `traceparent` that a job of this request carries: of the current span, else the caller's.
 
-
-def end_request(span: Span, method: str, route: str, status: int) -> None:
-    """End the span of a request with what came of it."""
-    span.update_name(f"{method} {route}")
-    span.set_attributes({"http.route": route, "http.response.status_code": status})
-    if status >= 500:  # noqa: PLR2004  a server's own failure, RFC 9110
-        span.set_status(Status(StatusCode.ERROR))
-    span.end()
-
-
-def traceparent(span: Span | None = None) -> str | None:
-    """Name a span (the current one) for others; `None` where spans are not made.
-
-    Where none are made but the caller sent a `traceparent`, it is the caller's.
+    FastAPI makes the span of each request itself once a provider is set.
     """
+    made = trace.get_current_span().get_span_context().is_valid
     carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier, None if span is None else trace.set_span_in_context(span))
+    _PROPAGATOR.inject(carrier, None if made else _parent(headers.get("traceparent")))
     return carrier.get("traceparent")
 
 
