@@ -1,92 +1,107 @@
-"""How long a job will take: the work ahead of it over the measured rate of the warm workers.
+"""How long jobs will take, from the queue as it stands and the pace that is seen.
 
-Work is counted in row steps (`GenerateRequest.row_steps`). One snapshot of the queue serves all
-requests of a short while, so that polling does not read the queue again and again.
+One snapshot of the queue serves all requests of a short while, so that polling does not read the
+queue again and again. How the future is reckoned stands in `service/forecast.py`.
 """
 
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import redis.asyncio as aioredis
 
 from service.core import keys
-from service.core.job import Job, Status
+from service.core.catalog import Catalog
+from service.core.job import Job, JobMetrics
 from service.core.presence import PRESENCE_SECONDS, Presence
 from service.core.queue import list_key
 from service.core.request import GenerateRequest
+from service.forecast import Pace, Work, seconds_to_end
 
 SNAPSHOT_SECONDS: Final = 0.5
+STEPS_SEEN: Final = 3
+"""Over so many steps of a job the pace is taken; over fewer it would be noise."""
+UNKNOWN_SECONDS: Final = 30.0
+"""What is said of a full queue as long as nothing is known."""
 _COSTS_KEPT: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The queue at one moment. Work in row steps, rate in row steps a second."""
+    """The queue at one moment."""
 
     at: float
-    work_before: dict[str, int] = field(default_factory=dict)
-    """For each waiting job: the work of the jobs that run and of those before it."""
-    waiting_work: int = 0
-    rate: float = 0.0
+    seconds_to_end: dict[str, float] = field(default_factory=dict)
+    """Of each job that waits or runs, counted from `at`; empty while no pace is known."""
     workers_ready: int = 0
+    waiting: int = 0
     running: int = 0
     oldest_created_at: float | None = None
 
-    @property
-    def waiting(self) -> int:
-        """Jobs in the queue."""
-        return len(self.work_before)
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """How far a running job was when its pace was last taken."""
+
+    at: float
+    step: int
+    rows: float
+    """Of all jobs that ran then."""
 
 
 class Estimates:
     """Answers how long things take. Methods raise `redis.RedisError` where Redis is away."""
 
     def __init__(
-        self, redis: "aioredis.Redis", queue: str, clock: Callable[[], float] = time.time
+        self,
+        redis: "aioredis.Redis",
+        queue: str,
+        catalog: Catalog,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._redis = redis
         self._list = list_key(queue)
-        self._running_key = f"rq:wip:{queue}"
+        self._taken = f"{self._list}:intermediate"
+        self._leased = f"rq:wip:{queue}"
+        self._catalog = catalog
         self._clock = clock
-        self._costs: OrderedDict[str, int] = OrderedDict()
+        self._pace = Pace()
+        self._works: OrderedDict[str, Work] = OrderedDict()
+        self._marks: dict[str, _Mark] = {}
         self._snapshot = Snapshot(at=0.0)
         self._taking = asyncio.Lock()
 
     async def eta_seconds(self, job: Job) -> float | None:
-        """Seconds until the job ends; `None` once it has, or while no rate is known."""
+        """Seconds until the job ends; `None` once it has, or while no pace is known."""
         if job.status.is_terminal:
             return None
         snapshot = await self.snapshot()
-        if snapshot.rate <= 0:
+        if job.id not in snapshot.seconds_to_end:
+            snapshot = await self.snapshot(after=job.created_at)
+        seconds = snapshot.seconds_to_end.get(job.id)
+        if seconds is None:
             return None
-        own = job.request.row_steps
-        if job.status is Status.PROCESSING:
-            left = own * (1 - min(1.0, job.step / job.request.steps))
-        else:
-            left = snapshot.work_before.get(job.id, 0) + own
-        return round(left / snapshot.rate, 1)
+        return round(max(0.1, seconds - (self._clock() - snapshot.at)), 1)
 
     async def room_seconds(self) -> float:
-        """Seconds until a full queue has room again: one mean job at the measured rate."""
-        snapshot = await self.snapshot()
-        if snapshot.rate <= 0 or not snapshot.waiting:
-            return 30.0
-        return max(1.0, snapshot.waiting_work / snapshot.waiting / snapshot.rate)
+        """Seconds until a full queue has room again: until the first of all jobs ends."""
+        ends = (await self.snapshot()).seconds_to_end
+        return max(1.0, min(ends.values())) if ends else UNKNOWN_SECONDS
 
-    async def snapshot(self) -> Snapshot:
-        """The queue as it was at most half a second ago."""
-        if self._is_old():
+    async def snapshot(self, *, after: float = 0.0) -> Snapshot:
+        """The queue as it was at most half a second ago, and not before `after` (epoch)."""
+        if self._is_old(after):
             async with self._taking:
-                if self._is_old():  # nobody took it while this one waited
+                if self._is_old(after):  # nobody took it while this one waited
                     self._snapshot = await self._take(self._clock())
         return self._snapshot
 
-    def _is_old(self) -> bool:
-        return self._clock() - self._snapshot.at > SNAPSHOT_SECONDS
+    def _is_old(self, after: float) -> bool:
+        taken_at = self._snapshot.at
+        return taken_at < after or self._clock() - taken_at > SNAPSHOT_SECONDS
 
     async def presences(self) -> list[Presence]:
         """The workers that have lately given a sign of life."""
@@ -102,55 +117,83 @@ class Estimates:
         ready = [presence for presence in await self.presences() if presence.ready]
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.lrange(self._list, 0, -1)
-            pipeline.zrange(self._running_key, 0, -1)
-            waiting, executions = await pipeline.execute()
-        running = list(dict.fromkeys(member.split(":", 1)[0] for member in executions))
-        costs = await self._costs_of([*waiting, *running])
-        steps = await self._steps_of(running)
-        work = sum(
-            int(costs[job_id] * (1 - share)) for job_id, share in zip(running, steps, strict=True)
-        )
-        before = {}
-        for job_id in waiting:
-            before[job_id] = work
-            work += costs[job_id]
+            pipeline.lrange(self._taken, 0, -1)
+            pipeline.zrange(self._leased, 0, -1)
+            waiting, taken, leased = await pipeline.execute()
+        held = list(dict.fromkeys([*(name.partition(":")[0] for name in leased), *taken]))
+        waiting = [job_id for job_id in waiting if job_id not in set(held)]
+        await self._learn_works([*held, *waiting])
+        steps = await self._steps(held)
+        await self._learn_pace(now, steps, sum(presence.row_steps_per_second for presence in ready))
+        ends: dict[str, float] = {}
+        if ready and self._pace.is_known:
+            left = {name: self._works[name].steps - step for name, step in steps.items()}
+            ends = seconds_to_end(
+                [Work(name, self._works[name].rows, max(0, left[name])) for name in held],
+                [self._works[name] for name in waiting],
+                slots=sum(presence.slots for presence in ready),
+                step_seconds=self._pace.step_seconds,
+                overhead_seconds=self._pace.overhead_seconds,
+            )
         oldest = await self._redis.hget(keys.job(waiting[0]), "created_at") if waiting else None
         return Snapshot(
             at=now,
-            work_before=before,
-            waiting_work=sum(costs[job_id] for job_id in waiting),
-            rate=sum(presence.row_steps_per_second for presence in ready),
+            seconds_to_end=ends,
             workers_ready=len(ready),
-            running=len(running),
+            waiting=len(waiting),
+            running=len(held),
             oldest_created_at=float(oldest) if oldest else None,
         )
 
-    async def _costs_of(self, job_ids: list[str]) -> dict[str, int]:
-        """Work of each job; it never changes, so it is read once and remembered."""
-        unknown = [job_id for job_id in job_ids if job_id not in self._costs]
+    async def _learn_works(self, job_ids: Iterable[str]) -> None:
+        """What each job asks for never changes, so it is read once and remembered."""
+        unknown = [job_id for job_id in job_ids if job_id not in self._works]
         if unknown:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for job_id in unknown:
                     pipeline.hget(keys.job(job_id), "request")
                 for job_id, text in zip(unknown, await pipeline.execute(), strict=True):
-                    request = GenerateRequest.model_validate_json(text) if text else None
-                    self._costs[job_id] = request.row_steps if request else 0
-        costs = {job_id: self._costs[job_id] for job_id in job_ids}
-        while len(self._costs) > _COSTS_KEPT:
-            self._costs.popitem(last=False)
-        return costs
+                    self._works[job_id] = self._work(job_id, text)
+        while len(self._works) > _COSTS_KEPT + len(unknown):
+            self._works.popitem(last=False)
 
-    async def _steps_of(self, job_ids: list[str]) -> list[float]:
-        """Part of each running job that is done, 0..1."""
+    def _work(self, job_id: str, text: str | None) -> Work:
+        if text is None:
+            return Work(job_id, 0.0, 0)
+        request = GenerateRequest.model_validate_json(text)
+        entry = self._catalog.models.get(request.model)
+        native = entry.defaults.width * entry.defaults.height if entry else 0
+        area = request.width * request.height / native if native else 1.0
+        return Work(job_id, area * request.row_steps / request.steps, request.steps)
+
+    async def _steps(self, job_ids: list[str]) -> dict[str, int]:
+        """Steps that each held job has done."""
         if not job_ids:
-            return []
+            return {}
         async with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
-                pipeline.hmget(keys.job(job_id), "step", "request")
+                pipeline.hget(keys.job(job_id), "step")
             answers = await pipeline.execute()
-        return [
-            min(1.0, int(step or 0) / GenerateRequest.model_validate_json(request).steps)
-            if request
-            else 1.0
-            for step, request in answers
-        ]
+        return {job_id: int(step or 0) for job_id, step in zip(job_ids, answers, strict=True)}
+
+    async def _learn_pace(self, now: float, steps: dict[str, int], warm_rate: float) -> None:
+        self._pace.trust(warm_rate)
+        rows = sum(self._works[name].rows for name, step in steps.items() if step)
+        ended = [name for name in self._marks if name not in steps]
+        for name, step in steps.items():
+            mark = self._marks.get(name)
+            if mark is None or step < mark.step:
+                self._marks[name] = _Mark(now, step, rows)
+            elif mark.step and step - mark.step >= STEPS_SEEN:
+                seconds = (now - mark.at) / (step - mark.step)
+                self._pace.see_step((rows + mark.rows) / 2, seconds)
+                self._marks[name] = _Mark(now, step, rows)
+            elif not mark.step and step:
+                self._marks[name] = _Mark(now, step, rows)  # before, it may not have begun
+        for name in ended:
+            del self._marks[name]
+            text: Any = await self._redis.hget(keys.job(name), "metrics")
+            if text is not None:
+                spent = JobMetrics.model_validate_json(text)
+                beside = spent.total_seconds - spent.queue_seconds - spent.denoise_seconds
+                self._pace.see_overhead(max(0.0, beside))

@@ -85,10 +85,11 @@ async def open_services(
     )
     follower = Follower(url, at_once=settings.max_event_streams, stopping=stopping)
     storage = Storage.from_settings(settings)
+    catalog = load_catalog(settings.models)
     try:
         yield Services(
             settings=settings,
-            catalog=load_catalog(settings.models),
+            catalog=catalog,
             metrics=metrics,
             redis=client,
             queue=open_queue(settings.queue, writer),
@@ -100,7 +101,7 @@ async def open_services(
             ),
             storage=storage,
             records=Records(client, settings.queue),
-            estimates=Estimates(client, settings.queue),
+            estimates=Estimates(client, settings.queue, catalog),
             follower=follower,
             uploads=Uploads(storage, max_pixels=settings.max_image_pixels),
             gate=Gate(client, allow_anonymous=anonymous_allowed(settings)),
