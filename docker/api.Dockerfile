@@ -6,8 +6,8 @@ FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN ["python", "-m", "venv", "--without-pip", "/opt/venv"]
 # Pins alone first: a change of the code does not install anything anew.
-COPY requirements/api.txt /build/requirements/
-RUN ["python", "-m", "pip", "--python", "/opt/venv/bin/python", "install", "--only-binary", ":all:", "--requirement", "/build/requirements/api.txt"]
+COPY requirements/api.txt requirements/otel.txt /build/requirements/
+RUN ["python", "-m", "pip", "--python", "/opt/venv/bin/python", "install", "--only-binary", ":all:", "--requirement", "/build/requirements/otel.txt"]
 
 FROM python:3.11.14-slim-bookworm
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin imageprompt

@@ -8,10 +8,10 @@
 FROM python:3.11.14-slim-bookworm AS cpu-build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN ["python", "-m", "venv", "--without-pip", "/opt/venv"]
-COPY requirements/api.txt requirements/worker.txt /build/requirements/
+COPY requirements/api.txt requirements/otel.txt requirements/worker.txt /build/requirements/
 # Name PyTorch's index of CPU wheels here, or the CUDA libraries come along (about 5 GB).
 ARG PIP_EXTRA_INDEX_URL=
-RUN ["python", "-m", "pip", "--python", "/opt/venv/bin/python", "install", "--only-binary", ":all:", "--requirement", "/build/requirements/worker.txt"]
+RUN ["python", "-m", "pip", "--python", "/opt/venv/bin/python", "install", "--only-binary", ":all:", "--requirement", "/build/requirements/worker.txt", "--requirement", "/build/requirements/otel.txt"]
 
 FROM python:3.11.14-slim-bookworm AS cpu
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin imageprompt
@@ -48,8 +48,8 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-pip=24.* python3-venv=3.12.* \
     && rm -rf /var/lib/apt/lists/* \
     && python3 -m venv --without-pip /opt/venv
-COPY requirements/api.txt requirements/worker-cuda.txt /build/requirements/
-RUN ["python3", "-m", "pip", "--python", "/opt/venv/bin/python", "install", "--only-binary", ":all:", "--requirement", "/build/requirements/worker-cuda.txt"]
+COPY requirements/api.txt requirements/otel.txt requirements/worker-cuda.txt /build/requirements/
+RUN ["python3", "-m", "pip", "--python", "/opt/venv/bin/python", "install", "--only-binary", ":all:", "--requirement", "/build/requirements/worker-cuda.txt", "--requirement", "/build/requirements/otel.txt"]
 
 FROM cuda-base AS cuda-worker
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin imageprompt

@@ -1,6 +1,7 @@
 """Several replicas behind a load balancer are one service, also while all of them are replaced."""
 
 import hashlib
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.deploy.exposition import asked_for
+from tests.deploy.test_queries import QUERIES, RECORDED
 from tests.integration.balancer import Balancer
 from tests.running import Running, start_api, start_worker, until
 from tests.stack import FINAL, Service, picture
@@ -98,6 +101,32 @@ def test_a_job_is_the_same_behind_every_replica(cluster: Cluster) -> None:
         wanted = answers[0]["images"][0]["sha256"]
         assert hashlib.sha256(pictures.pop()).hexdigest() == wanted
         assert answers[0]["urls"]["self"].startswith("http://127.0.0.1")
+
+
+def test_the_same_idempotency_key_gives_the_same_job_at_every_replica(cluster: Cluster) -> None:
+    """Also where both replicas are asked at the same moment."""
+    body = {"files": {"image": ("a.png", picture(9), "image/png")}, "data": {"steps": "2"}}
+    headers = {"Idempotency-Key": "once-and-no-more"}
+
+    def ask(number: int) -> httpx.Response:
+        url = f"{cluster.apis[number % 2].url}/generate"
+        return httpx.post(url, headers=headers, timeout=60, **body)  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        answers = list(pool.map(ask, range(CLIENTS)))
+    # 409: the first one was still being taken in.
+    assert {answer.status_code for answer in answers} <= {200, 202, 409}
+    ids = {a.json()["id"] for a in [*answers, ask(0), ask(1)] if a.status_code != 409}
+    assert len(ids) == 1
+
+
+def test_every_metric_that_a_query_asks_for_is_exposed(cluster: Cluster) -> None:
+    """By running processes; rules, dashboard and autoscaler ask for nothing else."""
+    pages = [httpx.get(f"{one.url}/metrics").text for one in (*cluster.apis, *cluster.workers)]
+    exposed = {line.split()[2] for page in pages for line in page.splitlines() if "# TYPE" in line}
+    asked = {name for query in QUERIES.values() for name in asked_for(query)}
+    plain = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked - set(RECORDED)}
+    assert plain <= exposed
 
 
 def test_links_in_answers_lead_through_the_load_balancer(cluster: Cluster) -> None:
