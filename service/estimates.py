@@ -15,7 +15,7 @@ import redis.asyncio as aioredis
 
 from service.core import keys
 from service.core.catalog import Catalog
-from service.core.job import Job, JobMetrics
+from service.core.job import Job, JobMetrics, Status
 from service.core.presence import PRESENCE_SECONDS, Presence
 from service.core.queue import list_key
 from service.core.request import GenerateRequest
@@ -71,6 +71,8 @@ class Estimates:
         self._pace = Pace()
         self._works: OrderedDict[str, Work] = OrderedDict()
         self._marks: dict[str, _Mark] = {}
+        self._told: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """When each job was first seen, and how many seconds it was then thought to take."""
         self._snapshot = Snapshot(at=0.0)
         self._taking = asyncio.Lock()
 
@@ -84,7 +86,8 @@ class Estimates:
         seconds = snapshot.seconds_to_end.get(job.id)
         if seconds is None:
             return None
-        return round(max(0.1, seconds - (self._clock() - snapshot.at)), 1)
+        left = seconds * self._pace.correction - (self._clock() - snapshot.at)
+        return round(max(0.1, left), 1)
 
     async def room_seconds(self) -> float:
         """Seconds until a full queue has room again: until the first of all jobs ends."""
@@ -135,6 +138,10 @@ class Estimates:
                 step_seconds=self._pace.step_seconds,
                 overhead_seconds=self._pace.overhead_seconds,
             )
+            for name, seconds in ends.items():
+                self._told.setdefault(name, (now, seconds))
+            while len(self._told) > _COSTS_KEPT:
+                self._told.popitem(last=False)
         oldest = await self._redis.hget(keys.job(waiting[0]), "created_at") if waiting else None
         return Snapshot(
             at=now,
@@ -192,8 +199,18 @@ class Estimates:
                 self._marks[name] = _Mark(now, step, rows)  # before, it may not have begun
         for name in ended:
             del self._marks[name]
-            text: Any = await self._redis.hget(keys.job(name), "metrics")
-            if text is not None:
-                spent = JobMetrics.model_validate_json(text)
-                beside = spent.total_seconds - spent.queue_seconds - spent.denoise_seconds
-                self._pace.see_overhead(max(0.0, beside))
+            await self._learn_end(name)
+
+    async def _learn_end(self, name: str) -> None:
+        """Compare what was told of a job with what became of it."""
+        answer: Any = await self._redis.hmget(keys.job(name), "status", "metrics", "completed_at")
+        told = self._told.pop(name, None)
+        status, metrics, completed_at = answer
+        if status != Status.SUCCEEDED:
+            return
+        spent = JobMetrics.model_validate_json(metrics)
+        beside = spent.total_seconds - spent.queue_seconds - spent.denoise_seconds
+        self._pace.see_overhead(max(0.0, beside))
+        if told is not None:
+            first_at, seconds = told
+            self._pace.see_end(seconds, float(completed_at) - first_at)

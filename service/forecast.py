@@ -15,6 +15,7 @@ _DECAY: Final = 0.9
 _WARM_ROWS: Final = 16.0
 """Workers measure their rate at about so many rows; a step over few takes longer a row."""
 _WARM_OVERHEAD_SECONDS: Final = 0.3
+_MOST_OFF: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Pace:
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
         self._overhead = _WARM_OVERHEAD_SECONDS
         self._known_rate = 0.0
+        self._off = 1.0
 
     def trust(self, rate: float) -> None:
         """Begin with the rows a second that workers measured when they warmed up."""
@@ -53,6 +55,16 @@ class Pace:
     def see_overhead(self, seconds: float) -> None:
         """A job spent so long on what is no step: encoding, decoding, uploading."""
         self._overhead += (1 - _DECAY) * (seconds - self._overhead)
+
+    def see_end(self, told_seconds: float, seconds: float) -> None:
+        """A job that was first said to take `told_seconds` took so long."""
+        ratio = min(_MOST_OFF, max(1 / _MOST_OFF, seconds / max(told_seconds, 0.1)))
+        self._off += (1 - _DECAY) * (ratio - self._off)
+
+    @property
+    def correction(self) -> float:
+        """By how much first words are off as a rule: more jobs come and share the time."""
+        return self._off
 
     @property
     def is_known(self) -> bool:

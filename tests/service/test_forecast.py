@@ -66,6 +66,17 @@ def test_a_pace_is_never_negative_and_more_rows_never_take_less(
     assert 0 <= pace.step_seconds(1) <= pace.step_seconds(64) * (1 + 1e-9)
 
 
+def test_first_words_that_are_off_as_a_rule_are_corrected() -> None:
+    pace = Pace()
+    assert pace.correction == 1
+    for _ in range(60):
+        pace.see_end(2.0, 3.0)
+    assert pace.correction == pytest.approx(1.5, rel=0.01)
+    for _ in range(60):
+        pace.see_end(0.0, 1e9)
+    assert pace.correction <= 3
+
+
 def test_the_time_beside_the_steps_is_learned() -> None:
     pace = Pace()
     for _ in range(60):
