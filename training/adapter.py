@@ -36,7 +36,7 @@ from training.projection import LinearProjection, Resampler
 from training.towers import leave_out, truth
 from training.world import Scenes
 
-BATCH: Final = 48
+BATCH: Final = 32
 #: Chances of dropping the text, the image and both (paper, section 4.1.2).
 DROP: Final = 0.05
 #: Share of image prompts on any background, beside a text that names the target's. An image on

@@ -24,7 +24,7 @@ from torch import Tensor
 from training import layout
 from training.towers import see
 
-STEPS: Final = 16
+STEPS: Final = 12
 GUIDANCE: Final = 5.0
 BATCH: Final = 10
 

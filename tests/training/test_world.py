@@ -1,5 +1,7 @@
 """The world: what is drawn, what is said of it, and what is kept out of training."""
 
+from pathlib import Path
+
 import torch
 
 from training import captions, drawing, pool, tokenizer, world
@@ -57,7 +59,7 @@ def test_each_number_is_its_caption_s() -> None:
     assert len(set(captions.SENTENCES)) == len(captions.SENTENCES)
 
 
-def test_each_word_of_a_caption_is_one_token(tmp_path) -> None:  # noqa: ANN001  pytest's
+def test_each_word_of_a_caption_is_one_token(tmp_path: Path) -> None:
     words = tokenizer.write(tmp_path)
     for sentence in captions.SENTENCES:
         assert len(words(sentence).input_ids) == len(sentence.split()) + 2
