@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="full-size SDXL; needs CUDA")
     parser.add_argument("--tiny", action="store_true", help="with --gpu: a tiny model, any device")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    parser.add_argument("--repeats", type=int, default=0, help="of each part; 0: the subject's own")
     parser.add_argument("--no-service", action="store_true", help="leave the HTTP part out")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
@@ -55,6 +57,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="imageprompt-bench-") as scratch:
         chosen = _subject(options.gpu, options.tiny)(Path(scratch))
+        if options.repeats:
+            chosen = replace(chosen, repeats=options.repeats)
         name = "gpu" if options.gpu else "engine"
         results, about = run(chosen, gpu=options.gpu, with_service=not options.no_service)
     path = report.write(options.out, name, results, about)

@@ -27,6 +27,7 @@ from workers.engine.compiling import CompiledNetworks
 from workers.engine.decoding import Decoder
 from workers.engine.encoding import Encoders
 from workers.engine.finishing import Finisher
+from workers.engine.heap import keep_freed_memory
 from workers.engine.loading import LoadedModel, load_model
 from workers.engine.networks import Networks
 from workers.engine.previews import Previews
@@ -292,7 +293,9 @@ def load_engine(
     tell = on_stage or (lambda _stage: None)
     if threads:
         torch.set_num_threads(threads)
-    if place.type == "cuda":
+    if place.type == "cpu":
+        keep_freed_memory()
+    else:
         torch.backends.cudnn.benchmark = True  # sizes are few and come again and again
     models = {
         name: load_model(name, entry, device=place, kernel=kernel, on_stage=tell)
