@@ -23,7 +23,8 @@ from bench.engine.measures import Bench, Results
 from bench.engine.plain import Plain
 from bench.engine.subject import Subject
 from service.core.settings import Device
-from workers.engine.engine import Silent, load_engine
+from workers.engine.engine import load_engine
+from workers.engine.silent import Silent
 
 OUT: Final = Path("out/bench")
 

@@ -16,8 +16,9 @@ from bench.engine.plain import Plain
 from service.core.catalog import Catalog, load_catalog
 from service.core.request import Control, GenerateRequest, ImagePrompt
 from service.core.settings import Device
-from workers.engine.engine import Engine, Silent, load_engine
+from workers.engine.engine import Engine, load_engine
 from workers.engine.rows import Work
+from workers.engine.silent import Silent
 from workers.engine.types import EngineJob, EngineResult
 from workers.engine.warmup import digest, noise
 

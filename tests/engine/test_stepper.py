@@ -16,8 +16,9 @@ from service.core.errors import (
     UnservableRequest,
 )
 from tests.engine.conftest import Counts, Gate, Rows, job, picture, request, together
-from workers.engine.engine import Engine, Silent
+from workers.engine.engine import Engine
 from workers.engine.networks import Networks
+from workers.engine.silent import Silent
 from workers.engine.types import Canceled, EngineJob
 
 
@@ -363,6 +364,26 @@ def test_an_engine_says_whether_it_is_busy_and_alive(engine: Engine) -> None:
     ticket.result(60)
     assert not engine.busy
     assert engine.alive
+
+
+def test_a_step_started_before_the_last_was_looked_at_changes_nothing(
+    engine: Engine, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA the engine is one step ahead of what it tells; the pictures are the same."""
+    wanted = [request(seed=1), request(seed=2, num_images=2, steps=5), request(seed=3, steps=1)]
+    for index, each in enumerate(wanted):
+        engine.submit(job(each, f"now-{index}")).result(60)
+    monkeypatch.setattr(engine._stepper, "_ahead", 1)
+    heard = Steps()
+    tickets = [engine.submit(job(each, f"ahead-{i}"), heard) for i, each in enumerate(wanted)]
+    for ticket in tickets:
+        ticket.result(60)
+    assert sorted(heard.heard) == sorted(
+        (step, each.steps) for each in wanted for step in range(1, each.steps + 1)
+    )
+    for index in range(len(wanted)):
+        difference = rows.decoded(f"now-{index}") - rows.decoded(f"ahead-{index}")
+        assert np.abs(difference).max() <= 1e-4
 
 
 def test_a_lost_device_leaves_nobody_waiting(engine: Engine) -> None:

@@ -11,7 +11,8 @@ from service.core.catalog import Catalog
 from service.core.settings import Device
 from tests.engine.conftest import Counts, job, request
 from workers.engine import preview
-from workers.engine.engine import Silent, load_engine
+from workers.engine.engine import load_engine
+from workers.engine.silent import Silent
 from workers.engine.types import Canceled
 
 

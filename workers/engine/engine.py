@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final, Literal
+from typing import Final
 
 import torch
 
@@ -19,6 +19,7 @@ from service.core.catalog import Catalog
 from service.core.errors import EngineFault, JobFailed, UnservableRequest
 from service.core.settings import AttentionBackend, Device
 from workers.engine import inputs, warmup
+from workers.engine.admission import Admission
 from workers.engine.backends import choose_device, choose_kernel
 from workers.engine.batch import Batcher
 from workers.engine.cache import EmbeddingCache
@@ -32,6 +33,7 @@ from workers.engine.loading import LoadedModel, load_model
 from workers.engine.networks import Networks
 from workers.engine.previews import Previews
 from workers.engine.rows import Work, now
+from workers.engine.silent import Silent
 from workers.engine.stepper import Stepper
 from workers.engine.ticket import EngineTicket
 from workers.engine.types import Canceled, EmbeddingStore, EngineJob, Listener, Observer, Ticket
@@ -41,31 +43,6 @@ log = logging.getLogger(__name__)
 DIED: Final = EngineFault("The engine has lost its device; its log has the cause.")
 INPUT_THREADS: Final = 4
 FINISH_THREADS: Final = 2
-
-
-class Silent:
-    """A listener and observer that hears nothing."""
-
-    def on_step(self, step: int, total: int) -> None:
-        """See `types.Listener`."""
-
-    def on_preview(self, step: int, image: object) -> None:
-        """See `types.Listener`."""
-
-    def on_forward(self, model: str, rows: int) -> None:
-        """See `types.Observer`."""
-
-    def on_embedding_lookup(self, level: Literal["process", "store", "miss"]) -> None:
-        """See `types.Observer`."""
-
-    def on_encoder_run(self) -> None:
-        """See `types.Observer`."""
-
-    def on_recompile(self) -> None:
-        """See `types.Observer`."""
-
-    def on_out_of_memory(self) -> None:
-        """See `types.Observer`."""
 
 
 class Engine:
@@ -113,11 +90,13 @@ class Engine:
         self._batchers = {
             name: Batcher(self._networks[name], observer.on_out_of_memory) for name in models
         }
+        encoders = Encoders(images=self._images, texts=self._texts, observer=observer)
+        self._admission = Admission(encoders, self._finisher)
         self._stepper = Stepper(
             device=device,
             batchers=self._batchers,
             caps=self._caps,
-            encoders=Encoders(images=self._images, texts=self._texts, observer=observer),
+            admission=self._admission,
             decoder=self._decoder,
             finisher=self._finisher,
             previews=self._previews,
@@ -173,7 +152,7 @@ class Engine:
         """Set the caps of a model's sizes; returns its places per second at its default size."""
         defaults = model.entry.defaults
         default = (defaults.width, defaults.height)
-        profiler = warmup.Profiler(name, model, self._batchers[name], self._stepper.rows_of)
+        profiler = warmup.Profiler(name, model, self._batchers[name], self._admission.rows_of)
         rates = {}
         for width, height in {default, *model.entry.warm_sizes}:
             self._on_stage(f"profiling {name} at {width} x {height}")

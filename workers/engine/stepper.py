@@ -18,16 +18,14 @@ import torch
 from torch import Tensor
 
 from service.core.errors import EngineFault, JobFailed, NotFinite, OutOfMemory
-from workers.engine import schedulers
+from workers.engine.admission import Admission
 from workers.engine.batch import Batcher, Predictions
 from workers.engine.caps import Caps
-from workers.engine.conditions import Conditioner
 from workers.engine.decoding import Decoder
-from workers.engine.encoding import Encoders
 from workers.engine.finishing import Finisher
 from workers.engine.policy import Policy
 from workers.engine.previews import Previews
-from workers.engine.rows import Row, Work, now, start_row
+from workers.engine.rows import Row, Work, now
 from workers.engine.types import Observer
 
 log = logging.getLogger(__name__)
@@ -64,7 +62,7 @@ class Stepper:
         device: torch.device,
         batchers: Mapping[str, Batcher],
         caps: Caps,
-        encoders: Encoders,
+        admission: Admission,
         decoder: Decoder,
         finisher: Finisher,
         previews: Previews,
@@ -75,14 +73,13 @@ class Stepper:
         self._device = device
         self._batchers = batchers
         self._caps = caps
-        self._encoders = encoders
+        self._admission = admission
         self._decoder = decoder
         self._finisher = finisher
         self._previews = previews
         self._observer = observer
         self._threads = threads
         self._on_death = on_death
-        self._conditioner = Conditioner()
         self._policy = Policy(caps.of)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: deque[Work] = deque()
@@ -196,27 +193,9 @@ class Stepper:
                 return
 
     def _admit(self, work: Work) -> None:
-        work.rows = self.rows_of(work)
+        work.rows = self._admission.rows_of(work)
         work.ready_at = now()
         self._rows += work.rows
-
-    def rows_of(self, work: Work) -> list[Row]:
-        """Encode a job and make its rows, on this thread; all that its steps share is done here."""
-        assert work.inputs is not None, "jobs are admitted with their inputs"
-        request, model = work.job.request, work.model
-        encoded = self._encoders.encode(model, model.adapters[request.adapter], work.inputs)
-        self._finisher.share(encoded.fresh)
-        config = model.pipe.scheduler.config
-        samplers = [
-            schedulers.make(request.scheduler, config, request.steps)
-            for _ in range(request.num_images)
-        ]
-        conditions = self._conditioner.make(
-            request, model, work.inputs, encoded, samplers[0].timesteps
-        )
-        return [
-            start_row(work, index, conditions, sampler) for index, sampler in enumerate(samplers)
-        ]
 
     # 3. Decoding.
 

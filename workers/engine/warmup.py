@@ -7,7 +7,7 @@ sets the caps. It knows nothing of how a step is taken.
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import torch
 from PIL import Image
@@ -19,8 +19,9 @@ from workers.engine.cache import EmbeddingCache
 from workers.engine.decoding import Decoder
 from workers.engine.loading import LoadedModel
 from workers.engine.rows import Row, Work, now
+from workers.engine.silent import Silent
 from workers.engine.ticket import EngineTicket
-from workers.engine.types import EngineJob, Listener
+from workers.engine.types import EngineJob
 
 STEPS: Final = 2
 REPEATS: Final = 3
@@ -142,7 +143,7 @@ class Profiler:
             job=engine_job,
             model=self._model,
             ticket=EngineTicket(),
-            listener=_NOBODY,
+            listener=Silent(),
             arrival=0,
             submitted_at=now(),
             inputs=inputs.gather(engine_job, self._model, images=cache, texts=cache),
@@ -161,17 +162,6 @@ def best_rate(measured: dict[int, float]) -> tuple[int, float]:
     """The cap and the places per second at it."""
     cap = caps.choose(measured)
     return cap, cap / measured[cap]
-
-
-class _Nobody:
-    def on_step(self, step: int, total: int) -> None:
-        """Nobody hears of a measurement."""
-
-    def on_preview(self, step: int, image: Any) -> None:
-        """Nobody hears of a measurement."""
-
-
-_NOBODY: Final[Listener] = _Nobody()
 
 
 def _finish(device: torch.device) -> None:
