@@ -3,6 +3,7 @@
 It knows nothing of how the answer looks; that is in `service/routes/generate.py`.
 """
 
+import asyncio
 import secrets
 import time
 import uuid
@@ -17,7 +18,7 @@ from redis.exceptions import RedisError
 from starlette.requests import Request
 
 from service.core import keys, tracing
-from service.core.errors import FieldError, QueueFull, RateLimited, TooLarge
+from service.core.errors import FieldError, MalformedBody, QueueFull, RateLimited, TooLarge
 from service.core.job import Job, Status
 from service.core.queue import enqueue, list_key
 from service.core.request import OutputFormat
@@ -143,7 +144,14 @@ async def _read_body(request: Request, services: Services) -> Form:
         max_body_bytes=settings.max_body_bytes,
         max_file_bytes=settings.max_file_bytes,
     )
-    return await read_form(request.headers.get("content-type", ""), request.stream(), shape)
+    kind = request.headers.get("content-type", "")
+    try:
+        async with asyncio.timeout(settings.body_timeout_seconds):
+            return await read_form(kind, request.stream(), shape)
+    except TimeoutError:
+        raise MalformedBody(
+            f"The body did not come in within {settings.body_timeout_seconds:g} seconds"
+        ) from None
 
 
 def _format(request: Request, fields: Fields, *, waits: bool) -> OutputFormat:

@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(gt=0)] = 100 * 2**20
     max_file_bytes: Annotated[int, Field(gt=0)] = 20 * 2**20
     max_image_pixels: Annotated[int, Field(gt=0)] = 40_000_000
+    body_timeout_seconds: Annotated[float, Field(gt=0)] = 300
+    """A request whose body has not come in by then is refused, so that slow ones do not pile up."""
     max_queued_jobs: Annotated[int, Field(gt=0)] = 1000
     queue_deadline_seconds: Annotated[float, Field(gt=0)] = 3600
     """A job that waits longer than this is of no use any more and expires."""

@@ -7,11 +7,13 @@ from fastapi.responses import Response
 
 from service.access import Generates
 from service.contract import failures, generate_body, header, success
+from service.core.errors import Gone, NotFound
 from service.core.job import Status
 from service.core.request import OutputFormat
 from service.core.storage import StorageError
 from service.examples import JOB_EXAMPLE
-from service.intake import take_in
+from service.gate import Caller
+from service.intake import Taken, take_in
 from service.preferences import Preferences, read_prefer, wanted_format
 from service.records import Found
 from service.routes.answers import download_name, job_answer, view
@@ -80,7 +82,7 @@ async def generate(request: Request, services: Use, caller: Generates) -> Respon
     waits = bool(prefer.wait_seconds) and services.follower.has_room
     taken = await take_in(request, services, caller, waits=waits)
     ended = waits and await services.follower.wait(taken.job_id, float(prefer.wait_seconds or 0))
-    found = await services.records.get(taken.job_id, caller.owner)
+    found = await _stored(services, taken, caller)
     answer = None
     if ended:
         answer = await _picture(request, services, found)
@@ -93,6 +95,13 @@ async def generate(request: Request, services: Use, caller: Generates) -> Respon
     answer.headers["Vary"] = "Accept, Prefer"
     _confirm(answer, prefer, waited=waits)
     return answer
+
+
+async def _stored(services: Services, taken: Taken, caller: Caller) -> Found:
+    try:
+        return await services.records.get(taken.job_id, caller.owner)
+    except NotFound:
+        raise Gone("The job was deleted") from None
 
 
 def _confirm(answer: Response, prefer: Preferences, *, waited: bool) -> None:

@@ -179,7 +179,7 @@ def test_a_cancel_that_races_a_finish_ends_in_one_state(
     redis: Redis, transitions: Transitions
 ) -> None:
     seen = set()
-    for number in range(1000):
+    for number in range(200):
         job_id = new_job(redis, transitions)
         claim = claim_of(job_id)
         transitions.claim(claim, "w")

@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 
 from service.cli import processes
+from service.cli.redis_server import RedisServer
 from service.core import keys
 from service.core.job import JobMetrics, StoredImage
 from service.core.presence import Presence, announce
@@ -108,15 +109,15 @@ def make_api(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Running]
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def api(
-    tmp_path_factory: pytest.TempPathFactory,
-    fresh_redis_url: Callable[[], str],
-    make_api: Callable[..., Running],
+    tmp_path_factory: pytest.TempPathFactory, make_api: Callable[..., Running]
 ) -> Iterator[Api]:
-    """One API for all tests of a module. No worker: `Api.finish` plays it."""
+    """One API, with a Redis of its own, for all tests. No worker: `Api.finish` plays it."""
     folder = tmp_path_factory.mktemp("storage")
-    url = fresh_redis_url()
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    url = f"redis://127.0.0.1:{server.port}/0"
     redis = Redis.from_url(url)
     with (
         make_api(
@@ -136,6 +137,7 @@ def api(
                 redis, retention_seconds=3600, tombstone_seconds=3600, max_attempts=3
             ),
         )
+    server.stop()
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """POST /generate: what is taken, what is refused, and that a refusal leaves nothing behind."""
 
 import hashlib
+import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from service.core import keys
 from service.core.queue import TASK, open_queue
 from tests import corpus
+from tests.running import Running
 from tests.service.conftest import PNG, Api
 
 
@@ -251,6 +254,22 @@ def test_damaged_bodies_are_never_a_fault(api: Api, cut: int, flips: list[int]) 
         "/generate", content=content, headers={"content-type": corpus.MULTIPART}
     )
     assert answer.status_code in (202, 400, 415, 422)
+
+
+def test_a_body_that_does_not_come_to_its_end_is_not_waited_for(
+    make_api: Callable[..., Running], redis_url: str, storage_url: str
+) -> None:
+    settings = {"redis_url": redis_url, "storage_url": storage_url}
+    with make_api(**settings, body_timeout_seconds=0.5) as running:
+        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        head = (
+            "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
+            f"Content-Type: {corpus.MULTIPART}\r\n\r\n--{corpus.BOUNDARY}\r\n"
+        )
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(head.encode())
+            answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 400")
 
 
 def test_a_client_that_hangs_up_while_sending_leaves_nothing(api: Api) -> None:

@@ -111,6 +111,13 @@ def test_a_key_is_its_owners_own_and_must_be_readable(api: Api) -> None:
     assert not any(headers["idempotency-key"].encode() in name for name in names)
 
 
+def test_a_key_whose_job_was_deleted_makes_no_new_one(api: Api) -> None:
+    headers = key()
+    job_id = api.post(headers=headers).json()["id"]
+    api.client.delete(f"/jobs/{job_id}")
+    problem(api.post(headers=headers), 410)
+
+
 def test_the_second_request_may_wait_for_the_first_ones_job(api: Api) -> None:
     headers = key()
     job_id = api.post(headers=headers).json()["id"]
