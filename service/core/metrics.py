@@ -46,6 +46,11 @@ class ApiMetrics:
             ("outcome",),
             registry=self.registry,
         )
+        self.webhook_outbox = Gauge(
+            "imageprompt_webhook_outbox",
+            "Webhooks that are still to be delivered.",
+            registry=self.registry,
+        )
         self.queue_depth = Gauge(
             "imageprompt_queue_jobs",
             "Jobs waiting for a worker.",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 
 from service.contract import success
+from service.core import keys
 from service.core.storage import StorageError
 from service.state import Services, Use
 
@@ -83,6 +84,7 @@ async def metrics(services: Use) -> Response:
     """Figures for Prometheus."""
     try:
         snapshot = await services.estimates.snapshot()
+        services.metrics.webhook_outbox.set(await services.redis.zcard(keys.OUTBOX))
     except RedisError:
         snapshot = None  # what the process itself counts is worth reading all the same
     if snapshot is not None:

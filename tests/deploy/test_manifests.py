@@ -1,5 +1,6 @@
 """An operator's `kubectl apply -k` is accepted: every object has the fields its kind knows."""
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -8,12 +9,15 @@ from pathlib import Path
 import jsonschema
 import kubernetes_validate
 import pytest
+from kubernetes_validate import utils
 
 from monitoring import operator_rules
 from tests.deploy import manifests
 from tests.deploy.manifests import OVERLAYS, Manifest
 
 SCHEMAS = Path(__file__).parent / "schemas"
+# The package reads some megabytes anew for each object; once is enough.
+utils.schema_contents = functools.cache(utils.schema_contents)
 OLDEST_CLUSTER = "1.30"  # the first in which a container may sleep before it stops
 
 

@@ -20,7 +20,7 @@ def promtool(*arguments: str, folder: Path = MONITORING) -> None:
     if program is None:
         pytest.skip("promtool is not on PATH; it comes with the Debian package `prometheus`")
     done = subprocess.run(
-        [program, *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+        [program, *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -20,6 +20,8 @@ from tests.running import Running, start_api, start_worker, until
 from tests.stack import FINAL, Service, picture
 
 CLIENTS = 6
+PATIENCE = 400.0
+"""Seconds; a loaded machine takes minutes to load six Pythons with torch."""
 
 
 @dataclass
@@ -62,7 +64,7 @@ def cluster(
     cluster.apis = [cluster.new_api() for _ in range(2)]
     balancer.start(*(api.url for api in cluster.apis))
     for worker in cluster.workers:
-        worker.wait("/healthz/ready")
+        worker.wait("/healthz/ready", seconds=PATIENCE)
     yield cluster
     balancer.stop()
 
@@ -233,7 +235,7 @@ class Load:
             answer = self.ask(client, "GET", f"/jobs/{job_id}")
             return answer if answer is not None and answer.json()["status"] in FINAL else None
 
-        job = until(ended, seconds=120, what=f"the end of {job_id}").json()
+        job = until(ended, seconds=PATIENCE, what=f"the end of {job_id}").json()
         with self.lock:
             self.ends[job["status"]] += 1
         if job["status"] == "succeeded":
@@ -246,7 +248,11 @@ def test_replacing_everything_under_load_drops_nothing(cluster: Cluster) -> None
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [pool.submit(load.run, number) for number in range(CLIENTS)]
         try:
-            until(lambda: load.ends["succeeded"] >= CLIENTS, what="some finished jobs")
+            until(
+                lambda: load.ends["succeeded"] >= CLIENTS,
+                seconds=PATIENCE,
+                what="some finished jobs",
+            )
             new_workers = [cluster.new_worker() for _ in cluster.workers]
             for old in list(cluster.apis):
                 new = cluster.new_api()
@@ -254,12 +260,16 @@ def test_replacing_everything_under_load_drops_nothing(cluster: Cluster) -> None
                 cluster.balancer.send_to(*(api.url for api in cluster.apis))
                 old.stop()
             for worker in new_workers:
-                worker.wait("/healthz/ready")
+                worker.wait("/healthz/ready", seconds=PATIENCE)
             for worker in cluster.workers:
                 assert worker.stop() == 0, worker.tail()
             cluster.workers = new_workers
             before = sum(load.ends.values())
-            until(lambda: sum(load.ends.values()) >= before + CLIENTS, what="jobs after it")
+            until(
+                lambda: sum(load.ends.values()) >= before + CLIENTS,
+                seconds=PATIENCE,
+                what="jobs after it",
+            )
         finally:
             load.stop.set()
         for client in clients:
