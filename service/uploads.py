@@ -3,21 +3,24 @@
 How a picture is read stands in `service/pictures.py`.
 """
 
-import asyncio
 from functools import partial
 from typing import Final
 
-from anyio import CapacityLimiter, to_thread
+import structlog
+from anyio import CapacityLimiter, fail_after, to_thread
 
 from service import pictures
 from service.core import keys
 from service.core.errors import FieldError, InvalidImage, ServiceError, UnsupportedMedia
-from service.core.storage import Storage
+from service.core.storage import Storage, StorageError
 from service.fields import StoredUpload
 from service.multipart import Upload
 
 DECODES_AT_ONCE: Final = 2
 """A picture at the pixel limit takes some hundred MB while it is decoded."""
+DISCARD_SECONDS: Final = 5
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Uploads:
@@ -74,9 +77,17 @@ class Uploads:
         )
 
     async def discard(self, job_id: str) -> None:
-        """Delete all uploads of a job that is not to be."""
-        folder = f"uploads/{job_id}"
-        await asyncio.shield(to_thread.run_sync(self._storage.delete_folder, folder))
+        """Delete all uploads of a job that is not to be.
+
+        Where the storage does not answer in time they are left to its sweep: the client is told
+        at once, and there is no job that could read them.
+        """
+        delete = partial(self._storage.delete_folder, f"uploads/{job_id}")
+        try:
+            with fail_after(DISCARD_SECONDS, shield=True):
+                await to_thread.run_sync(delete, abandon_on_cancel=True)
+        except (StorageError, TimeoutError) as error:
+            log.warning("uploads are left to the sweep", job_id=job_id, cause=type(error).__name__)
 
 
 def _named(error: ServiceError, label: str) -> ServiceError:
