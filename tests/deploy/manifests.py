@@ -1,5 +1,6 @@
 """The Kubernetes objects of this project, as files and as kustomize builds them."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -28,15 +29,33 @@ def files() -> list[Manifest]:
     return [document for path in paths for document in yaml.safe_load_all(path.read_text())]
 
 
+OLDEST_KUSTOMIZE = 5
+_ABSENT = (
+    "no kustomize 5 is on PATH (kubectl 1.27 and newer have it); install one to see the overlays "
+    "built (the objects' own files are checked all the same)"
+)
+
+
+@cache
+def _kustomize() -> list[str] | None:
+    """The command that builds a folder, `None` where there is none or only an old one."""
+    for asked, builds in (
+        (["kubectl", "version", "--client", "--output=json"], ["kubectl", "kustomize"]),
+        (["kustomize", "version"], ["kustomize", "build"]),
+    ):
+        if shutil.which(asked[0]) is not None:
+            told = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60)
+            version = re.search(r'"kustomizeVersion": "v(\d+)|^v(\d+)', told.stdout, re.MULTILINE)
+            if version and int(version[1] or version[2]) >= OLDEST_KUSTOMIZE:
+                return builds
+    return None
+
+
 @cache
 def _build(overlay: str) -> str:
-    kubectl, kustomize = shutil.which("kubectl"), shutil.which("kustomize")
-    if kubectl is None and kustomize is None:
-        pytest.skip(
-            "neither kubectl nor kustomize is on PATH; install one of them to see the overlays "
-            "built (the objects' own files are checked all the same)"
-        )
-    command = [kubectl, "kustomize"] if kubectl is not None else [str(kustomize), "build"]
+    command = _kustomize()
+    if command is None:
+        pytest.skip(_ABSENT)
     done = subprocess.run(
         [*command, str(K8S / "overlays" / overlay)],
         capture_output=True,
