@@ -2,7 +2,7 @@
 
 Everything is frozen but the projection and K', V'. It needs stages 1 to 3 and leaves them as they
 are. Two deviations, both written up in docs/model.md: the image prompt is another view of the
-target's object, not the target itself, and the learning rate is ten times the paper's, for a
+target's object, not the target itself, and the learning rate is thirty times the paper's, for a
 training of minutes.
 """
 
@@ -164,7 +164,7 @@ def frozen_parts(out: Path, *, plus: bool) -> Frozen:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--out", type=Path, default=Path("work"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plus", action="store_true", help="the resampler over patch features")
@@ -172,5 +172,5 @@ if __name__ == "__main__":
     read = frozen_parts(given.out, plus=given.plus)
     torch.manual_seed(given.seed)
     trained = Adapter(read.unet, architecture.SHAPES, plus=given.plus)
-    learning = Budget(given.minutes, 1e-3, ema=0.998, warmup_steps=100)
+    learning = Budget(given.minutes, 3e-3, ema=0.998, warmup_steps=100)
     train(trained, read, learning, given.out, given.seed)

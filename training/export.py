@@ -7,6 +7,7 @@ is whole from the first stage on.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ from training import (
     vision,
 )
 from training.adapter import Adapter
+
+STAGES = ("vae", "decoder", "clip", "vision", "unet", "adapter", "adapter-plus", "controlnet")
 
 
 def export(out: Path, directory: Path) -> Path:
@@ -50,7 +53,28 @@ def export(out: Path, directory: Path) -> Path:
         adapter_plus=weights[True],
         controlnet=outline,
     )
-    return layout.write(written, directory)
+    layout.write(written, directory)
+    (directory / "training.json").write_text(json.dumps(history(out), indent=2) + "\n")
+    return directory
+
+
+def history(out: Path) -> dict[str, dict[str, float]]:
+    """Read off the checkpoints what made the weights: minutes, steps and last losses a stage.
+
+    A stage that is absent was not trained; its weights are those it starts from.
+    """
+    result = {}
+    for name in STAGES:
+        path = out / f"{name}.pt"
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            last = state["losses"][-100:]
+            result[name] = {
+                "minutes": round(state["seconds"] / 60, 1),
+                "steps": state["step"],
+                "loss": round(sum(last) / max(1, len(last)), 5),
+            }
+    return result
 
 
 def _weights(trained: Adapter) -> dict[str, Tensor]:

@@ -76,6 +76,7 @@ def write(parts: Parts, directory: Path) -> Path:
     parts.image_encoder.half().save_pretrained(adapters / "image_encoder")
     for name, weights in ((BASE_FILE, parts.adapter), (PLUS_FILE, parts.adapter_plus)):
         save_file({key: w.half().contiguous() for key, w in weights.items()}, adapters / name)
+        (adapters / name).chmod(0o644)  # safetensors makes files only their owner can read
     parts.controlnet.half().save_pretrained(directory / CONTROLNET)
     for folder in ("text_encoder", "text_encoder_2", f"{ADAPTERS}/image_encoder"):
         _load_as_float32(directory / folder / "config.json")
