@@ -22,10 +22,11 @@ from service.core.errors import FieldError, MalformedBody, QueueFull, RateLimite
 from service.core.job import Job, Status
 from service.core.queue import enqueue, list_key
 from service.core.request import OutputFormat
-from service.fields import CONTROL, IMAGE, MAX_IMAGES, Fields, Plan, invalid, parse
+from service.fields import CONTROL, IMAGE, MAX_IMAGES, Fields, invalid, parse
 from service.gate import Caller
 from service.idempotency import Mark, fingerprint, read_key
 from service.multipart import Form, Shape, read_form
+from service.plan import Plan
 from service.preferences import wanted_format
 from service.state import Services
 from service.webhooks.address import may_be_called

@@ -13,8 +13,8 @@ from service import pictures
 from service.core import keys
 from service.core.errors import FieldError, InvalidImage, ServiceError, UnsupportedMedia
 from service.core.storage import Storage, StorageError
-from service.fields import StoredUpload
 from service.multipart import Upload
+from service.plan import StoredUpload
 
 DECODES_AT_ONCE: Final = 2
 """A picture at the pixel limit takes some hundred MB while it is decoded."""
