@@ -40,13 +40,14 @@ class _Taken:
     """One step that has been started and not yet looked at.
 
     `finite` is a flag a row on the CPU, valid once `done` (CUDA only) has happened; `steps` are
-    the steps that each job had then done.
+    the steps that each job had then done, `finished` the rows for which it was the last.
     """
 
     rows: tuple[Row, ...]
     finite: Tensor
     done: torch.cuda.Event | None
     steps: Mapping[Work, int]
+    finished: tuple[Row, ...]
 
 
 class Stepper:
@@ -241,12 +242,13 @@ class Stepper:
 
     def _mark(self, predictions: Predictions) -> _Taken:
         steps = {row.work: row.work.step for row in predictions.rows}
+        finished = tuple(row for row in predictions.rows if row.done)
         if self._device.type != "cuda":
-            return _Taken(predictions.rows, predictions.finite, None, steps)
+            return _Taken(predictions.rows, predictions.finite, None, steps, finished)
         finite = predictions.finite.to("cpu", non_blocking=True)
         done = torch.cuda.Event()
         done.record()
-        return _Taken(predictions.rows, finite, done, steps)
+        return _Taken(predictions.rows, finite, done, steps, finished)
 
     def _settle(self, taken: _Taken) -> None:
         """Look at a step that has been computed: drop sick rows, tell of progress, decode."""
@@ -260,8 +262,8 @@ class Stepper:
         for work, step in taken.steps.items():
             if not work.ticket.done:
                 self._tell(work, step)
-        for row in taken.rows:
-            if row.done and row in self._rows and not row.work.ticket.done:
+        for row in taken.finished:
+            if row in self._rows and not row.work.ticket.done:
                 self._rows.remove(row)
                 row.work.denoised_at = now()
                 self._decodes.append(row)
