@@ -19,7 +19,7 @@ from redis import Redis
 from service.cli import processes
 
 R = TypeVar("R")
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:
@@ -36,7 +36,7 @@ def environment(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 def until(
-    answer: Callable[[], R | None], *, seconds: float = 60, what: str = "what the test waits for"
+    answer: Callable[[], R | None], *, seconds: float = 180, what: str = "what the test waits for"
 ) -> R:
     """Call `answer` until it is truthy and return that. Fails after `seconds`."""
     deadline = time.monotonic() + seconds

@@ -93,7 +93,7 @@ class Service:
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
-    def finished(self, job_id: str, seconds: float = 90) -> dict[str, Any]:
+    def finished(self, job_id: str, seconds: float = 180) -> dict[str, Any]:
         """The job once it is final."""
         return until(
             lambda: (job := self.job(job_id))["status"] in FINAL and job,
@@ -101,7 +101,7 @@ class Service:
             what=f"the end of job {job_id}",
         )
 
-    def succeeded(self, job_id: str, seconds: float = 90) -> dict[str, Any]:
+    def succeeded(self, job_id: str, seconds: float = 180) -> dict[str, Any]:
         """The job once it has succeeded; fails where it ends in any other way."""
         job = self.finished(job_id, seconds)
         assert job["status"] == "succeeded", job["error"]

@@ -39,7 +39,7 @@ class Up:
             except httpx.HTTPError:
                 return False
 
-        until(ready, seconds=120)
+        until(ready, seconds=240)
         return self
 
     def children(self) -> list[int]:
@@ -121,7 +121,7 @@ def test_demo_leaves_pictures_and_their_jobs(tmp_path, tiny_catalog) -> None:
         env=environment({"models": tiny_catalog, "device": "cpu", "worker_threads": 1}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
