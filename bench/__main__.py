@@ -11,7 +11,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -56,13 +56,13 @@ def main() -> None:
         sys.exit("bench: --gpu needs a CUDA device; add --tiny to try the command without one")
     if options.threads:
         torch.set_num_threads(options.threads)
+    name = "gpu" if options.gpu else "engine"
     with tempfile.TemporaryDirectory(prefix="imageprompt-bench-") as scratch:
         chosen = _subject(options.gpu, options.tiny)(Path(scratch))
         if options.repeats:
             chosen = replace(chosen, repeats=options.repeats)
-        name = "gpu" if options.gpu else "engine"
-        results, about = run(chosen, gpu=options.gpu, with_service=not options.no_service)
-    path = report.write(options.out, name, results, about)
+        for results, about in run(chosen, gpu=options.gpu, with_service=not options.no_service):
+            path = report.write(options.out, name, results, about)
     print(path.read_text(encoding="utf-8"))
     print(f"written to {path.parent.resolve()}: {name}.md, {name}.json, {name}.png")
 
@@ -73,42 +73,55 @@ def _subject(gpu: bool, tiny: bool) -> Callable[[Path], Subject]:  # noqa: FBT00
     return subject.tiny_size if tiny else subject.full_size
 
 
-def run(chosen: Subject, *, gpu: bool, with_service: bool) -> tuple[Results, dict[str, Any]]:
-    """Measure everything on one subject; returns the results and what they were made on."""
+def run(
+    chosen: Subject, *, gpu: bool, with_service: bool
+) -> Iterator[tuple[Results, dict[str, Any]]]:
+    """Measure everything on one subject.
+
+    Yields after each part the results so far and what they were made on, so that a run that is
+    broken off has not been for nothing.
+    """
     started = time.perf_counter()
-    device = Device.AUTO if gpu else Device.CPU
     catalog = chosen.catalog
     recompiles = Recompiles()
+    device = Device.AUTO if gpu else Device.CPU
     engine = load_engine(catalog, device=device, observer=recompiles, on_stage=print)
     loaded = time.perf_counter()
     engine.warm_up()
     warm = time.perf_counter()
-    plain = Plain(catalog.models[catalog.default], torch.device(engine.device))
-    bench = Bench(chosen, plain, engine)
-    for part in bench.run():
-        print(f"measuring: {part}", flush=True)
-    engine.stop()
-    results = bench.results
-    if with_service:
-        print("measuring: the service around the model", flush=True)
-        results.add("service around the model", "s", {"HTTP to job done": service.cost(chosen)})
     about: dict[str, Any] = {
         "subject": chosen.title,
         "device": _device(engine.device),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} CPU threads",
         "one job alone": f"{_size(chosen.single)}, {chosen.steps} steps",
         "jobs at once": f"{_size(chosen.burst)}, {chosen.burst_steps} steps",
+        "median of": f"{chosen.repeats} runs",
         "load and warm-up": f"{loaded - started:.1f} s and {warm - loaded:.1f} s",
         "rate at full batches": f"{engine.row_steps_per_second:.1f} row-steps/s",
-        "recompiles while serving": recompiles.count,
     }
+    bench = Bench(
+        chosen, Plain(catalog.models[catalog.default], torch.device(engine.device)), engine
+    )
+    for part in bench.run():
+        print(f"measuring: {part}", flush=True)
+        about["recompiles while serving"] = recompiles.count
+        about["whole run"] = f"{time.perf_counter() - started:.0f} s"
+        if bench.results.figures:
+            yield bench.results, about
+    engine.stop()
+    results = bench.results
+    about["recompiles while serving"] = recompiles.count
     if engine.device == "cuda" and chosen.single == (1024, 1024):
         rate = peak.measured_tflops()
         about["matrix peak"] = f"{rate:.0f} TFLOP/s measured"
         for who, seconds in results.figures["one job alone"].items():
             about[f"share of the peak, {who}"] = f"{peak.share(chosen.steps, seconds, rate):.0%}"
+    yield results, about
+    if with_service:
+        print("measuring: the service around the model", flush=True)
+        results.add("service around the model", "s", {"HTTP to job done": service.cost(chosen)})
     about["whole run"] = f"{time.perf_counter() - started:.0f} s"
-    return results, about
+    yield results, about
 
 
 def _device(kind: str) -> str:
