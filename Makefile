@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo serve test lint format openapi bench bench-gpu eval clean
+.PHONY: setup demo serve test lint format openapi bench bench-gpu bench-http bench-workers \
+	bench-scale faults soak eval clean
 
 setup: $(READY)
 
@@ -41,6 +42,21 @@ bench: setup ## the engine against plain diffusers on this machine; out/bench/
 
 bench-gpu: setup ## the same with full-size SDXL of random weights; needs CUDA
 	$(BIN)/python -m bench --gpu
+
+bench-http: setup ## the HTTP layer against cog's and LitServe's; out/bench/
+	$(BIN)/python -m bench.http
+
+bench-workers: setup ## throughput of 1, 2 and 4 workers whose steps only sleep
+	$(BIN)/python -m bench.workers
+
+bench-scale: setup ## measure, simulate a cluster, draw docs/scaling's charts
+	$(BIN)/python -m bench.scale
+
+faults: setup ## break everything 20 times each; about an hour; out/faults.md
+	$(BIN)/python -m tests.faults --repeat 20
+
+soak: setup ## a quarter of an hour of mixed load with cancels and kills; out/soak.md
+	$(BIN)/python -m tests.faults.soak --minutes 15
 
 eval: setup ## judge the bundled model's pictures; docs/
 	$(BIN)/python -m training.evaluate

@@ -143,9 +143,8 @@ def main() -> None:
             workers, slots=options.slots, waves=options.waves, step_seconds=options.step_seconds
         )
         alone = alone or rate
-        lines.append(
-            f"| {workers} | {rate:.2f} | {rate / (alone * workers):.1%} | {1e3 * redis_seconds:.1f} |"
-        )
+        share = rate / (alone * workers)
+        lines.append(f"| {workers} | {rate:.2f} | {share:.1%} | {1e3 * redis_seconds:.1f} |")
         print(lines[-1], flush=True)
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "workers.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
