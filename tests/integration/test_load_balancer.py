@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.cli import processes
 from tests.deploy.exposition import asked_for
 from tests.deploy.test_queries import QUERIES, RECORDED
 from tests.integration.balancer import Balancer
@@ -258,11 +259,12 @@ def test_replacing_everything_under_load_drops_nothing(cluster: Cluster) -> None
                 new = cluster.new_api()
                 cluster.apis = [api for api in cluster.apis if api is not old] + [new]
                 cluster.balancer.send_to(*(api.url for api in cluster.apis))
-                old.stop()
+                processes.end(old.process, grace_seconds=PATIENCE)
             for worker in new_workers:
                 worker.wait("/healthz/ready", seconds=PATIENCE)
             for worker in cluster.workers:
-                assert worker.stop() == 0, worker.tail()
+                ended = processes.end(worker.process, grace_seconds=PATIENCE)
+                assert ended == 0, worker.tail()
             cluster.workers = new_workers
             before = sum(load.ends.values())
             until(
