@@ -48,7 +48,7 @@ class Service:
     def start_api(self) -> None:
         """Start (again) the API."""
         self.api = self.stack.enter_context(start_api(self.settings, self.folder / "api.log"))
-        self.client = self.stack.enter_context(httpx.Client(base_url=self.api.url, timeout=60))
+        self.client = self.stack.enter_context(httpx.Client(base_url=self.api.url, timeout=180))
         self.api.wait("/healthz/live")
 
     def add_worker(self, *, wait: bool = True, **options: Any) -> Running:
