@@ -1,7 +1,8 @@
 """Paint batches of pictures with plain diffusers pipelines over a model folder.
 
 It knows the public pipelines and nothing of how pictures are judged. Many different image prompts
-go in one batch as one tensor of embeddings; as a list of pictures diffusers would mix them.
+go in one batch as one tensor of embeddings, handed on as it is: diffusers would repeat it as for
+one prompt, and each picture would see all of the prompts (diffusers issue 9813).
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ class Order:
     control: Tensor | None = None
 
 
+def _as_they_are(_image: None, embeddings: list[Tensor], *_: object) -> list[Tensor]:
+    """Stand in for the pipelines' own preparation; see the module's docstring."""
+    return embeddings
+
+
 class Painter:
     """A model folder, opened with the three public calls."""
 
@@ -59,6 +65,7 @@ class Painter:
         self.plain = StableDiffusionXLPipeline(**parts)
         for pipeline in (self.controlled, self.plain):
             pipeline.set_progress_bar_config(disable=True)
+            pipeline.prepare_ip_adapter_image_embeds = _as_they_are
         self._loaded: str | None = None
 
     def load(self, adapter: str | None) -> None:
