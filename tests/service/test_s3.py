@@ -14,12 +14,15 @@ from tests.service.conftest import PNG, Api
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[dict[str, object]]:
-    """Settings that name an S3 server with an empty bucket."""
+    """Settings that name an S3 server with an empty bucket.
+
+    The bucket's name is its own: all moto servers of one process share what they hold.
+    """
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
     settings: dict[str, object] = {
-        "storage_url": "s3://pictures/some/prefix",
+        "storage_url": "s3://api-pictures/some/prefix",
         "storage_endpoint": f"http://{host}:{port}",
         "storage_access_key_id": "id",
         "storage_secret_access_key": "secret",
@@ -32,7 +35,7 @@ def s3() -> Iterator[dict[str, object]]:
         aws_access_key_id="id",
         aws_secret_access_key="secret",
     )
-    client.create_bucket(Bucket="pictures")
+    client.create_bucket(Bucket="api-pictures")
     client.close()
     yield settings
     server.stop()
