@@ -12,7 +12,6 @@ from rq import Queue, Retry
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from service.core import keys
 from service.core.job import Job
 from service.core.transitions import Transitions
 
@@ -82,8 +81,3 @@ def forget(queue: Queue, job_id: str) -> None:
 def list_key(queue_name: str) -> str:
     """Redis list of waiting job ids, the next one first (RQ's own key)."""
     return f"rq:queue:{queue_name}"
-
-
-def record_keys(job_ids: list[str]) -> list[str]:
-    """Keys of the records of several jobs."""
-    return [keys.job(job_id) for job_id in job_ids]
