@@ -32,6 +32,7 @@ JOB_EXAMPLE: Final[dict[str, Any]] = {
         "height": 1024,
         "steps": 30,
         "guidance_scale": 7.5,
+        "guidance_end": 1.0,
         "scheduler": "ddim",
         "seed": 7,
         "num_images": 1,

@@ -87,6 +87,9 @@ class Fields(BaseModel):
         allow_inf_nan=False,
         description="The model's by default; at or under 1 no negative row is run.",
     )
+    guidance_end: Share = Field(
+        default=1.0, description="Part of the denoising after which guidance is off."
+    )
     scheduler: SchedulerName | None = Field(default=None, description="The model's by default.")
     seed: int | None = Field(
         default=None,

@@ -111,6 +111,7 @@ class Plan:
             height=height,
             steps=fields.steps or defaults.steps,
             guidance_scale=_or(fields.guidance_scale, defaults.guidance_scale),
+            guidance_end=fields.guidance_end,
             scheduler=fields.scheduler or defaults.scheduler,
             seed=drawn_seed if fields.seed is None else fields.seed,
             num_images=fields.num_images,

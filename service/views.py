@@ -53,6 +53,7 @@ class Input(BaseModel):
     height: int
     steps: int
     guidance_scale: float
+    guidance_end: float
     scheduler: SchedulerName
     seed: int
     num_images: int
@@ -166,6 +167,7 @@ def _input(job: Job) -> Input:
         height=request.height,
         steps=request.steps,
         guidance_scale=request.guidance_scale,
+        guidance_end=request.guidance_end,
         scheduler=request.scheduler,
         seed=request.seed,
         num_images=request.num_images,

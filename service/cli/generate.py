@@ -83,6 +83,9 @@ def generate(  # one parameter a field of POST /generate
     height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
     steps: Annotated[int | None, typer.Option(help="1 to 100.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="0 to 20.")] = None,
+    guidance_end: Annotated[
+        float | None, typer.Option(help="0 to 1; guidance is off after that part of the steps.")
+    ] = None,
     scheduler: Annotated[SchedulerName | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option(help="Drawn where absent.")] = None,
     num_images: Annotated[int | None, typer.Option(help="1 to 4.")] = None,
@@ -117,6 +120,7 @@ def generate(  # one parameter a field of POST /generate
         "height": height,
         "steps": steps,
         "guidance_scale": guidance_scale,
+        "guidance_end": guidance_end,
         "scheduler": scheduler,
         "seed": seed,
         "num_images": num_images,

@@ -105,7 +105,12 @@ class GenerateRequest(_Frozen):
         """Whether a negative row is run beside the positive one."""
         return self.guidance_scale > 1
 
+    def guided_at(self, step: int) -> bool:
+        """Whether it is run at `step` (from 0)."""
+        return self.guided and step / self.steps < self.guidance_end
+
     @property
     def row_steps(self) -> int:
         """UNet rows times steps of the whole job: the unit in which its cost is counted."""
-        return self.steps * self.num_images * (2 if self.guided else 1)
+        guided = sum(self.guided_at(step) for step in range(self.steps))
+        return self.num_images * (self.steps + guided)

@@ -109,6 +109,14 @@ def test_a_request_survives_json(prompt: str, steps: int, guidance: float, image
     assert again.row_steps == steps * images * (2 if guidance > 1 else 1)
 
 
+@pytest.mark.parametrize(("end", "rows"), [(0, 10), (0.25, 13), (0.3, 13), (1, 20)])
+def test_a_negative_row_costs_only_while_guidance_is_on(end: float, rows: int) -> None:
+    request = REQUEST.model_copy(
+        update={"steps": 10, "guidance_scale": 7.5, "guidance_end": end, "num_images": 1}
+    )
+    assert request.row_steps == rows
+
+
 @pytest.mark.parametrize("key", ["../x/y", "uploads/a/../b", "uploads/a/b/c", "/uploads/a/b"])
 def test_a_key_cannot_lead_out_of_its_folder(key: str) -> None:
     content = json.loads(REQUEST.model_dump_json())

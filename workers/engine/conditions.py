@@ -87,7 +87,6 @@ class Conditioner:
         time_ids = to_device(sizes, model.device)
         times = to_device(timesteps, model.device)
         adapter = model.adapters[request.adapter]
-        steps = range(request.steps)
         return Conditions(
             number=next(self._numbers),
             text=text_memory(model.layers, tokens),
@@ -97,9 +96,7 @@ class Conditioner:
             scale=torch.full(
                 (len(model.layers),), request.ip_scale, dtype=model.dtype, device=model.device
             ),
-            guided=tuple(
-                request.guided and step / request.steps < request.guidance_end for step in steps
-            ),
+            guided=tuple(request.guided_at(step) for step in range(request.steps)),
             guidance_scale=request.guidance_scale,
             control=self._control(request, model, inputs, tokens, pooled, times, time_ids),
         )
