@@ -9,7 +9,7 @@ from typing import Final
 
 from service.core.catalog import Catalog, ModelEntry
 from service.core.errors import FieldError
-from service.core.request import Control, GenerateRequest, ImagePrompt, OutputFormat
+from service.core.request import Control, GenerateRequest, ImagePrompt, OutputFormat, SchedulerName
 from service.fields import CONTROL, IMAGE, Fields, invalid
 
 SCALE_ALONE: Final = 1.0
@@ -58,6 +58,9 @@ class Plan:
         limits = entry.limits
         if fields.steps is not None and fields.steps > limits.max_steps:
             wrong.append(FieldError("steps", f"at most {limits.max_steps} with this model"))
+        elif self._steps > self._scheduler.max_steps:
+            message = f"{self._scheduler} makes at most {self._scheduler.max_steps} steps"
+            wrong += [FieldError(name, message) for name in _sent(fields, "steps", "scheduler")]
         sides = {"width": fields.width, "height": fields.height}
         outside = [
             FieldError(name, f"{limits.min_size} to {limits.max_size} pixels with this model")
@@ -65,9 +68,8 @@ class Plan:
             if side is not None and not limits.min_size <= side <= limits.max_size
         ]
         if not outside and not entry.allows(*self.size):
-            sent = [name for name, side in sides.items() if side is not None]
             message = f"width x height is at most {limits.max_pixels} pixels with this model"
-            outside = [FieldError(name, message) for name in sent]
+            outside = [FieldError(name, message) for name in _sent(fields, *sides)]
         return wrong + outside
 
     @property
@@ -75,6 +77,14 @@ class Plan:
         """Width and height of the pictures to make, in pixels."""
         defaults = self._entry.defaults
         return self._fields.width or defaults.width, self._fields.height or defaults.height
+
+    @property
+    def _steps(self) -> int:
+        return self._fields.steps or self._entry.defaults.steps
+
+    @property
+    def _scheduler(self) -> SchedulerName:
+        return self._fields.scheduler or self._entry.defaults.scheduler
 
     def request(
         self,
@@ -109,10 +119,10 @@ class Plan:
             crop=fields.crop,
             width=width,
             height=height,
-            steps=fields.steps or defaults.steps,
+            steps=self._steps,
             guidance_scale=_or(fields.guidance_scale, defaults.guidance_scale),
             guidance_end=fields.guidance_end,
-            scheduler=fields.scheduler or defaults.scheduler,
+            scheduler=self._scheduler,
             seed=drawn_seed if fields.seed is None else fields.seed,
             num_images=fields.num_images,
             output_format=output_format,
@@ -140,6 +150,11 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
+def _sent(fields: Fields, *names: str) -> list[str]:
+    """Those of the fields that the client gave, and can change."""
+    return [name for name in names if getattr(fields, name) is not None]
+
+
 def _check_images(fields: Fields, images: int) -> list[FieldError]:
     wrong = []
     if images == 0:
@@ -154,12 +169,8 @@ def _check_images(fields: Fields, images: int) -> list[FieldError]:
 
 def _check_control(fields: Fields, entry: ModelEntry, *, control: bool) -> list[FieldError]:
     if not control:
-        names = ("control_type", "control_scale", "control_start", "control_end")
-        return [
-            FieldError(name, "only with control_image")
-            for name in names
-            if getattr(fields, name) is not None
-        ]
+        names = _sent(fields, "control_type", "control_scale", "control_start", "control_end")
+        return [FieldError(name, "only with control_image") for name in names]
     if not entry.controlnets:
         return [FieldError(CONTROL, "this model has no ControlNet")]
     wrong = []

@@ -87,6 +87,8 @@ class ModelEntry(_Strict):
             raise ValueError(f"defaults.adapter {self.defaults.adapter!r} is not under adapters")
         if self.defaults.steps > self.limits.max_steps:
             raise ValueError("defaults.steps is above limits.max_steps")
+        if self.defaults.steps > self.defaults.scheduler.max_steps:
+            raise ValueError("defaults.steps is more than defaults.scheduler can make")
         if not self.allows(self.defaults.width, self.defaults.height):
             raise ValueError("the default size is outside the limits")
         return self

@@ -30,6 +30,11 @@ class SchedulerName(StrEnum):
     UNIPC = "unipc"
     LCM = "lcm"
 
+    @property
+    def max_steps(self) -> int:
+        """Most steps it can make; those of LCM are diffusers' `original_inference_steps`."""
+        return 50 if self is SchedulerName.LCM else 100
+
 
 class OutputFormat(StrEnum):
     """The picture formats that are served."""

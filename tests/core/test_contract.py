@@ -47,6 +47,10 @@ def shapes() -> dict[str, Any]:
         (lambda c: c["models"]["shapes"].update(typo=1), "typo"),
         (lambda c: c["models"]["shapes"]["defaults"].update(adapter="x"), "defaults.adapter"),
         (lambda c: c["models"]["shapes"]["defaults"].update(width=1024), "limits"),
+        (
+            lambda c: c["models"]["shapes"]["defaults"].update(scheduler="lcm", steps=51),
+            "defaults.steps",
+        ),
         (lambda c: c["models"]["shapes"]["base"].update(repo="a/b"), "path"),
         (lambda c: c["models"]["shapes"].update(adapters={}), "adapters"),
     ],

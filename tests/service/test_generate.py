@@ -140,6 +140,7 @@ def test_the_queue_carries_the_id_alone_and_storage_the_pixels(api: Api) -> None
         ({"guidance_end": -0.1}, {"guidance_end"}),
         ({"guidance_end": "nan"}, {"guidance_end"}),
         ({"scheduler": "magic"}, {"scheduler"}),
+        ({"scheduler": "lcm", "steps": 51}, {"scheduler", "steps"}),
         ({"seed": -1}, {"seed"}),
         ({"seed": 2**32}, {"seed"}),
         ({"num_images": 5}, {"num_images"}),
