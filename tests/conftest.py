@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: a real Redis process, storage folders, a tiny model."""
+"""Fixtures that every test may use: real Redis and S3 servers, storage folders, a tiny model."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -8,6 +8,8 @@ import pytest
 from redis import Redis
 
 from service.cli.redis_server import RedisServer
+from tests import buckets
+from tests.buckets import Bucket
 from tests.tiny_catalog import write_catalog
 
 DATABASES = 16
@@ -67,3 +69,17 @@ def storage_url(tmp_path: Path) -> str:
     folder = tmp_path / "storage"
     folder.mkdir()
     return folder.as_uri()
+
+
+@pytest.fixture(scope="session")
+def make_bucket() -> Iterator[Callable[[], Bucket]]:
+    """Call it for an empty bucket on one S3 server of this test run."""
+    with buckets.serving() as make:
+        yield make
+
+
+@pytest.fixture
+def bucket(make_bucket: Callable[[], Bucket], monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket that this process and those it starts can open."""
+    monkeypatch.setenv("AWS_REGION", buckets.REGION)
+    return make_bucket()

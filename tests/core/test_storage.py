@@ -1,53 +1,22 @@
 """One client for a folder and for S3 over the wire, with presigned URLs that others can read."""
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 
-import boto3
 import httpx
 import pytest
-from moto.server import ThreadedMotoServer
 
 from service.core.errors import ConfigurationError
 from service.core.storage import ObjectMissing, Storage, StorageError
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """Endpoint of an S3 server with the bucket `pictures`."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    client = boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id="id",
-        aws_secret_access_key="secret",
-    )
-    client.create_bucket(Bucket="pictures")
-    yield endpoint
-    client.close()
-    server.stop()
+from tests.buckets import REGION, Bucket
 
 
 @pytest.fixture(params=["folder", "s3"])
-def storage(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Storage:
+def storage(request: pytest.FixtureRequest, storage_url: str) -> Storage:
     """An empty storage of each kind."""
     if request.param == "folder":
-        return Storage.open(tmp_path.as_uri(), presigned_url_seconds=60)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    return Storage.open(
-        f"s3://pictures/{tmp_path.name}",
-        endpoint=request.getfixturevalue("s3"),
-        access_key_id="id",
-        secret_access_key="secret",
-        presigned_url_seconds=60,
-    )
+        return Storage.open(storage_url, presigned_url_seconds=60)
+    bucket: Bucket = request.getfixturevalue("bucket")
+    return bucket.storage()
 
 
 async def _round_trip(storage: Storage) -> bytes:
@@ -73,15 +42,8 @@ def test_a_missing_object_is_told_from_a_storage_that_is_away(storage: Storage) 
         asyncio.run(storage.get_async("uploads/none/0.png"))
 
 
-def test_a_presigned_url_is_read_without_keys(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    storage = Storage.open(
-        "s3://pictures/signed",
-        endpoint=s3,
-        access_key_id="id",
-        secret_access_key="secret",
-        presigned_url_seconds=60,
-    )
+def test_a_presigned_url_is_read_without_keys(bucket: Bucket) -> None:
+    storage = bucket.storage()
     storage.put("results/a/0.png", b"picture", "image/png")
     assert storage.signs
     answer = httpx.get(storage.sign("results/a/0.png"))
@@ -89,16 +51,9 @@ def test_a_presigned_url_is_read_without_keys(s3: str, monkeypatch: pytest.Monke
 
 
 def test_a_storage_that_is_away_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    storage = Storage.open(
-        "s3://pictures/x",
-        endpoint="http://127.0.0.1:9",
-        access_key_id="id",
-        secret_access_key="secret",
-        presigned_url_seconds=60,
-    )
+    monkeypatch.setenv("AWS_REGION", REGION)
     with pytest.raises(StorageError) as caught:
-        storage.put("uploads/a/0.png", b"x", "image/png")
+        Bucket("away", "http://127.0.0.1:9").storage().put("uploads/a/0.png", b"x", "image/png")
     assert not isinstance(caught.value, ObjectMissing)
 
 

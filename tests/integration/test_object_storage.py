@@ -3,42 +3,22 @@
 import time
 from collections.abc import Callable, Iterator
 
-import boto3
 import httpx
 import pytest
-from moto.server import ThreadedMotoServer
 
+from tests.buckets import REGION, Bucket
 from tests.proxy import Mode, Proxy
 from tests.running import until
 from tests.stack import Service, picture, pixels
 
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": REGION}
 LONG = {"steps": 100, "width": 128, "height": 128}
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """URL of an S3 server of our own."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def s3(endpoint: str):
-    """A client of another make, to look at what was stored."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket="pictures")
-    yield client
-    client.close()
+def bucket(make_bucket: Callable[[], Bucket]) -> Bucket:
+    """The bucket that the module's service stores in."""
+    return make_bucket()
 
 
 @pytest.fixture(autouse=True)
@@ -49,26 +29,27 @@ def answering(proxy: Proxy) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def proxy(endpoint: str) -> Iterator[Proxy]:
+def proxy(bucket: Bucket) -> Iterator[Proxy]:
     """What stands between the service and its storage."""
-    between = Proxy(endpoint)
+    between = Proxy(bucket.endpoint)
     yield between
     between.close()
 
 
 @pytest.fixture(scope="module")
-def service(make_service: Callable[..., Service], proxy: Proxy, s3) -> Service:
-    """A service on that storage."""
-    settings = {"storage_url": "s3://pictures/some/prefix", "storage_endpoint": proxy.url}
+def service(make_service: Callable[..., Service], bucket: Bucket, proxy: Proxy) -> Service:
+    """A service on that storage, with the keys in its environment."""
+    settings = {"storage_url": bucket.url, "storage_endpoint": proxy.url}
     return make_service(drain_seconds=2, **settings, **KEYS).start()
 
 
-def test_pictures_go_to_s3_and_clients_are_sent_there(service: Service, proxy: Proxy, s3) -> None:
+def test_pictures_go_to_s3_and_clients_are_sent_there(
+    service: Service, bucket: Bucket, proxy: Proxy
+) -> None:
     job = service.succeeded(service.submit(seed=2))
-    listed = s3.list_objects_v2(Bucket="pictures", Prefix="some/prefix/")["Contents"]
-    names = [entry["Key"] for entry in listed]
-    assert any(f"uploads/{job['id']}/" in name for name in names)
-    assert any(f"results/{job['id']}/" in name for name in names)
+    names = bucket.names()
+    assert any(name.startswith(f"some/prefix/uploads/{job['id']}/") for name in names)
+    assert any(name.startswith(f"some/prefix/results/{job['id']}/") for name in names)
     answer = service.client.get(f"/jobs/{job['id']}/images/0")
     assert answer.status_code in (302, 303, 307)
     url = answer.headers["location"]

@@ -1,63 +1,25 @@
 """The API on S3: uploads go there, and a picture is answered by a presigned URL."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import boto3
 import httpx
 import pytest
-from moto.server import ThreadedMotoServer
 
-from service.core.storage import Storage
+from tests.buckets import Bucket
 from tests.running import Running
 from tests.service.conftest import PNG, Api
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, object]]:
-    """Settings that name an S3 server with an empty bucket.
-
-    The bucket's name is its own: all moto servers of one process share what they hold.
-    """
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings: dict[str, object] = {
-        "storage_url": "s3://api-pictures/some/prefix",
-        "storage_endpoint": f"http://{host}:{port}",
-        "storage_access_key_id": "id",
-        "storage_secret_access_key": "secret",
-        "AWS_REGION": "us-east-1",
-    }
-    client = boto3.client(
-        "s3",
-        endpoint_url=settings["storage_endpoint"],
-        region_name="us-east-1",
-        aws_access_key_id="id",
-        aws_secret_access_key="secret",
-    )
-    client.create_bucket(Bucket="api-pictures")
-    client.close()
-    yield settings
-    server.stop()
-
-
 @pytest.mark.parametrize("public", [True, False])
 def test_pictures_on_s3_reach_the_client(
-    s3: dict[str, object],
+    bucket: Bucket,
     api: Api,
     make_api: Callable[..., Running],
-    monkeypatch: pytest.MonkeyPatch,
     public: bool,  # noqa: FBT001  a parameter of the test
 ) -> None:
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    storage = Storage.open(
-        str(s3["storage_url"]),
-        endpoint=str(s3["storage_endpoint"]),
-        access_key_id="id",
-        secret_access_key="secret",
-        presigned_url_seconds=60,
-    )
-    with make_api(redis_url=api.redis_url, storage_public=public, **s3) as running:
+    storage = bucket.storage()
+    settings = {"redis_url": api.redis_url, "storage_public": public, **bucket.settings}
+    with make_api(**settings) as running:
         on_s3 = Api(
             httpx.Client(base_url=running.url, timeout=30),
             running,
