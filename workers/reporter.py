@@ -1,13 +1,14 @@
 """Carries progress from the engine's thread to Redis, and cancellation back.
 
 The engine must never wait for Redis, so it only leaves a note here; one thread writes the notes.
-When Redis is slow, notes of one job are joined and the newest stays. A job whose claim no longer
-holds (canceled, or another worker's by now) is dropped from the engine.
+When Redis is slow, the newest notes of a job stay. A job whose claim no longer holds (canceled,
+or another worker's by now) is dropped from the engine.
 """
 
 import base64
 import io
 import threading
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,29 +25,30 @@ logger = structlog.get_logger(__name__)
 LOOK_SECONDS: Final = 0.2
 """How often a job that takes no steps is looked at for cancellation."""
 NOTES_KEPT: Final = 32
-"""Steps of one job that may wait for Redis before they are joined."""
+"""Steps of one job that may wait for Redis; the newest stay."""
 
 
 @dataclass(eq=False)
 class Following:
-    """What one job has to tell; the engine's `Listener`."""
+    """What one job has to tell; the engine's `Listener`.
+
+    Two threads share the notes without a lock: deques take and give one at a time.
+    """
 
     claim: Claim
     _wake: threading.Event
     ticket: Ticket | None = None
-    steps: list[tuple[int, int]] = field(default_factory=list)
-    preview: tuple[int, Image] | None = None
+    steps: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=NOTES_KEPT))
+    previews: deque[tuple[int, Image]] = field(default_factory=lambda: deque(maxlen=1))
 
     def on_step(self, step: int, total: int) -> None:
         """Note a finished step; called on the engine's thread."""
-        if len(self.steps) >= NOTES_KEPT:
-            self.steps = []
         self.steps.append((step, total))
         self._wake.set()
 
     def on_preview(self, step: int, image: Image) -> None:
         """Note a preview; called on the engine's thread."""
-        self.preview = (step, image)
+        self.previews.append((step, image))
         self._wake.set()
 
 
@@ -98,13 +100,13 @@ class Reporter(threading.Thread):
                 self._closing.wait(1)
 
     def _report(self, following: Following) -> None:
-        steps, following.steps = following.steps, []
-        preview, following.preview = following.preview, None
         held = True
-        for step, total in steps:
-            held = held and self._transitions.progress(following.claim, step, total)
-        if preview is not None and held:
-            held = self._transitions.preview(following.claim, _preview(*preview))
+        for _ in range(len(following.steps)):  # not until it is empty: others wait as well
+            note = following.steps.popleft()
+            held = held and self._transitions.progress(following.claim, *note)
+        if following.previews and held:
+            preview = _preview(*following.previews.popleft())
+            held = self._transitions.preview(following.claim, preview)
         if not held and following.ticket is not None:
             following.ticket.cancel()
 

@@ -16,6 +16,7 @@ from service.core.storage import StorageError
 from service.core.transitions import Claim
 from tests.running import until
 from tests.workers.fake_engine import FakeEngine, result
+from workers.reporter import NOTES_KEPT, Reporter
 from workers.task import Outcome, generate
 
 
@@ -62,6 +63,23 @@ def test_progress_reaches_record_and_events(
     running.result(30)
     names = [fields[b"event"] for _, fields in redis.xrange(keys.events(job.id))]
     assert names == [b"status", b"status", *[b"progress"] * 3, b"status", b"done"]
+
+
+def test_newest_steps_stay_while_redis_is_slow(add_job, redis, transitions) -> None:
+    job = add_job()
+    claim = Claim(job.id, "token")
+    transitions.claim(claim, "worker")
+    reporter = Reporter(redis, transitions)
+    following = reporter.follow(claim)
+    for step in range(1, NOTES_KEPT + 9):
+        following.on_step(step, 50)
+    reporter.start()
+    until(lambda: not following.steps)
+    reporter.close()
+    reporter.join(30)
+    events = [fields for _, fields in redis.xrange(keys.events(job.id))]
+    steps = [json.loads(one[b"data"])["step"] for one in events if one[b"event"] == b"progress"]
+    assert steps == list(range(9, NOTES_KEPT + 9))
 
 
 def test_preview_is_sent_as_a_small_jpeg(add_job, redis, engine: FakeEngine, start) -> None:
