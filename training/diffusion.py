@@ -6,7 +6,8 @@ It knows nothing of what the latents show or of the networks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from functools import cache
+from typing import Final, cast
 
 import torch
 from diffusers import DDIMScheduler
@@ -14,8 +15,12 @@ from torch import Tensor
 
 from training.architecture import SCHEDULER
 
-#: Min-SNR weighting's bound (arXiv 2303.09556).
-GAMMA: Final = 5.0
+#: Where the steps are drawn: most of them with a log of the signal-to-noise ratio around this mean,
+#: where shapes are decided (as EDM does, arXiv 2206.00364, section 5), the rest evenly over all.
+#: Drawn evenly, half of the steps of `SCHEDULER` lie where next to nothing is seen of a shape.
+LOG_SNR_MEAN: Final = -0.5
+LOG_SNR_SPREAD: Final = 2.0
+EVENLY: Final = 0.25
 
 
 @dataclass(frozen=True)
@@ -25,23 +30,37 @@ class Noised:
     latents: Tensor
     target: Tensor
     steps: Tensor
-    weight: Tensor
 
     def loss(self, prediction: Tensor) -> Tensor:
-        """Mean squared error of a predicted velocity, weighted by its step's."""
-        error = (prediction - self.target).square().flatten(1).mean(1)
-        return (error * self.weight).mean()
+        """Mean squared error of a predicted velocity."""
+        return (prediction - self.target).square().mean()
+
+
+@cache
+def schedule() -> DDIMScheduler:
+    """Return the noise schedule all denoisers share."""
+    return DDIMScheduler(**SCHEDULER)
+
+
+@cache
+def chances() -> Tensor:
+    """Chance of each step of the schedule to be drawn, `(1000,)`, summing to 1."""
+    signal = schedule().alphas_cumprod
+    log_snr = (signal / (1 - signal)).log()
+    density = (-0.5 * ((log_snr - LOG_SNR_MEAN) / LOG_SNR_SPREAD).square()).exp()
+    around = density * torch.gradient(log_snr)[0].abs()
+    result: Tensor = (1 - EVENLY) * around / around.sum() + EVENLY / len(signal)
+    return result
 
 
 def noise(latents: Tensor, generator: torch.Generator) -> Noised:
     """Noise each of the latents `(n, 4, h, w)` to a step of its own."""
-    scheduler = DDIMScheduler(**SCHEDULER)
-    steps = torch.randint(
-        cast(Any, scheduler.config).num_train_timesteps, (len(latents),), generator=generator
-    )
+    scheduler = schedule()
+    steps = chances().multinomial(len(latents), replacement=True, generator=generator)
     added = torch.randn(latents.shape, generator=generator)
-    noisy = cast(Tensor, scheduler.add_noise(latents, added, cast(Any, steps)))
-    target = scheduler.get_velocity(latents, added, cast(Any, steps))
-    signal = scheduler.alphas_cumprod[steps]
-    ratio = signal / (1 - signal)
-    return Noised(noisy, target, steps, ratio.clamp(max=GAMMA) / (ratio + 1))
+    whole = cast(torch.IntTensor, steps)
+    return Noised(
+        cast(Tensor, scheduler.add_noise(latents, added, whole)),
+        scheduler.get_velocity(latents, added, whole),
+        steps,
+    )
