@@ -60,6 +60,7 @@ class Running(AbstractContextManager["Running"]):
         log: Path,
         grace: float,
     ) -> None:
+        self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         self._grace = grace

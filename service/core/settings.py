@@ -75,7 +75,8 @@ class Settings(BaseSettings):
     # Who may
     allow_anonymous: bool = False
     """Whether requests without an API key are served on a host other than loopback, as long as
-    no key is configured. On loopback they are."""
+    no key is configured. On loopback they are; without this the service listens there only
+    until a key is made."""
     webhook_secret: SecretStr | None = None
     """Signs webhooks of requests without an API key (`whsec_` and base64); keys have their own."""
     webhook_networks: tuple[IPvAnyNetwork, ...] = ()

@@ -1,5 +1,6 @@
 """Manifests and images speak of the program that is there: its settings, routes and ports."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.deploy.manifests import ROOT
 
 COMPOSE = ROOT / "docker" / "compose.yaml"
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+API_IMAGE = (ROOT / "docker" / "api.Dockerfile").read_text()
 SPEAKING = [*DOCKERFILES, COMPOSE, *sorted((ROOT / "k8s").rglob("*.yaml"))]
 DOCUMENTS = [ROOT / "k8s" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PREFIX = "IMAGEPROMPT_"
@@ -72,7 +74,7 @@ def probes() -> list[tuple[str, str, int]]:
                 continue
             ports = {p["name"]: p["containerPort"] for p in container.get("ports", [])}
             for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
-                if kind in container:
+                if "httpGet" in container.get(kind, {}):
                     get = container[kind]["httpGet"]
                     found.append((name, get["path"], ports[get["port"]]))
     return found
@@ -80,7 +82,7 @@ def probes() -> list[tuple[str, str, int]]:
 
 def test_every_probe_asks_for_a_path_that_exists_on_the_port_that_listens() -> None:
     worker_paths = set(re.findall(r'"(/\w[\w/]*)"', (ROOT / "workers/health.py").read_text()))
-    assert len(probes()) == 6
+    assert len(probes()) == 4
     for name, path, port in probes():
         if name == "Deployment/api":
             assert path in routes()
@@ -88,6 +90,16 @@ def test_every_probe_asks_for_a_path_that_exists_on_the_port_that_listens() -> N
         else:
             assert path in worker_paths
             assert port == Settings.model_fields["worker_metrics_port"].default
+
+
+def test_an_api_that_listens_on_loopback_only_is_alive_and_not_ready() -> None:
+    """As it does without an API key: it is asked from inside whether it lives, as by Docker."""
+    [health_check] = re.findall(r"(?ms)HEALTHCHECK.*?CMD (\[.*?\])$", API_IMAGE)
+    deployment = next(m for m in manifests.files() if manifests.named(m) == "Deployment/api")
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    for kind in ("startupProbe", "livenessProbe"):
+        assert container[kind]["exec"]["command"] == json.loads(health_check)
+    assert "host" not in container["readinessProbe"]["httpGet"], "the pod's own address"
 
 
 def test_containers_listen_where_they_are_probed() -> None:

@@ -1,9 +1,11 @@
 """Keys: nobody in without one where one is needed, and nobody sees what is another's."""
 
 import json
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 
 from service import keyring
 from service.cli.keys import app as keys_app
+from service.cli.redis_server import RedisServer
 from service.core import keys
 from service.keyring import ApiKey, Right
 from tests.running import Running, until
@@ -147,18 +150,76 @@ def test_a_key_has_so_many_jobs_at_once(api: Api, new_key: NewKey) -> None:
     assert api.redis.zcard(keys.active_jobs(record.id)) == 2
 
 
-def test_off_loopback_nothing_is_served_without_a_key(
-    make_api: Callable[..., Running], redis_url: str, redis: Redis, storage_url: str
+@pytest.fixture
+def own_address() -> str:
+    """The address by which this machine's network knows it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.51.100.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no network")
+        return str(probe.getsockname()[0])
+
+
+def connects(address: str, port: int) -> bool:
+    """Whether something listens there."""
+    try:
+        socket.create_connection((address, port), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_others_connect_only_after_a_key_was_made(
+    make_api: Callable[..., Running],
+    redis_url: str,
+    redis: Redis,
+    storage_url: str,
+    own_address: str,
 ) -> None:
     with make_api(redis_url=redis_url, storage_url=storage_url, host="0.0.0.0") as running:
+        port = running.port
+        assert not connects(own_address, port)
         assert "imageprompt keys create" in running.log.read_text()
-        problem(httpx.post(f"{running.url}/generate", files=FILES), 401)
-        problem(httpx.get(f"{running.url}/jobs"), 401)
         assert httpx.get(f"{running.url}/healthz/live").status_code == 200
-        key, record = keyring.make_key("test", now=time.time())
-        keyring.save(redis, record)
-        answer = httpx.post(f"{running.url}/generate", files=FILES, headers=bearer(key))
+        problem(httpx.post(f"{running.url}/generate", files=FILES), 401)
+        with httpx.Client(base_url=running.url) as before:
+            assert before.get("/healthz/live").status_code == 200
+            key, record = keyring.make_key("test", now=time.time())
+            keyring.save(redis, record)
+            until(lambda: connects(own_address, port), seconds=20, what="the open port")
+            assert before.get("/healthz/live").status_code == 200, "who was there stays connected"
+        url = f"http://{own_address}:{port}"
+        problem(httpx.get(f"{url}/jobs"), 401)
+        answer = httpx.post(f"{url}/generate", files=FILES, headers=bearer(key))
         assert answer.status_code == 202
+        assert httpx.get(f"{running.url}/healthz/live").status_code == 200
+        assert running.stop() == 0
+    with make_api(redis_url=redis_url, storage_url=storage_url, host="0.0.0.0") as running:
+        assert connects(own_address, running.port), "with a key it is open from the start"
+        assert "imageprompt keys create" not in running.log.read_text()
+
+
+def test_others_cannot_connect_before_redis_has_answered(
+    make_api: Callable[..., Running],
+    tmp_path: Path,
+    storage_url: str,
+    own_address: str,
+    free_port: int,
+) -> None:
+    server = RedisServer(tmp_path / "redis")
+    settings = {"redis_url": server.url, "storage_url": storage_url, "host": "0.0.0.0"}
+    with make_api(**settings, admin_port=free_port, admin_host=own_address) as running:
+        ports = (running.port, free_port)
+        server.start()
+        try:
+            assert not any(connects(own_address, port) for port in ports)
+            with Redis.from_url(server.url) as client:
+                keyring.save(client, keyring.make_key("test", now=time.time())[1])
+            for port in ports:
+                until(lambda port=port: connects(own_address, port), seconds=20)
+        finally:
+            server.stop()
 
 
 def test_off_loopback_everybody_is_served_where_the_operator_says_so(

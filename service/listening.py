@@ -1,0 +1,104 @@
+"""Where the API listens: at loopback alone while it knows of no API key, else where it is told.
+
+It knows no requests; who may send them is decided in `service/gate.py`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import redis.asyncio as aioredis
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from service.core import keys
+from service.core.settings import Settings
+from service.gate import anonymous_allowed
+
+LOOPBACK: Final = "127.0.0.1"
+LOOK_SECONDS: Final = 2.0
+"""How often Redis is asked for the first key, and how long it may take to answer."""
+GRACE_SECONDS: Final = 20
+"""How long requests in flight may go on after SIGTERM."""
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Server(uvicorn.Server):
+    """Listens at `host`; a closed one at loopback until it is opened.
+
+    The process listens to signals for it.
+    """
+
+    def __init__(self, app: FastAPI, host: str, port: int, *, closed: bool) -> None:
+        self._host = host
+        config = uvicorn.Config(
+            app,
+            host=LOOPBACK if closed else host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        super().__init__(config)
+
+    async def open(self) -> None:
+        """Listen at `host` instead of loopback; who is connected stays so. Raises `OSError`."""
+        for listener in self.servers:
+            listener.close()  # first: the host may be all addresses, loopback among them
+        listener = await asyncio.get_running_loop().create_server(
+            self._protocol, host=self._host, port=self.config.port, backlog=self.config.backlog
+        )
+        self.servers = [listener]
+
+    def _protocol(self) -> asyncio.Protocol:
+        """What uvicorn makes of a connection; as in its `Server.startup`."""
+        return self.config.http_protocol_class(  # type: ignore[call-arg]  # it is typed as any protocol's
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+async def may_open(settings: Settings) -> bool:
+    """Whether other machines may connect: a key is stored, or the operator wants none."""
+    if anonymous_allowed(settings):
+        return True
+    client = aioredis.Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        socket_connect_timeout=LOOK_SECONDS,
+        socket_timeout=LOOK_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+    )
+    try:
+        return bool(await client.exists(keys.API_KEYS))
+    except RedisError:
+        return False
+    finally:
+        await client.aclose()
+
+
+async def open_with_first_key(settings: Settings, servers: Sequence[Server]) -> None:
+    """Open closed servers as soon as there is an API key. Raises `OSError`."""
+    log.warning(
+        "listening on 127.0.0.1 only, because no API key is stored or Redis does not answer; "
+        "make one with `imageprompt keys create NAME`, and others can connect within seconds",
+        host=settings.host,
+    )
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        if all(server.started for server in servers) and await may_open(settings):
+            break
+    for server in servers:
+        await server.open()
+    log.info("there is an API key: others can connect", host=settings.host, port=settings.port)
