@@ -18,6 +18,7 @@ from rich.table import Column, Table
 
 from service import keyring
 from service.cli.client import ClientError
+from service.cli.up import DATA, REDIS_URL
 from service.core.queue import connect
 from service.core.settings import load_settings
 from service.keyring import ApiKey, Right
@@ -28,14 +29,26 @@ app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 console = Console()
 
 RedisUrl = Annotated[
-    str | None, typer.Option("--redis", help="URL of Redis; IMAGEPROMPT_REDIS_URL by default.")
+    str | None,
+    typer.Option(
+        "--redis",
+        help="URL of Redis; by default IMAGEPROMPT_REDIS_URL, or that of a running "
+        "`imageprompt up` in this folder.",
+    ),
 ]
+
+
+def _default_url() -> str:
+    settings, file = load_settings(), DATA / REDIS_URL
+    if "redis_url" not in settings.model_fields_set and file.exists():
+        return file.read_text(encoding="utf-8")
+    return settings.redis_url.get_secret_value()
 
 
 @contextmanager
 def _redis(url: str | None) -> Iterator[Redis]:
     """A connection. Raises `ClientError` where Redis is away."""
-    client = connect(url or load_settings().redis_url.get_secret_value())
+    client = connect(url or _default_url())
     try:
         yield client
     except RedisError as error:

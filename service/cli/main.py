@@ -15,7 +15,7 @@ from service.cli import generate as generate_command
 from service.cli import keys as keys_command
 from service.cli.client import ClientError
 from service.cli.redis_server import RedisServerError
-from service.cli.up import StartError, running
+from service.cli.up import DATA, StartError, running
 
 WRONG_USE = 2
 console = Console(stderr=True)
@@ -35,7 +35,7 @@ app.add_typer(keys_command.app, name="keys")
 def up(
     *,
     port: Annotated[int, typer.Option(help="Port of the API; 0 takes a free one.")] = 8000,
-    data: Annotated[Path, typer.Option(help="Folder of all data and logs.")] = Path("data"),
+    data: Annotated[Path, typer.Option(help="Folder of all data and logs.")] = DATA,
     workers: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 1,
     fsync_always: Annotated[
         bool,
@@ -48,8 +48,8 @@ def up(
     ) as service:
         console.print(f"[bold green]ready[/] at [bold]{service.url}[/]  (docs: {service.url}/docs)")
         console.print(f"data and logs in {data.resolve()}; Ctrl-C ends everything")
-        file = service.redis_url_file
-        console.print(f"API keys: imageprompt keys create NAME --redis $(cat {file})", style="dim")
+        where = "" if data == DATA else f" --redis $(cat {service.redis_url_file})"
+        console.print(f"API keys: imageprompt keys create NAME{where}", style="dim")
         service.run()
         console.print("stopping: running jobs finish or wait for the next start")
 

@@ -26,6 +26,10 @@ from service.cli import processes
 from service.cli.redis_server import RedisServer
 
 HOST: Final = "127.0.0.1"
+DATA: Final = Path("data")
+"""Folder of all data and logs, where no other is named."""
+REDIS_URL: Final = "redis.url"
+"""File there with the URL of Redis, whose password changes with every start."""
 START_SECONDS: Final = 900.0
 """How long models may take to load and warm up."""
 POLL_SECONDS: Final = 0.1
@@ -106,8 +110,7 @@ class AllInOne:
             password=secrets.token_hex(16),
             fsync="always" if fsync_always else "everysec",
         )
-        # Its password changes with every start; other commands read the URL here.
-        self.redis_url_file = data / "redis.url"
+        self.redis_url_file = data / REDIS_URL
         self.redis_url_file.touch(mode=0o600)
         self.redis_url_file.write_text(redis.url, encoding="utf-8")
         environment = {
@@ -183,6 +186,7 @@ class AllInOne:
                 _wait(worker.process, worker.grace_seconds)
         if self._redis.process is not None:
             processes.end(self._redis.process, grace_seconds=self._redis.grace_seconds)
+        self.redis_url_file.unlink(missing_ok=True)
 
     def _signal_workers(self) -> None:
         for worker in self._workers:

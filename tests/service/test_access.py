@@ -276,3 +276,16 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(redis_url: str, re
     assert run(keys_app, ["revoke", record.id, "--redis", redis_url]).exit_code == 0
     assert keyring.every(redis) == []
     assert run(keys_app, ["revoke", record.id, "--redis", redis_url]).exit_code == 1
+
+
+def test_keys_go_where_up_runs_unless_told_otherwise(
+    redis_url: str, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("IMAGEPROMPT_REDIS_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "redis.url").write_text(redis_url)
+    assert CliRunner().invoke(keys_app, ["create", "ann"]).exit_code == 0
+    assert [record.name for record in keyring.every(redis)] == ["ann"]
+    monkeypatch.setenv("IMAGEPROMPT_REDIS_URL", "redis://127.0.0.1:9/0")
+    assert CliRunner().invoke(keys_app, ["create", "bob"]).exit_code == 1
