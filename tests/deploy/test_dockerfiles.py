@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from service.cli import processes
+from tests.deploy import pins
 from tests.deploy.manifests import ROOT
 from tests.running import until
 
@@ -120,33 +121,16 @@ def test_models_are_only_in_the_image_for_trials() -> None:
 
 def test_torch_and_xformers_of_the_cuda_image_fit() -> None:
     """Its xformers 0.0.35 links CUDA 12's runtime and wants torch 2.10 or newer (its metadata)."""
-    pins = dict(
-        line.split("==")
-        for line in (ROOT / "requirements" / "worker-cuda.txt").read_text().splitlines()
-        if "==" in line
-    )
-    assert pins["xformers"] == "0.0.35"
-    assert tuple(map(int, pins["torch"].split("."))) >= (2, 10)
-    cuda = pins["nvidia-cuda-runtime-cu12"].split(".")[:2]
+    pinned = pins.read("worker-cuda.txt")
+    assert pinned["xformers"] == "0.0.35"
+    assert tuple(map(int, pinned["torch"].split("."))) >= (2, 10)
+    cuda = pinned["nvidia-cuda-runtime-cu12"].split(".")[:2]
     base = next(
         rest
         for instruction, rest in instructions(ROOT / "docker" / "worker.Dockerfile")
         if instruction == "FROM" and rest.startswith("nvidia/cuda:")
     )
     assert base.removeprefix("nvidia/cuda:").split(".")[:2] == cuda
-
-
-def test_both_workers_run_the_same_libraries_but_torch() -> None:
-    """What is tested on CPUs is what runs on GPUs."""
-    pins = []
-    for name in ("worker.txt", "worker-cuda.txt"):
-        lines = (ROOT / "requirements" / name).read_text().splitlines()
-        assert "-r api.txt" in lines
-        pins.append(dict(line.split("==") for line in lines if "==" in line))
-    cpu, cuda = pins
-    assert {name for name in cpu if cuda.get(name) != cpu[name]} == {"torch"}
-    extra = {name for name in cuda if name not in cpu}
-    assert all(re.match("nvidia-|cuda-|triton$|xformers$", name) for name in extra), extra
 
 
 @pytest.mark.slow
