@@ -16,7 +16,7 @@ from service.core.catalog import Catalog, load_catalog
 from service.core.request import Control, GenerateRequest, ImagePrompt
 from service.core.settings import Device
 from workers.engine.engine import Engine, load_engine
-from workers.engine.rows import Work
+from workers.engine.rows import Row, Work
 from workers.engine.silent import Silent
 from workers.engine.types import EngineJob, EngineResult
 from workers.engine.warmup import digest, noise
@@ -144,22 +144,22 @@ def job(wanted: GenerateRequest, name: str = "job") -> EngineJob:
 
 
 class Rows:
-    """Remembers the finished rows of an engine, to compare them before they are rounded."""
+    """Remembers the rows of an engine, to compare finished ones before they are rounded."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._works: dict[str, Work] = {}
-        self._picture = engine._finisher.picture
-        engine._finisher.picture = self._remember
+        self._rows: dict[str, list[Row]] = {}
+        self._rows_of = engine._admission.rows_of
+        engine._admission.rows_of = self._remember
 
-    def _remember(self, work: Work, index: int, wait: Callable[[], Image.Image]) -> None:
-        self._works[work.job.id] = work
-        self._picture(work, index, wait)
+    def _remember(self, work: Work) -> list[Row]:
+        self._rows[work.job.id] = rows = self._rows_of(work)
+        return rows
 
     def decoded(self, name: str) -> np.ndarray:
         """The pictures of a job as floats of 0 to 1, `(pictures, height, width, 3)`."""
         model = self._engine.models["tiny"]
-        latents = torch.cat([row.latents for row in self._works[name].rows])
+        latents = torch.cat([row.latents for row in self._rows[name]])
         with torch.no_grad():
             decoded = torch.cat(
                 [
@@ -172,10 +172,10 @@ class Rows:
 
 @pytest.fixture
 def rows(engine: Engine) -> Iterator[Rows]:
-    """The rows that finish during a test."""
+    """The rows of jobs that come during a test."""
     remembered = Rows(engine)
     yield remembered
-    engine._finisher.picture = remembered._picture
+    engine._admission.rows_of = remembered._rows_of
 
 
 class Gate:

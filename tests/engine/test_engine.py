@@ -1,5 +1,8 @@
 """A job in the engine gives what the plain diffusers pipeline gives, alone or in company."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +10,7 @@ from PIL import Image
 from bench.engine.plain import Plain
 from service.core.request import GenerateRequest
 from tests.engine.conftest import Counts, Rows, control_map, job, picture, request, together
+from tests.running import until
 from workers.engine.engine import Engine
 
 SAME_AS_PLAIN = 1e-3
@@ -70,6 +74,20 @@ def test_every_parameter_matters(engine: Engine, rows: Rows, change: dict[str, o
         engine.submit(type(work)(name, wanted, load.__getitem__, control_map)).result(60)
     difference = np.abs(rows.decoded("before") - rows.decoded("after")).max()
     assert difference > 10 * SAME_AS_PLAIN
+
+
+def test_an_ended_job_is_freed_at_once(engine: Engine) -> None:
+    """Tensors and pictures do not pile up until the collector of cycles comes by."""
+    gc.disable()
+    try:
+        done, given_up = (engine.submit(job(request(steps=steps))) for steps in (2, 50))
+        done.result(60)
+        given_up.cancel()
+        kept = [weakref.ref(ticket) for ticket in (done, given_up)]
+        del done, given_up
+        until(lambda: not any(ticket() for ticket in kept), what="the end of the tickets")
+    finally:
+        gc.enable()
 
 
 def test_rows_of_a_mixed_batch_equal_the_same_jobs_alone(

@@ -30,6 +30,7 @@ class Admission:
             schedulers.make(request.scheduler, config, request.steps)
             for _ in range(request.num_images)
         ]
+        work.steps = [0] * request.num_images
         encoded = self._encoders.encode(model, model.adapters[request.adapter], work.inputs)
         self._finisher.share(encoded.fresh)
         conditions = self._conditioner.make(

@@ -18,7 +18,6 @@ class Previews:
     def __init__(self, every_steps: int) -> None:
         self._every = every_steps
         self._colours: dict[str, Tensor] = {}
-        self._drawn: dict[Work, tuple[int, Image]] = {}
 
     @property
     def wanted(self) -> bool:
@@ -37,11 +36,11 @@ class Previews:
             due = row.index == 0 and (row.step + 1) % self._every == 0
             if due and row.work.model.name in self._colours:
                 image = self._draw(row, predictions, index)
-                self._drawn[row.work] = (row.step + 1, image)
+                row.work.preview = (row.step + 1, image)
 
     def send(self, work: Work) -> None:
         """Send what was drawn for a job."""
-        drawn = self._drawn.pop(work, None)
+        drawn, work.preview = work.preview, None
         if drawn is not None:
             work.listener.on_preview(*drawn)
 

@@ -26,7 +26,11 @@ its id (else ``)."""
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """A job in the engine. Only the engine's thread changes it after it was submitted."""
+    """A job in the engine. Only the engine's thread changes it after it was submitted.
+
+    It does not know its rows, which know it: what has ended is freed at once, and does not wait
+    with its tensors and pictures for the collector of cycles.
+    """
 
     job: EngineJob
     model: LoadedModel
@@ -36,7 +40,8 @@ class Work:
     """Jobs are numbered in the order they came."""
     submitted_at: float
     inputs: Inputs | None = None
-    rows: list["Row"] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    """Steps that each of its rows has taken."""
     pictures: dict[int, Image] = field(default_factory=dict)
     """Finished ones by their number; only the threads that finish pictures write here."""
     ready_at: float = 0.0
@@ -45,11 +50,13 @@ class Work:
     max_batch: int = 0
     reported: int = 0
     """Steps that the listener has heard of."""
+    preview: tuple[int, Image] | None = None
+    """Drawn at that step and not yet sent."""
 
     @property
     def step(self) -> int:
         """Steps that every row has taken."""
-        return min(row.step for row in self.rows)
+        return min(self.steps)
 
     @property
     def group(self) -> Group:
@@ -127,6 +134,7 @@ class Row:
             prediction, self.timestep, self.latents, return_dict=False, **arguments
         )[0]
         self.step += 1
+        self.work.steps[self.index] = self.step
 
 
 def start_row(work: Work, index: int, conditions: Conditions, scheduler: Any) -> Row:

@@ -194,9 +194,9 @@ class Stepper:
                 return
 
     def _admit(self, work: Work) -> None:
-        work.rows = self._admission.rows_of(work)
+        rows = self._admission.rows_of(work)
         work.ready_at = now()
-        self._rows += work.rows
+        self._rows += rows
 
     # 3. Decoding.
 

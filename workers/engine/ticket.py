@@ -14,7 +14,7 @@ class EngineTicket:
     def __init__(self) -> None:
         self._future: Future[EngineResult] = Future()
         self._lock = threading.Lock()
-        self.on_end: Callable[[], None] = lambda: None
+        self.on_end: Callable[[], None] = _nothing
         """Called once, on the thread that ended it."""
 
     @property
@@ -46,4 +46,9 @@ class EngineTicket:
                 self._future.set_exception(error)
             elif result is not None:
                 self._future.set_result(result)
-        self.on_end()
+        on_end, self.on_end = self.on_end, _nothing  # it holds the job, which holds this
+        on_end()
+
+
+def _nothing() -> None:
+    pass
