@@ -18,7 +18,10 @@ from service.plan import StoredUpload
 
 DECODES_AT_ONCE: Final = 2
 """A picture at the pixel limit takes some hundred MB while it is decoded."""
-DISCARD_SECONDS: Final = 5
+WRITE_SECONDS: Final = 6
+"""A client hears of a silent storage after this and `DISCARD_SECONDS`. The storage's own retries,
+which a worker waits for, go on for 20 s, and twice as long where an object goes in parts."""
+DISCARD_SECONDS: Final = 2
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -67,7 +70,11 @@ class Uploads:
         label = field if count == 1 else f"{field}[{number}]"
         picture = await self.read(upload, label)
         key = keys.upload(job_id, f"{field.replace('_', '-')}-{number}.png")
-        await self._storage.put_async(key, picture.png, "image/png")
+        try:
+            with fail_after(WRITE_SECONDS):
+                await self._storage.put_async(key, picture.png, "image/png")
+        except TimeoutError:
+            raise StorageError(f"{key} is not written after {WRITE_SECONDS} s") from None
         return StoredUpload(
             key=key,
             sha256=upload.sha256,

@@ -1,13 +1,18 @@
 """The API on S3: uploads go there, and a picture is answered by a presigned URL."""
 
+import contextlib
 from collections.abc import Callable
 
 import httpx
 import pytest
 
 from tests.buckets import Bucket
+from tests.proxy import Mode, Proxy
 from tests.running import Running
 from tests.service.conftest import PNG, Api
+from tests.service.test_generate import problem
+
+FILES = {"image": ("a.png", PNG)}
 
 
 @pytest.mark.parametrize("public", [True, False])
@@ -44,3 +49,19 @@ def test_pictures_on_s3_reach_the_client(
             bad = client.post("/generate", files={"image": ("a", b"GIF89a")})
             assert bad.status_code == 415
             assert storage.delete_folder("uploads") == 1, "a refused upload leaves nothing"
+
+
+def test_who_uploads_to_a_silent_storage_hears_of_it_soon(
+    bucket: Bucket, make_api: Callable[..., Running], redis_url: str
+) -> None:
+    """Within 10 s, far less than the storage's own retries take; the test allows 15."""
+    with contextlib.closing(Proxy(bucket.endpoint)) as proxy:
+        settings = {"redis_url": redis_url, **bucket.settings, "storage_endpoint": proxy.url}
+        with make_api(**settings) as running:
+            proxy.mode = Mode.HANG
+            refused = httpx.post(f"{running.url}/generate", files=FILES, timeout=15)
+            problem(refused, 503)
+            assert int(refused.headers["retry-after"]) > 0
+            assert httpx.get(f"{running.url}/jobs").json()["jobs"] == []
+            proxy.mode = Mode.PASS
+            assert httpx.post(f"{running.url}/generate", files=FILES).status_code == 202
