@@ -56,6 +56,7 @@ class Runner(BaseWorker):
     ) -> None:
         """Register nothing yet. Raises `redis.RedisError` where Redis does not answer."""
         queue = open_queue(queue_name, redis, QueuedJob)
+        worker_registration.clean_worker_registry(queue)  # names of killed ones would stay
         super().__init__(
             [queue],
             name=name,

@@ -93,6 +93,15 @@ def test_rq_own_tools_see_the_worker_and_its_jobs(add_job, redis: Redis, work, t
     assert Worker.all(connection=redis, serializer=JSONSerializer) == []
 
 
+def test_names_of_killed_workers_do_not_stay(redis: Redis, work) -> None:
+    runner = work()
+    redis.sadd("rq:workers", "rq:worker:killed")
+    redis.sadd("rq:workers:test", "rq:worker:killed")
+    work()
+    assert b"rq:worker:killed" not in redis.sunion("rq:workers", "rq:workers:test")
+    assert runner.key.encode() in redis.smembers("rq:workers")
+
+
 def test_ended_jobs_leave_nothing_in_rq(add_job, redis: Redis, work, task) -> None:
     task.end.set()
     job = add_job()
