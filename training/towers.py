@@ -25,6 +25,8 @@ VISION_SIZE: Final = 224
 PATCH: Final = 32
 #: Cells a patch's side is divided into where its share of the object's area is read.
 CELLS: Final = 4
+#: Weight of the area's loss: a mean over cells, most of which lie far from any edge, is small.
+AREA: Final = 4.0
 #: A logit that no softmax chooses.
 NEVER: Final = -1e4
 HEADS: Final = {
@@ -64,7 +66,7 @@ class Towers(nn.Module):
         attributes = truth(scenes)
         true = true_of(named, attributes)
         untold = ~true & pairs_up(named, attributes)
-        total = self.read(image, scenes) + self.outline(seen.hidden_states[-2], scenes)
+        total = self.read(image, scenes) + AREA * self.outline(seen.hidden_states[-2], scenes)
         first = self.text_projection(self.text_encoder(tokens).pooler_output)
         second = self.text_encoder_2(tokens).text_embeds
         scale = self.scale.clamp(max=math.log(100)).exp()
