@@ -12,7 +12,7 @@ from opentelemetry.trace import Tracer
 from service.core import tracing
 from service.core.errors import ConfigurationError
 from service.core.job import Job, JobMetrics, Status
-from service.core.request import GenerateRequest, ImagePrompt, SchedulerName
+from tests.requests import generate_request
 
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE = 0x4BF92F3577B34DA6A3CE929D0E0E4736
@@ -31,28 +31,11 @@ def tracer(spans: InMemorySpanExporter) -> Tracer:
 
 
 def job(traceparent: str | None = CALLER) -> Job:
-    digest = "0" * 64
-    request = GenerateRequest(
-        model="tiny",
-        adapter="base",
-        images=(
-            ImagePrompt(
-                key="uploads/a/image-0.png", sha256=digest, pixels_sha256=digest, width=8, height=8
-            ),
-        ),
-        ip_scale=1,
-        width=64,
-        height=64,
-        steps=4,
-        guidance_scale=7.5,
-        scheduler=SchedulerName.DDIM,
-        seed=1,
-    )
     return Job(
         id="a",
         owner="anonymous",
         status=Status.PROCESSING,
-        request=request,
+        request=generate_request(),
         created_at=100.0,
         started_at=103.0,
         traceparent=traceparent,

@@ -12,30 +12,15 @@ from redis import Redis
 from service.core import keys
 from service.core.job import Job, JobError, JobMetrics, Status, StoredImage
 from service.core.queue import enqueue, forget, open_queue
-from service.core.request import GenerateRequest, ImagePrompt, SchedulerName
 from service.core.transitions import Claim, Transitions
+from tests.requests import generate_request
 
 METRICS = JobMetrics(total_seconds=2.5)
 ERROR = JobError(type="urn:x", title="x", detail="no luck")
 IMAGE = StoredImage(
     key="results/a/0.png", content_type="image/png", width=8, height=8, seed=1, sha256="ab" * 32
 )
-REQUEST = GenerateRequest(
-    model="shapes",
-    adapter="base",
-    images=(
-        ImagePrompt(
-            key="uploads/a/0.png", sha256="ab" * 32, pixels_sha256="cd" * 32, width=3, height=4
-        ),
-    ),
-    ip_scale=1.0,
-    width=64,
-    height=64,
-    steps=5,
-    guidance_scale=7.5,
-    scheduler=SchedulerName.DDIM,
-    seed=3,
-)
+REQUEST = generate_request()
 
 
 class Clock:

@@ -15,9 +15,10 @@ from service.core import keys
 from service.core.job import Job, Status
 from service.core.metrics import WorkerMetrics
 from service.core.queue import enqueue, open_queue
-from service.core.request import GenerateRequest, ImagePrompt
+from service.core.request import ImagePrompt
 from service.core.storage import Storage
 from service.core.transitions import Transitions
+from tests.requests import generate_request
 from tests.workers.fake_engine import FakeEngine
 from workers.isolation import Isolation
 from workers.reporter import Reporter
@@ -76,19 +77,7 @@ def add_job(queue: Queue, transitions: Transitions, storage: Storage) -> Callabl
         storage.put(key, out.getvalue(), "image/png")
         digest = hashlib.sha256(out.getvalue()).hexdigest()
         prompt = ImagePrompt(key=key, sha256=digest, pixels_sha256=digest, width=8, height=8)
-        fields = {
-            "model": "tiny",
-            "adapter": "base",
-            "images": (prompt,),
-            "ip_scale": 1.0,
-            "width": 64,
-            "height": 64,
-            "steps": 4,
-            "guidance_scale": 1.0,
-            "scheduler": "ddim",
-            "seed": 7,
-        }
-        request = GenerateRequest.model_validate(fields | changes)
+        request = generate_request(images=(prompt,), **changes)
         job = Job(id=job_id, owner="test", status=Status.QUEUED, request=request, created_at=1.0)
         enqueue(queue, transitions, job)
         return job

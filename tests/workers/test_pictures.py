@@ -6,24 +6,20 @@ import pytest
 from PIL import Image
 
 from service.core.request import Control, GenerateRequest, ImagePrompt
+from tests.requests import generate_request
 from workers import pictures
 
 SHA = "ab" * 32
 
 
 def request(output_format: str) -> GenerateRequest:
-    return GenerateRequest(
-        model="tiny",
-        adapter="base",
+    return generate_request(
         images=(ImagePrompt(key="uploads/a/b", sha256=SHA, pixels_sha256=SHA, width=9, height=8),),
         control=Control(key="uploads/a/c", sha256=SHA, type="outline", scale=0.5),
         prompt="\N{ROCKET}" * 2000,
         negative_prompt="\N{LATIN SMALL LETTER E WITH ACUTE}" * 2000,
         ip_scale=0.7,
-        width=64,
-        height=64,
         steps=9,
-        guidance_scale=7.5,
         scheduler="euler",
         seed=40,
         num_images=3,
