@@ -24,6 +24,8 @@ from tests.running import Running, start_api, until
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
 PNG = corpus.saved(corpus.picture(), "PNG")
+PASSING = (keys.WORKERS, keys.worker(""), keys.rate(""), keys.SWEEP)
+"""What Redis keys begin with that come and go by themselves."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Api:
         names = {key.decode() for key in self.redis.keys("*")}
         return (
             {file for file in files if not file.startswith("health/")},
-            {name for name in names if not name.startswith(keys.WORKERS)},
+            {name for name in names if not name.startswith(PASSING)},
         )
 
 
@@ -103,7 +105,7 @@ def make_api(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Running]
         log = tmp_path_factory.mktemp("api") / "log"
         running = start_api(settings, log)
         # A 404 tells as well that it serves: then its health has a port of its own.
-        until(lambda: _answers(running), seconds=60, what="the API")
+        until(lambda: _answers(running), what="the API")
         return running
 
     return make
@@ -156,6 +158,18 @@ def warm_worker(api: Api) -> None:
             at=time.time(),
         ),
     )
+
+
+def problem(answer: httpx.Response, status: int) -> dict[str, object]:
+    """The problem document of an answer, checked."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert body["status"] == status
+    assert body["type"].startswith("urn:imageprompt:error:")
+    assert body["instance"] == answer.headers["x-request-id"]
+    assert body["instance"].startswith("urn:uuid:")
+    return dict(body)
 
 
 def sse(text: str) -> list[tuple[str, str, dict[str, object]]]:

@@ -18,8 +18,7 @@ from service.cli.redis_server import RedisServer
 from service.core import keys
 from service.keyring import ApiKey, Right
 from tests.running import Running, until
-from tests.service.conftest import PNG, Api
-from tests.service.test_generate import problem
+from tests.service.conftest import PNG, Api, problem
 
 NewKey = Callable[..., tuple[str, ApiKey]]
 FILES = {"image": ("a.png", PNG)}

@@ -8,8 +8,7 @@ import httpx
 
 from service.core import keys
 from tests.running import Running
-from tests.service.conftest import Api, sse
-from tests.service.test_generate import problem
+from tests.service.conftest import Api, problem, sse
 
 
 def test_events_tell_the_whole_story_and_end_with_the_job(api: Api) -> None:

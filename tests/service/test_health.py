@@ -8,8 +8,7 @@ import pytest
 
 from service.cli.redis_server import RedisServer
 from tests.running import Running, until
-from tests.service.conftest import PNG, Api
-from tests.service.test_generate import problem
+from tests.service.conftest import PNG, Api, problem
 
 
 def test_ready_needs_a_warm_worker(api: Api) -> None:

@@ -9,8 +9,7 @@ import pytest
 
 from service.core import keys
 from tests import corpus
-from tests.service.conftest import PNG, Api
-from tests.service.test_generate import problem
+from tests.service.conftest import PNG, Api, problem
 
 
 def key() -> dict[str, str]:

@@ -13,8 +13,7 @@ from service.core import keys
 from service.core.errors import EngineFault
 from service.core.job import JobError, JobMetrics, Status
 from tests.running import Running
-from tests.service.conftest import PNG, Api
-from tests.service.test_generate import problem
+from tests.service.conftest import PNG, Api, problem
 
 
 def get(api: Api, job_id: str) -> dict[str, object]:

@@ -15,8 +15,7 @@ from service.core import keys
 from service.core.job import JobMetrics
 from service.core.storage import Storage
 from service.sweep import ORPHAN_SECONDS, Sweep
-from tests.service.conftest import Api, sse
-from tests.service.test_generate import problem
+from tests.service.conftest import Api, problem, sse
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "done"])

@@ -15,7 +15,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from service.webhooks.sender import Sender
+
 NAME = "hooks.example"
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 
 
 @dataclass
@@ -116,3 +119,13 @@ def make_receiver(tmp_path: Path) -> Iterator[Callable[[], Receiver]]:
 def receiver(make_receiver: Callable[[], Receiver]) -> Receiver:
     """One receiver, answering 200."""
     return make_receiver()
+
+
+def trusting(receiver: Receiver, *, timeout_seconds: float = 5) -> Callable[[], Sender]:
+    """A sender that trusts the receiver's certificate and may go to loopback."""
+
+    def make() -> Sender:
+        tls = ssl.create_default_context(cafile=str(receiver.certificate))
+        return Sender(LOOPBACK, tls=tls, timeout_seconds=timeout_seconds)
+
+    return make

@@ -1,9 +1,7 @@
 """A webhook arrives once its job has ended: signed, again where it failed, and past nobody."""
 
 import asyncio
-import ipaddress
 import socket
-import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,13 +21,11 @@ from service.core.metrics import ApiMetrics
 from service.core.queue import enqueue, open_queue
 from service.core.transitions import Claim, Transitions
 from service.webhooks.delivery import DELAYS_SECONDS, Delivery
-from service.webhooks.sender import Outcome, Sender
-from tests.core.test_transitions import REQUEST
+from service.webhooks.sender import Sender
+from tests.requests import generate_request
 from tests.running import Running, until
 from tests.service.conftest import PNG, WEBHOOK_SECRET, Api
-from tests.service.webhooks.conftest import NAME, Receiver
-
-LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
+from tests.service.webhooks.conftest import NAME, Receiver, trusting
 
 
 @dataclass
@@ -43,12 +39,11 @@ class Desk:
 
     def end_job(self, webhook_url: str, owner: str = "anonymous") -> str:
         """A job that has just succeeded."""
-        request = REQUEST.model_copy(update={"webhook_url": webhook_url})
         job = Job(
             id=str(uuid.uuid4()),
             owner=owner,
             status=Status.QUEUED,
-            request=request,
+            request=generate_request(webhook_url=webhook_url),
             created_at=time.time(),
         )
         enqueue(
@@ -101,16 +96,6 @@ def desk(redis: Redis, redis_url: str) -> Desk:
         redis_url,
         Transitions(redis, retention_seconds=100, tombstone_seconds=100, max_attempts=3),
     )
-
-
-def trusting(receiver: Receiver, *, timeout_seconds: float = 5) -> Callable[[], Sender]:
-    """A sender that trusts the receiver's certificate and may go to loopback."""
-
-    def make() -> Sender:
-        tls = ssl.create_default_context(cafile=str(receiver.certificate))
-        return Sender(LOOPBACK, tls=tls, timeout_seconds=timeout_seconds)
-
-    return make
 
 
 def verified(receiver: Receiver, secret: str = WEBHOOK_SECRET) -> list[dict[str, object]]:
@@ -192,61 +177,6 @@ def test_slow_receivers_delay_nobody(desk: Desk, make_receiver: Callable[[], Rec
         desk.deliver(trusting(slow), lambda: desk.waiting == 12)
     assert {payload["data"]["id"] for payload in verified(quick)} == set(jobs)
     assert len(slow.seen) <= 4, "one host has so many places and no more"
-
-
-def test_the_name_is_looked_up_once_and_kept_for_tls(
-    desk: Desk, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-    real = socket.getaddrinfo
-
-    def answer(host: str, *more: object, **options: object) -> object:
-        if host == NAME:
-            asked.append(host)
-            host = "127.0.0.1" if len(asked) == 1 else "127.0.0.99"
-        return real(host, *more, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", answer)
-    desk.end_job(f"https://{NAME}:{receiver.port}/hook")
-    desk.deliver(trusting(receiver), lambda: not desk.waiting)
-    assert asked == [NAME]
-    assert receiver.names == [NAME]
-    assert receiver.seen[0][1]["Host"] == f"{NAME}:{receiver.port}"
-
-
-@dataclass
-class _Try:
-    url: str
-    sender: Callable[[], Sender]
-
-
-def _send(case: _Try) -> Outcome:
-    async def run() -> Outcome:
-        sender = case.sender()
-        try:
-            return await sender.send(case.url, "msg_1", "{}", WEBHOOK_SECRET)
-        finally:
-            await sender.close()
-
-    return asyncio.run(run())
-
-
-def test_it_is_not_sent_where_it_must_not_be(receiver: Receiver) -> None:
-    tls = ssl.create_default_context(cafile=str(receiver.certificate))
-    cases = [
-        _Try(receiver.url, lambda: Sender((), tls=tls)),  # loopback is not allowed
-        _Try(receiver.url, lambda: Sender(LOOPBACK)),  # nobody vouches for the certificate
-        _Try(receiver.url.replace("https", "http"), lambda: Sender(LOOPBACK, tls=tls)),
-        _Try("https://127.0.0.1:9/", lambda: Sender(LOOPBACK, tls=tls)),
-        _Try("https://no-such-name.invalid/", lambda: Sender(LOOPBACK, tls=tls)),
-    ]
-    assert [_send(case) for case in cases] == [Outcome.FAILED] * len(cases)
-    assert receiver.seen == []
-
-
-def test_a_receiver_that_never_answers_is_hung_up_on(receiver: Receiver) -> None:
-    receiver.delay_seconds = 5
-    assert _send(_Try(receiver.url, trusting(receiver, timeout_seconds=0.5))) is Outcome.FAILED
 
 
 def test_what_was_taken_by_a_process_that_died_comes_up_again(
