@@ -9,8 +9,7 @@ import pytest
 from tests.buckets import Bucket
 from tests.proxy import Mode, Proxy
 from tests.running import Running
-from tests.service.conftest import PNG, Api
-from tests.service.test_generate import problem
+from tests.service.conftest import PNG, Api, problem
 
 FILES = {"image": ("a.png", PNG)}
 
