@@ -31,15 +31,15 @@ class Subject:
     title: str
     models: Path
     single: Size
-    steps: int
     burst: Size
-    burst_steps: int
     other: Size
-    mixed_steps: Sequence[int]
     mixed_jobs: int
-    long: int
-    short: int
-    repeats: int
+    steps: int = 30
+    burst_steps: int = 20
+    mixed_steps: Sequence[int] = (4, 10, 20, 30, 50)
+    long: int = 50
+    short: int = 4
+    repeats: int = 3
 
     @property
     def catalog(self) -> Catalog:
@@ -114,15 +114,9 @@ def bundled(scratch: Path) -> Subject:
         title=title,
         models=models,
         single=(128, 128),
-        steps=30,
         burst=(128, 128),
-        burst_steps=20,
         other=(96, 96),
-        mixed_steps=(4, 10, 20, 30, 50),
         mixed_jobs=14,
-        long=50,
-        short=4,
-        repeats=3,
     )
 
 
@@ -134,15 +128,9 @@ def full_size(scratch: Path) -> Subject:
         title="full-size SDXL of random weights",
         models=_catalog(scratch, sdxl.build(scratch / "sdxl"), size=1024, warm=(512, 768)),
         single=(1024, 1024),
-        steps=30,
         burst=(512, 512),
-        burst_steps=20,
         other=(768, 768),
-        mixed_steps=(4, 10, 20, 30, 50),
         mixed_jobs=16,
-        long=50,
-        short=4,
-        repeats=3,
     )
 
 
@@ -155,12 +143,12 @@ def tiny_size(scratch: Path) -> Subject:
         title="the tiny test model (not a measurement)",
         models=_catalog(scratch, scratch / "sdxl", size=64, warm=(96,)),
         single=(64, 64),
-        steps=3,
         burst=(64, 64),
-        burst_steps=2,
         other=(96, 96),
-        mixed_steps=(1, 2, 4),
         mixed_jobs=4,
+        steps=3,
+        burst_steps=2,
+        mixed_steps=(1, 2, 4),
         long=8,
         short=1,
         repeats=1,
