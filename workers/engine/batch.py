@@ -113,7 +113,7 @@ class Batcher:
         emb = torch.stack([place.conditions.emb[place.index, place.row.step] for place in padded])
         context = self._contexts.unet(padded)
         residuals = self._residuals(places, sample)
-        return self._networks.denoise(sample, emb, context, residuals, len(places))
+        return self._networks.denoise(sample, emb, context, residuals)[: len(places)]
 
     def _padded(self, places: Sequence[Place]) -> list[Place]:
         """The places, the last one repeated up to a batch size that the networks are made for."""

@@ -86,16 +86,11 @@ class CompiledNetworks(Networks):
         self._sealed = True
 
     def denoise(
-        self,
-        sample: Tensor,
-        emb: Tensor,
-        context: Context,
-        residuals: Sequence[Tensor] | None,
-        places: int,
+        self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
     ) -> Tensor:
         """See `Networks.denoise`."""
         if not self._is_compiled(sample):
-            return super().denoise(sample, emb, context, residuals, places)
+            return super().denoise(sample, emb, context, residuals)
         context = self._filled(context)
         for part in (context.image, context.bias):
             assert part is not None, "a filled context has an image and a bias"
@@ -111,7 +106,7 @@ class CompiledNetworks(Networks):
             context.bias,
             steady,
         )
-        return out[:places]
+        return out
 
     def control(
         self, name: str, sample: Tensor, emb: Tensor, context: Context, hint: Tensor, scale: Tensor
@@ -172,9 +167,9 @@ class CompiledNetworks(Networks):
             context = Context(
                 text, zeros(image_tokens, _width(model.layers)), zeros(len(model.layers))
             )
-            self.denoise(sample, emb, context, None, count)
+            self.denoise(sample, emb, context, None)
             if residuals is not None:
-                self.denoise(sample, emb, context, residuals, count)
+                self.denoise(sample, emb, context, residuals)
 
 
 def _denoise(

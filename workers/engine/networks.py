@@ -32,15 +32,10 @@ class Networks:
         """Everything is ready; here, nothing changes."""
 
     def denoise(
-        self,
-        sample: Tensor,
-        emb: Tensor,
-        context: Context,
-        residuals: Sequence[Tensor] | None,
-        places: int,
+        self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
     ) -> Tensor:
-        """The UNet's output for the first `places` of the batch; arguments as `unet_forward`'s."""
-        return unet_forward(self._model.unet, sample, emb, context, residuals)[:places]
+        """The UNet's output for the whole batch; arguments as `unet_forward`'s."""
+        return unet_forward(self._model.unet, sample, emb, context, residuals)
 
     def control(
         self, name: str, sample: Tensor, emb: Tensor, context: Context, hint: Tensor, scale: Tensor
