@@ -25,6 +25,7 @@ from bench.engine.subject import Subject
 from service.core.settings import Device
 from workers.engine.engine import load_engine
 from workers.engine.silent import Silent
+from workers.engine.types import Options
 
 OUT: Final = Path("out/bench")
 
@@ -85,7 +86,7 @@ def run(
     catalog = chosen.catalog
     recompiles = Recompiles()
     device = Device.AUTO if gpu else Device.CPU
-    engine = load_engine(catalog, device=device, observer=recompiles, on_stage=print)
+    engine = load_engine(catalog, Options(observer=recompiles, on_stage=print), device=device)
     loaded = time.perf_counter()
     engine.warm_up()
     warm = time.perf_counter()

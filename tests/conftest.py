@@ -1,6 +1,7 @@
 """Fixtures that every test may use: real Redis and S3 servers, storage folders, a tiny model."""
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from tests.buckets import Bucket
 from tests.tiny_catalog import write_catalog
 
 DATABASES = 16
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small operators on few cores are fastest on one thread, and always come out the same."""
+    if "torch" in sys.modules:  # what does not need it is not to wait for its import
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from workers import patience
 from workers.beat import SWEEP_SECONDS, Repeat, Sweep
 from workers.embedding_store import RedisEmbeddingStore
 from workers.engine.engine import Engine, load_engine
+from workers.engine.types import Options
 from workers.health import HealthServer
 from workers.isolation import Isolation
 from workers.observer import MetricsObserver, watch_memory
@@ -135,16 +136,18 @@ class Worker:
         settings, began = self._settings, time.monotonic()
         engine = load_engine(
             load_catalog(settings.models),
+            Options(
+                slots=settings.worker_slots,
+                threads=settings.worker_threads,
+                store=RedisEmbeddingStore(redis, keep_seconds=settings.embedding_cache_seconds),
+                cache_entries=settings.embedding_cache_entries,
+                preview_every_steps=settings.preview_every_steps,
+                observer=MetricsObserver(self._metrics),
+                on_stage=lambda stage: logger.info("engine", stage=stage),
+            ),
             device=settings.device,
             attention=settings.attention,
             compile=settings.compile,
-            slots=settings.worker_slots,
-            threads=settings.worker_threads,
-            store=RedisEmbeddingStore(redis, keep_seconds=settings.embedding_cache_seconds),
-            cache_entries=settings.embedding_cache_entries,
-            preview_every_steps=settings.preview_every_steps,
-            observer=MetricsObserver(self._metrics),
-            on_stage=lambda stage: logger.info("engine", stage=stage),
         )
         engine.warm_up()
         watch_memory(self._metrics, engine.device)

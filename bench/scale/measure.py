@@ -17,7 +17,7 @@ from service.core.catalog import Catalog, load_catalog
 from service.core.request import GenerateRequest, ImagePrompt
 from service.core.settings import load_settings
 from workers.engine.engine import Engine, load_engine
-from workers.engine.types import EngineJob
+from workers.engine.types import EngineJob, Options
 
 OUT: Final = Path("out/bench/device.json")
 TOGETHER: Final = 8
@@ -73,12 +73,10 @@ def main() -> None:
     catalog = load_catalog(settings.models)
     engine = load_engine(
         catalog,
+        Options(slots=settings.worker_slots, threads=settings.worker_threads, on_stage=print),
         device=settings.device,
         attention=settings.attention,
         compile=settings.compile,
-        slots=settings.worker_slots,
-        threads=settings.worker_threads,
-        on_stage=print,
     )
     engine.warm_up()
     device = measure(engine, catalog, slots=settings.worker_slots)

@@ -18,7 +18,7 @@ from service.core.settings import Device
 from workers.engine.engine import Engine, load_engine
 from workers.engine.rows import Row, Work
 from workers.engine.silent import Silent
-from workers.engine.types import EngineJob, EngineResult
+from workers.engine.types import EngineJob, EngineResult, Options
 from workers.engine.warmup import digest, noise
 
 SIZE = 64
@@ -54,10 +54,18 @@ class Counts(Silent):
         self.out_of_memory += 1
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Small operators on few cores are fastest, and steadiest, on one thread."""
-    torch.set_num_threads(1)
+class Steps(Silent):
+    """A listener that remembers what it heard and does something at a step."""
+
+    def __init__(self, at: int = 0, action: Callable[[], None] = lambda: None) -> None:
+        self.heard: list[tuple[int, int]] = []
+        self._at = at
+        self._action = action
+
+    def on_step(self, step: int, total: int) -> None:
+        self.heard.append((step, total))
+        if step == self._at:
+            self._action()
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +86,7 @@ def observer(engine_and_observer: tuple[Engine, Counts]) -> Counts:
 def engine_and_observer(catalog: Catalog) -> Iterator[tuple[Engine, Counts]]:
     """A started engine; caps are left at the number of slots."""
     counts = Counts()
-    engine = load_engine(catalog, device=Device.CPU, slots=8, threads=1, observer=counts)
+    engine = load_engine(catalog, Options(slots=8, threads=1, observer=counts), device=Device.CPU)
     engine.start()
     yield engine, counts
     engine.stop()

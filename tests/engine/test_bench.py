@@ -14,6 +14,7 @@ from bench.engine.subject import _catalog
 from service.core.catalog import load_catalog
 from service.core.settings import ROOT, Device
 from workers.engine.engine import load_engine
+from workers.engine.types import Options
 from workers.engine.warmup import job
 
 
@@ -68,7 +69,7 @@ def test_the_random_sdxl_loads_and_runs(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sdxl, "VISION", vision)
     folder = sdxl.build(tmp_path / "sdxl")
     catalog = load_catalog(_catalog(tmp_path, folder, size=64, warm=()))
-    engine = load_engine(catalog, device=Device.CPU, threads=1, slots=1)
+    engine = load_engine(catalog, Options(slots=1, threads=1), device=Device.CPU)
     engine.start()
     try:
         model = engine.models["bench"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.engine.conftest import Counts, Rows, job, request, together
 from workers.engine.compiling import CompiledNetworks
 from workers.engine.engine import Engine
+from workers.engine.types import Options
 
 
 class Recompiles(Counts):
@@ -45,9 +46,8 @@ def compiled(
     networks = partial(CompiledNetworks, on_recompile=recompiles.on_recompile, backend=traces)
     models = engine_and_observer[0].models
     cpu = torch.device("cpu")
-    engine = Engine(
-        models, "tiny", device=cpu, networks=networks, slots=2, threads=1, observer=recompiles
-    )
+    options = Options(slots=2, threads=1, observer=recompiles)
+    engine = Engine(models, "tiny", options, device=cpu, networks=networks)
     engine.start()
     compiled = engine._networks["tiny"]
     engine._stepper.ask(partial(compiled.prepare, 8, 8, [4]))

@@ -16,6 +16,7 @@ from service.core.errors import ConfigurationError
 from service.core.settings import AttentionBackend, Device
 from workers.engine import files
 from workers.engine.engine import load_engine
+from workers.engine.types import Options
 
 Change = Callable[[Path], None]
 
@@ -42,7 +43,7 @@ def load(catalog: Catalog, folder: Path, **changes: object) -> None:
         }
     )
     moved = catalog.model_copy(update={"models": {"tiny": entry}})
-    load_engine(moved, device=Device.CPU)
+    load_engine(moved, Options(), device=Device.CPU)
 
 
 def weights(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
@@ -215,4 +216,4 @@ def test_a_variant_and_a_revision_reach_the_loaders() -> None:
 def test_xformers_is_refused_where_it_cannot_run(catalog: Catalog) -> None:
     """On a CPU there is SDPA only."""
     with pytest.raises(ConfigurationError, match="xformers"):
-        load_engine(catalog, device=Device.CPU, attention=AttentionBackend.XFORMERS)
+        load_engine(catalog, Options(), device=Device.CPU, attention=AttentionBackend.XFORMERS)

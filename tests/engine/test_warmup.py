@@ -13,7 +13,7 @@ from tests.engine.conftest import Counts, job, request
 from workers.engine import preview
 from workers.engine.engine import load_engine
 from workers.engine.silent import Silent
-from workers.engine.types import Canceled
+from workers.engine.types import Canceled, Options
 
 
 class Watcher(Silent):
@@ -31,12 +31,14 @@ def test_a_warm_engine_has_run_every_class_and_knows_its_rate(catalog: Catalog) 
     counts, stages = Counts(), []
     engine = load_engine(
         catalog,
+        Options(
+            slots=4,
+            threads=1,
+            observer=counts,
+            preview_every_steps=2,
+            on_stage=stages.append,
+        ),
         device=Device.CPU,
-        slots=4,
-        threads=1,
-        observer=counts,
-        preview_every_steps=2,
-        on_stage=stages.append,
     )
     try:
         assert engine.row_steps_per_second == 0
@@ -68,7 +70,7 @@ def test_a_warm_engine_has_run_every_class_and_knows_its_rate(catalog: Catalog) 
 
 def test_a_stopped_engine_takes_nothing_in_and_leaves_nobody_waiting(catalog: Catalog) -> None:
     """Jobs that are open when it stops end as canceled; stopping twice is allowed."""
-    engine = load_engine(catalog, device=Device.CPU, slots=2, threads=1)
+    engine = load_engine(catalog, Options(slots=2, threads=1), device=Device.CPU)
     engine.start()
     open_jobs = [engine.submit(job(request(steps=100, seed=seed))) for seed in range(3)]
     engine.stop()

@@ -36,7 +36,7 @@ from workers.engine.rows import Work, now
 from workers.engine.silent import Silent
 from workers.engine.stepper import Stepper
 from workers.engine.ticket import EngineTicket
-from workers.engine.types import Canceled, EmbeddingStore, EngineJob, Listener, Observer, Ticket
+from workers.engine.types import Canceled, EngineJob, Listener, Options, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -56,25 +56,21 @@ class Engine:
         self,
         models: Mapping[str, LoadedModel],
         default: str,
+        options: Options,
         *,
         device: torch.device,
         networks: Callable[[LoadedModel], Networks] = Networks,
-        slots: int = 16,
-        threads: int = 0,
-        store: EmbeddingStore | None = None,
-        cache_entries: int = 512,
-        preview_every_steps: int = 0,
-        observer: Observer | None = None,
-        on_stage: Callable[[str], None] | None = None,
     ) -> None:
-        observer = observer or Silent()
+        observer = options.observer
         self.models = models
         self.row_steps_per_second = 0.0
         self._default = default
         self._device = device
-        self._on_stage = on_stage or (lambda _stage: None)
-        self._images = EmbeddingCache(cache_entries, store, observer.on_embedding_lookup)
-        self._texts = EmbeddingCache(cache_entries, store)
+        self._on_stage = options.on_stage
+        self._images = EmbeddingCache(
+            options.cache_entries, options.store, observer.on_embedding_lookup
+        )
+        self._texts = EmbeddingCache(options.cache_entries, options.store)
         self._numbers = itertools.count()
         self._open: set[Work] = set()
         self._lock = threading.Lock()
@@ -82,8 +78,8 @@ class Engine:
         self._stopped = False
         self._dead = False
         self._inputs = ThreadPoolExecutor(INPUT_THREADS, thread_name_prefix="engine-inputs")
-        self._caps = Caps(2 * slots)
-        self._previews = Previews(preview_every_steps)
+        self._caps = Caps(2 * options.slots)
+        self._previews = Previews(options.preview_every_steps)
         self._finisher = Finisher(FINISH_THREADS)
         self._decoder = Decoder(device, observer.on_out_of_memory)
         self._networks = {name: networks(model) for name, model in models.items()}
@@ -101,7 +97,7 @@ class Engine:
             finisher=self._finisher,
             previews=self._previews,
             observer=observer,
-            threads=threads,
+            threads=options.threads,
             on_death=self._die,
         )
 
@@ -247,52 +243,31 @@ class Engine:
 
 def load_engine(
     catalog: Catalog,
+    options: Options,
     *,
     device: Device = Device.AUTO,
     attention: AttentionBackend = AttentionBackend.AUTO,
     compile: bool = True,  # noqa: A002 (the setting's name)
-    slots: int = 16,
-    threads: int = 0,
-    store: EmbeddingStore | None = None,
-    cache_entries: int = 512,
-    preview_every_steps: int = 0,
-    observer: Observer | None = None,
-    on_stage: Callable[[str], None] | None = None,
 ) -> Engine:
     """Load and check every model of a catalog.
 
     float16 on CUDA with the attention kernel that is fastest there, float32 and SDPA on a CPU.
-    `compile` acts on CUDA only. `slots` is the most jobs held at once and bounds the batches,
-    `threads` the CPU threads of torch (0: its own choice), `store` a shared second level of the
-    embedding cache, whose first level keeps `cache_entries`. `on_stage` hears what start-up is
-    about to do. Raises `ConfigurationError` where files are missing or do not fit together.
+    `compile` acts on CUDA only. Raises `ConfigurationError` where files are missing or do not
+    fit together.
     """
     place = choose_device(device)
     kernel = choose_kernel(attention, place)
-    tell = on_stage or (lambda _stage: None)
-    if threads:
-        torch.set_num_threads(threads)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     if place.type == "cpu":
         keep_freed_memory()
     else:
         torch.backends.cudnn.benchmark = True  # sizes are few and come again and again
     models = {
-        name: load_model(name, entry, device=place, kernel=kernel, on_stage=tell)
+        name: load_model(name, entry, device=place, kernel=kernel, on_stage=options.on_stage)
         for name, entry in catalog.models.items()
     }
     networks: Callable[[LoadedModel], Networks] = Networks
     if compile and place.type == "cuda":
-        networks = partial(CompiledNetworks, on_recompile=(observer or Silent()).on_recompile)
-    return Engine(
-        models,
-        catalog.default,
-        device=place,
-        networks=networks,
-        slots=slots,
-        threads=threads,
-        store=store,
-        cache_entries=cache_entries,
-        preview_every_steps=preview_every_steps,
-        observer=observer,
-        on_stage=tell,
-    )
+        networks = partial(CompiledNetworks, on_recompile=options.observer.on_recompile)
+    return Engine(models, catalog.default, options, device=place, networks=networks)

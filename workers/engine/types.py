@@ -1,12 +1,13 @@
 """What the engine takes in and gives out: the seam between it and the worker around it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from PIL.Image import Image
 
 from service.core.request import GenerateRequest
+from workers.engine.silent import Silent
 
 
 class Canceled(Exception):
@@ -92,3 +93,21 @@ class Observer(Protocol):
 
     def on_out_of_memory(self) -> None:
         """The device ran out of memory; the engine goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How an engine works, whatever its models.
+
+    `slots` is the most jobs held at once and bounds the batches, `threads` the CPU threads of
+    torch (0: its own choice), `store` a shared second level of the embedding cache, whose first
+    level keeps `cache_entries`. `on_stage` hears what start-up is about to do.
+    """
+
+    slots: int = 16
+    threads: int = 0
+    store: EmbeddingStore | None = None
+    cache_entries: int = 512
+    preview_every_steps: int = 0
+    observer: Observer = field(default_factory=Silent)
+    on_stage: Callable[[str], None] = lambda _stage: None

@@ -1,0 +1,152 @@
+"""What goes wrong with one job or with the device costs as few jobs as it can."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from service.core.errors import EngineFault, NotFinite, OutOfMemory
+from tests.engine.conftest import Counts, Gate, Rows, Steps, job, request, together
+from workers.engine.engine import Engine
+from workers.engine.networks import Networks
+from workers.engine.types import Options
+
+
+@pytest.fixture
+def networks(engine: Engine) -> Iterator[Networks]:
+    """The seam at which tests make the device fail; it is mended after the test."""
+    batcher = engine._batchers["tiny"]
+    whole = batcher._networks
+    batcher._networks = Networks(engine.models["tiny"])
+    yield batcher._networks
+    batcher._networks = whole
+    engine._caps._lowered.clear()
+
+
+def test_a_row_that_is_not_finite_fails_alone(engine: Engine, networks: Networks) -> None:
+    """NaN in one job's latents ends that job; the others' pictures are unharmed."""
+    clean = networks.denoise
+    sick = 7.5  # the guidance scale by which the sick job is known
+
+    def poisoned(sample: Tensor, *rest: object) -> Tensor:
+        output = clean(sample, *rest)
+        for row in [r for r in engine._stepper._rows if r.conditions.guidance_scale == sick]:
+            same = [i for i in range(len(output)) if torch.equal(sample[i], row.model_input()[0])]
+            output[same] = torch.nan
+        return output
+
+    networks.denoise = poisoned
+    wanted = [request(seed=1), request(seed=2, guidance_scale=sick), request(seed=3)]
+    with Gate(engine) as gate:
+        tickets = [engine.submit(job(each, f"{i}")) for i, each in enumerate(wanted)]
+        gate.wait_for(3)
+    with pytest.raises(NotFinite):
+        tickets[1].result(60)
+    for index in (0, 2):
+        assert tickets[index].result(60).images
+
+
+def test_out_of_memory_splits_the_batch_and_everybody_ends_well(
+    engine: Engine, networks: Networks, rows: Rows, observer: Counts
+) -> None:
+    """Batches become as small as fit, down to one side of one row."""
+    whole = networks.denoise
+
+    def small(sample: Tensor, *rest: object) -> Tensor:
+        if len(sample) > 1:
+            raise torch.OutOfMemoryError
+        return whole(sample, *rest)
+
+    networks.denoise = small
+    together(engine, [job(request(seed=seed), f"{seed}") for seed in range(3)])
+    networks.denoise = whole
+    assert observer.out_of_memory > 0
+    assert max(observer.forwards[1:]) <= 4  # the cap was lowered after the first
+    for seed in range(3):
+        engine.submit(job(request(seed=seed), "alone")).result(60)
+        assert np.abs(rows.decoded("alone") - rows.decoded(f"{seed}")).max() <= 1e-4
+
+
+def test_a_job_that_never_fits_fails_and_the_engine_lives_on(
+    engine: Engine, networks: Networks
+) -> None:
+    """The error says what happened; the next job runs."""
+
+    def full(*_arguments: object) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    whole, networks.denoise = networks.denoise, full
+    with pytest.raises(OutOfMemory):
+        engine.submit(job(request())).result(60)
+    networks.denoise = whole
+    assert engine.submit(job(request())).result(60).images
+    assert engine.alive
+
+
+def test_a_picture_that_does_not_fit_is_decoded_in_tiles(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory in the VAE costs no job; where not even tiles fit, the job fails."""
+    vae = engine.models["tiny"].vae
+    size = {"width": 256, "height": 256}
+    whole = engine.submit(job(request(**size))).result(60)
+
+    def full(*_arguments: object, **_more: object) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(vae, "decode", full)
+    tiled = engine.submit(job(request(**size))).result(60)
+    difference = np.abs(np.asarray(tiled.images[0]) / 255 - np.asarray(whole.images[0]) / 255)
+    assert difference.mean() < 0.05  # seams are blended, not equal
+    monkeypatch.setattr(vae, "tiled_decode", full)
+    with pytest.raises(OutOfMemory):
+        engine.submit(job(request(**size))).result(60)
+
+
+def test_a_fault_in_one_jobs_rows_does_not_end_the_others(
+    engine: Engine, networks: Networks
+) -> None:
+    """A batch that fails is split until the guilty job is alone."""
+    whole = networks.control
+
+    def broken(*_arguments: object) -> list[Tensor]:
+        raise RuntimeError("a broken ControlNet")
+
+    networks.control = broken
+    with Gate(engine) as gate:
+        guilty = engine.submit(job(request(control={}), "guilty"))
+        innocent = engine.submit(job(request(), "innocent"))
+        gate.wait_for(2)
+    with pytest.raises(EngineFault):
+        guilty.result(60)
+    assert innocent.result(60).images
+    networks.control = whole
+
+
+def test_a_listener_that_fails_hurts_nobody(engine: Engine) -> None:
+    """Its job ends well all the same."""
+
+    def fail() -> None:
+        raise RuntimeError("a bug in the worker")
+
+    assert engine.submit(job(request()), Steps(2, fail)).result(60).images
+
+
+def test_a_lost_device_leaves_nobody_waiting(engine: Engine) -> None:
+    """The jobs in hand end with an error that is tried again elsewhere, and so do later ones."""
+    doomed = Engine(engine.models, "tiny", Options(threads=1), device=torch.device("cpu"))
+    doomed.start()
+
+    def lost(*_arguments: object) -> Tensor:
+        raise torch.AcceleratorError("unspecified launch failure")
+
+    doomed._batchers["tiny"]._networks.denoise = lost
+    for _ in range(2):
+        with pytest.raises(EngineFault) as failure:
+            doomed.submit(job(request())).result(60)
+        assert failure.value.retryable
+    doomed._stepper._thread.join(10)
+    assert not doomed.alive
+    doomed.stop()

@@ -1,0 +1,126 @@
+"""A job's inputs are read and encoded once, beside the steps, or refused with a reason."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from torch import nn
+
+from service.core.errors import EngineFault, InputLost, UnservableRequest
+from tests.engine.conftest import Counts, job, picture, request
+from workers.engine.engine import Engine
+from workers.engine.types import EngineJob
+
+
+def test_nothing_that_does_not_depend_on_the_step_is_done_at_a_step(engine: Engine) -> None:
+    """Encoders, projections, K, V, K', V', time ids and the map's embedding run once a job."""
+    model = engine.models["tiny"]
+    adapter, control = model.adapters["plus"], model.controlnets["outline"]
+    engine.submit(job(request(adapter="plus"))).result(60)  # remembers "no image" for ever
+    once: dict[str, nn.Module] = {
+        "text encoder": model.pipe.text_encoder,
+        "text encoder 2": model.pipe.text_encoder_2,
+        "image encoder": adapter.encoder.model,
+        "projection": adapter.projection,
+        "map": control.model.controlnet_cond_embedding,
+    }
+    for number, layer in enumerate(model.layers):
+        once[f"to_k {number}"], once[f"to_v {number}"] = layer.to_k, layer.to_v
+        once[f"to_k_ip {number}"], once[f"to_v_ip {number}"] = adapter.weights[number]
+    for number, layer in enumerate(control.layers):
+        once[f"control to_k {number}"], once[f"control to_v {number}"] = layer.to_k, layer.to_v
+    for name, net in (("unet", model.unet), ("controlnet", control.model)):
+        once[f"{name} time ids"], once[f"{name} time"] = net.add_embedding, net.time_embedding
+    counts = dict.fromkeys(once, 0)
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(*_arguments: object) -> None:
+            counts[name] += 1
+
+        return hook
+
+    hooks = [module.register_forward_hook(count(name)) for name, module in once.items()]
+    steps = 0
+
+    def step(*_arguments: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    hooks.append(model.unet.conv_in.register_forward_hook(step))
+    wanted = request(adapter="plus", control={}, steps=9, prompt="never seen before", images=1)
+    unseen = wanted.images[0].model_copy(update={"pixels_sha256": "1" * 64})
+    wanted = wanted.model_copy(update={"images": (unseen,)})
+    engine.submit(job(wanted)).result(60)
+    for hook in hooks:
+        hook.remove()
+    assert steps == 9
+    assert counts == dict.fromkeys(once, 1)
+
+
+def test_a_repeated_image_prompt_runs_no_encoder_and_reads_no_upload(
+    engine: Engine, observer: Counts
+) -> None:
+    """The second job with the same picture and text needs neither the upload nor an encoder."""
+    engine.submit(job(request(adapter="plus", images=2))).result(60)
+    observer.__init__()
+
+    def load(_index: int) -> None:
+        raise AssertionError("the upload was read")
+
+    again = EngineJob("again", request(adapter="plus", images=2, seed=3), load)
+    assert engine.submit(again).result(60).image_embedding_cache == "hit"
+    assert observer.encoder_runs == 0
+    assert observer.lookups == ["process", "process"]
+
+
+def test_an_upload_that_is_lost_fails_its_job_only(engine: Engine) -> None:
+    """What load_image raises comes out of the ticket."""
+
+    def lost(_index: int) -> None:
+        raise InputLost("gone")
+
+    unknown = request().images[0].model_copy(update={"pixels_sha256": "2" * 64})
+    wanted = request().model_copy(update={"images": (unknown,)})
+    with pytest.raises(InputLost):
+        engine.submit(EngineJob("lost", wanted, lost)).result(60)
+
+    def broken(_index: int) -> None:
+        raise ValueError("a bug in the worker")
+
+    with pytest.raises(EngineFault):
+        engine.submit(EngineJob("broken", wanted, broken)).result(60)
+
+
+def test_a_slow_upload_does_not_hold_up_other_jobs(engine: Engine) -> None:
+    """Inputs are read on threads of their own."""
+    arrived = threading.Event()
+
+    def slow(index: int) -> object:
+        assert arrived.wait(30)
+        return picture(index)
+
+    unknown = request().images[0].model_copy(update={"pixels_sha256": "3" * 64})
+    waiting = engine.submit(
+        EngineJob("slow", request().model_copy(update={"images": (unknown,)}), slow)
+    )
+    assert engine.submit(job(request())).result(60).images
+    arrived.set()
+    assert waiting.result(60).images
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        request(model="other"),
+        request(adapter="other"),
+        request(control={}).model_copy(
+            update={"control": request(control={}).control.model_copy(update={"type": "other"})}
+        ),
+        request(scheduler="lcm", steps=60),
+    ],
+    ids=["model", "adapter", "control", "lcm beyond its training"],
+)
+def test_what_the_model_cannot_do_fails_with_a_reason(engine: Engine, wanted: object) -> None:
+    """The message names the field."""
+    with pytest.raises(UnservableRequest, match="`"):
+        engine.submit(job(wanted)).result(60)
