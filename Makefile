@@ -1,12 +1,13 @@
 # Everything a person runs. `make demo` and `make test` set themselves up on a bare machine.
 PYTHON ?= python3.11
 PORT ?= 8000
+MINUTES ?= 10
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: setup demo serve test lint format openapi bench bench-gpu bench-http bench-workers \
-	bench-scale faults soak eval clean
+	bench-scale faults soak overload eval clean
 
 setup: $(READY)
 
@@ -57,6 +58,9 @@ faults: setup ## break everything 20 times each; about an hour; out/faults.md
 
 soak: setup ## a quarter of an hour of mixed load with cancels and kills; out/soak.md
 	$(BIN)/python -m tests.faults.soak --minutes 15
+
+overload: setup ## $(MINUTES) minutes of twice the requests that can be done; out/overload.md
+	$(BIN)/python -m tests.faults.overload --minutes $(MINUTES)
 
 eval: setup ## judge the bundled model's pictures; docs/
 	$(BIN)/python -m training.evaluate

@@ -59,7 +59,7 @@ async def _client(url: str, message: bytes, until: float) -> tuple[list[float], 
     while (now := time.perf_counter()) < until:
         writer.write(message)
         await writer.drain()
-        status, keep = await _answer(reader)
+        status, keep = await answer(reader)
         if status < 400:
             taken.append(time.perf_counter() - now)
         else:
@@ -71,7 +71,7 @@ async def _client(url: str, message: bytes, until: float) -> tuple[list[float], 
     return taken, errors
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
+async def answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
     """Read one answer; its status, and whether the connection goes on."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = 0

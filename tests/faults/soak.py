@@ -9,9 +9,9 @@ import random
 import tempfile
 import time
 from pathlib import Path
-from statistics import linear_regression
 
 from tests.faults.load import DISTINCT, Tally, send
+from tests.faults.memory import Memory
 from tests.faults.place import Place, opened
 from tests.running import until
 from tests.stack import FINAL, nothing_left
@@ -22,26 +22,6 @@ KILL_EVERY_SECONDS = 60.0
 SAMPLE_SECONDS = 5.0
 WARM_PART = 0.3
 """Memory is judged after this part of the time, when caches are full."""
-
-
-class Memory:
-    """Resident memory of a process over time."""
-
-    def __init__(self) -> None:
-        self._samples: list[tuple[float, float]] = []
-
-    def sample(self, pid: int) -> None:
-        """Note what the process holds now."""
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        self._samples.append((time.monotonic(), pages * 4096 / 2**20))
-
-    def figures(self) -> tuple[float, float]:
-        """Last size in MiB, and growth in MiB a minute after the warm part."""
-        warm = self._samples[int(len(self._samples) * WARM_PART) :]
-        if len(warm) < 2:
-            return self._samples[-1][1], 0.0
-        slope = linear_regression(*zip(*warm, strict=True)).slope
-        return warm[-1][1], slope * 60
 
 
 def soak(place: Place, minutes: float) -> tuple[Tally, int, int, dict[str, Memory]]:
@@ -99,7 +79,7 @@ def main() -> int:
         "|---|---|---|",
     ]
     for name, samples in memory.items():
-        size, slope = samples.figures()
+        size, slope = samples.figures(WARM_PART)
         lines.append(f"| {name} | {size:.0f} MiB | {slope:+.2f} MiB a minute |")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text("\n".join(lines) + "\n")
