@@ -164,7 +164,7 @@ def frozen_parts(out: Path, *, plus: bool) -> Frozen:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--out", type=Path, default=Path("work"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plus", action="store_true", help="the resampler over patch features")
