@@ -53,7 +53,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An answer that was no 202, at `at` (epoch)."""
+    """An answer that was no 202, at `at` (epoch); status 0: there was none."""
 
     at: float
     status: int
@@ -101,26 +101,30 @@ class Crowd:
         return sent
 
     async def _visit(self, http: httpx.AsyncClient) -> None:
-        answer, at = await self._try(http)
-        if answer.status_code == httpx.codes.ACCEPTED:
+        status, wait = await self._try(http)
+        if status == httpx.codes.ACCEPTED:
             return
-        wait, entered = answer.headers.get("retry-after"), None
+        at, entered = time.time(), None
         if wait is not None and random.random() < COME_BACK:
             await asyncio.sleep(float(wait))
-            again, _ = await self._try(http)
-            entered = again.status_code == httpx.codes.ACCEPTED
-        self.refused.append(Refused(at, answer.status_code, wait, entered))
+            entered = (await self._try(http))[0] == httpx.codes.ACCEPTED
+        self.refused.append(Refused(at, status, wait, entered))
 
-    async def _try(self, http: httpx.AsyncClient) -> tuple[httpx.Response, float]:
-        answer = await _post(http)
-        at = time.time()
+    async def _try(self, http: httpx.AsyncClient) -> tuple[int, str | None]:
+        """Send one request; status (0 without an answer) and `Retry-After` of its answer."""
+        try:
+            answer = await _post(http)
+        except httpx.HTTPError:
+            return 0, None
         if answer.status_code == httpx.codes.ACCEPTED:
             job: dict[str, Any] = answer.json()
-            self.accepted[job["id"]] = Accepted(at, job["eta_seconds"], job["queue_position"])
+            self.accepted[job["id"]] = Accepted(
+                time.time(), job["eta_seconds"], job["queue_position"]
+            )
             self._open.add(job["id"])
             if self._poller is not None:
                 self._poller.follow(job["id"])
-        return answer, at
+        return answer.status_code, answer.headers.get("retry-after")
 
     def look(self) -> bool:
         """Read the records of what is still open; whether anything is."""

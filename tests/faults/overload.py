@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,6 +127,7 @@ class Promise:
 def judge(crowd: Crowd, polls: Polls, memory: dict[str, Memory], minutes: float) -> list[Promise]:
     """Hold what was seen against what is promised."""
     ends, refused, room = crowd.ends(), crowd.refused, crowd.room()
+    answers = Counter(one.status for one in refused)
     in_time = sum(true <= told for told, true in room) / max(1, len(room))
     entered = [one.entered for one in refused if one.entered is not None]
     p50, p99 = polls.quantile(0.5), polls.quantile(0.99)
@@ -137,7 +139,7 @@ def judge(crowd: Crowd, polls: Polls, memory: dict[str, Memory], minutes: float)
         ),
         Promise(
             "the others get 503 with `Retry-After`",
-            f"{len(refused)} refused",
+            ", ".join(f"{count} x {status}" for status, count in answers.items()),
             bool(refused) and all(one.status == 503 and one.retry_after for one in refused),
         ),
         Promise(
