@@ -51,6 +51,12 @@ class Following:
         self.previews.append((step, image))
         self._wake.set()
 
+    def drop(self) -> None:
+        """Take the job from the engine."""
+        ticket = self.ticket  # it may be gone the next moment
+        if ticket is not None:
+            ticket.cancel()
+
 
 class Reporter(threading.Thread):
     """The thread that writes progress and learns of cancellation."""
@@ -75,6 +81,8 @@ class Reporter(threading.Thread):
         """Stop reporting on a job."""
         with self._lock:
             self._followed.discard(following)
+        # A ticket may know its listener; in a circle both would wait for the collector of cycles.
+        following.ticket = None
 
     def close(self) -> None:
         """End the thread."""
@@ -107,8 +115,8 @@ class Reporter(threading.Thread):
         if following.previews and held:
             preview = _preview(*following.previews.popleft())
             held = self._transitions.preview(following.claim, preview)
-        if not held and following.ticket is not None:
-            following.ticket.cancel()
+        if not held:
+            following.drop()
 
     def _drop_lost(self, followed: list[Following]) -> None:
         if not followed:
@@ -118,8 +126,8 @@ class Reporter(threading.Thread):
                 pipeline.hget(keys.job(following.claim.job_id), "fence")
             fences = pipeline.execute()
         for following, fence in zip(followed, fences, strict=True):
-            if fence != following.claim.token.encode() and following.ticket is not None:
-                following.ticket.cancel()
+            if fence != following.claim.token.encode():
+                following.drop()
 
 
 def _preview(step: int, image: Image) -> dict[str, object]:

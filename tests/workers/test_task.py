@@ -1,9 +1,11 @@
 """The life of one job, with an engine whose every move the test makes."""
 
 import base64
+import gc
 import io
 import json
 import threading
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -125,6 +127,18 @@ def test_job_that_another_worker_took_is_not_overwritten(
     now = read(job.id)
     assert (now.status, now.worker, now.images) == (Status.PROCESSING, "other", ())
     assert results(job.id) == []
+
+
+def test_ended_job_is_freed_at_once(add_job, engine: FakeEngine, start) -> None:
+    """Pictures do not pile up until the collector of cycles comes by."""
+    engine.answer = lambda _: result()
+    gc.disable()
+    try:
+        start(add_job().id).result(30)
+        ticket = weakref.ref(engine.tickets.pop())
+        until(lambda: ticket() is None, seconds=10)
+    finally:
+        gc.enable()
 
 
 def test_failure_of_the_job_ends_it_with_its_reason(
