@@ -5,12 +5,13 @@ not depended on.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
 import venv
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -180,6 +181,8 @@ def _started(
         yield Server(name, url, process.pid)
     finally:
         processes.end(process, grace_seconds=15)
+        with suppress(ProcessLookupError):  # LitServe leaves its own children behind
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait(answers: Callable[[], bool], process: "subprocess.Popen[bytes]", name: str) -> None:
