@@ -1,8 +1,9 @@
 """Resident memory of a process over time."""
 
 import time
+from itertools import combinations
 from pathlib import Path
-from statistics import linear_regression
+from statistics import median
 
 
 class Memory:
@@ -17,9 +18,13 @@ class Memory:
         self._samples.append((time.monotonic(), pages * 4096 / 2**20))
 
     def figures(self, warm_part: float) -> tuple[float, float]:
-        """Last size in MiB, and growth in MiB a minute after the warm part."""
+        """Last size in MiB, and growth in MiB a minute after the warm part.
+
+        The growth is the median of that between any two samples (Theil and Sen), so a heap that
+        is once made larger is no trend.
+        """
         warm = self._samples[int(len(self._samples) * warm_part) :]
-        if len(warm) < 2:
-            return self._samples[-1][1], 0.0
-        slope = linear_regression(*zip(*warm, strict=True)).slope
-        return warm[-1][1], slope * 60
+        slopes = [
+            (after - before) / (end - at) for (at, before), (end, after) in combinations(warm, 2)
+        ]
+        return warm[-1][1], 60 * median(slopes or [0.0])
