@@ -36,4 +36,5 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
             timeout=120,
         )
         faults[keep] = int(run.stdout)
-    assert faults[True] < 1000 < faults[False]
+    # A block that still moves faults 1,024 pages; without it all of them do, every time.
+    assert faults[True] < faults[False] / 50

@@ -20,6 +20,9 @@ error_log {folder}/error.log;
 events {{ worker_connections 512; }}
 http {{
   access_log off;
+  # A reload closes idle connections of clients, also as their next request arrives (nginx ticket
+  # 1022; `keepalive_min_timeout` mends it from 1.27.4 on). The replicas are tested, not nginx.
+  keepalive_timeout 0;
   client_body_temp_path {folder}/body;
   proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/fastcgi;
