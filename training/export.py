@@ -27,7 +27,18 @@ from training import (
 )
 from training.adapter import Adapter
 
-STAGES = ("vae", "decoder", "clip", "vision", "unet", "adapter", "adapter-plus", "controlnet")
+STAGES = (
+    "vae",
+    "decoder",
+    "clip",
+    "vision",
+    "unet",
+    "adapter-words",
+    "adapter",
+    "adapter-plus-words",
+    "adapter-plus",
+    "controlnet",
+)
 
 
 def export(out: Path, directory: Path) -> Path:
