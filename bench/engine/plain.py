@@ -17,7 +17,7 @@ from diffusers import (
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.core.catalog import ModelEntry
+from service.core.catalog import Adapter, ModelEntry
 from service.core.request import GenerateRequest
 from workers.engine.files import loader_arguments
 from workers.engine.schedulers import CLASSES
@@ -52,7 +52,7 @@ class Plain:
         """
         pipe = self.pipe(request.adapter, request.control.type if request.control else None)
         pipe.scheduler = CLASSES[request.scheduler].from_config(pipe.scheduler.config)
-        pipe.set_ip_adapter_scale(request.ip_scale)
+        _set_scale(pipe, self._entry.adapters[request.adapter], request.ip_scale)
         extra: dict[str, Any] = {}
         if request.control is not None:
             extra = {
@@ -104,3 +104,11 @@ class Plain:
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(self._device)
+
+
+def _set_scale(pipe: Any, adapter: Adapter, ip_scale: float) -> None:
+    scales = adapter.block_scales
+    pipe.set_ip_adapter_scale(1.0 if scales is None else scales.model_dump())
+    for processor in pipe.unet.attn_processors.values():
+        if hasattr(processor, "to_k_ip"):
+            processor.scale = [ip_scale * scale for scale in processor.scale]

@@ -16,12 +16,13 @@ from service.cli.up import running
 JOBS = 12
 
 
-def cost(subject: Subject) -> float:
+def cost(subject: Subject, *, compiled: bool) -> float:
     """Median seconds from sending a request to its finished job, less encode, denoise, decode.
 
     The service runs as it does everywhere: Redis, API and worker processes on loopback.
     """
     os.environ["IMAGEPROMPT_MODELS"] = str(subject.models)
+    os.environ["IMAGEPROMPT_COMPILE"] = str(compiled).lower()
     seconds = []
     with (
         tempfile.TemporaryDirectory(prefix="imageprompt-bench-") as data,

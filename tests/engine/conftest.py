@@ -1,7 +1,6 @@
 """A loaded engine on the tiny model, jobs for it, and the plain pipelines to compare it with."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -164,6 +163,10 @@ class Rows:
         self._rows[work.job.id] = rows = self._rows_of(work)
         return rows
 
+    def of(self, name: str) -> list[Row]:
+        """The rows of a job."""
+        return self._rows[name]
+
     def decoded(self, name: str) -> np.ndarray:
         """The pictures of a job as floats of 0 to 1, `(pictures, height, width, 3)`."""
         model = self._engine.models["tiny"]
@@ -186,32 +189,52 @@ def rows(engine: Engine) -> Iterator[Rows]:
     engine._admission.rows_of = remembered._rows_of
 
 
-class Gate:
+class Arrivals:
+    """Counts the jobs whose inputs have been gathered: the engine takes them in next."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._stepper = engine._stepper
+        self._admit = engine._stepper.admit
+        self._gathered = threading.Semaphore(0)
+
+    def __enter__(self) -> Self:
+        self._stepper.admit = self._count
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        del self._stepper.admit
+
+    def wait_for(self, jobs: int) -> None:
+        """Wait until the inputs of `jobs` more jobs have been gathered."""
+        for _ in range(jobs):
+            assert self._gathered.acquire(timeout=60)
+
+    def _count(self, work: Work) -> None:
+        self._admit(work)
+        self._gathered.release()
+
+
+class Gate(Arrivals):
     """Holds an engine between two steps while jobs are handed in, so that they start together."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._open = threading.Event()
         self._shut = threading.Event()
 
     def __enter__(self) -> Self:
-        self._engine._stepper.call(self._hold)
-        assert self._shut.wait(30)
-        return self
+        self._stepper.call(self._hold)
+        assert self._shut.wait(60)
+        return super().__enter__()
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         self._open.set()
-
-    def wait_for(self, jobs: int) -> None:
-        """Wait until the inputs of `jobs` jobs have been gathered."""
-        deadline = time.monotonic() + 30
-        while self._engine._stepper._inbox.qsize() < jobs:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
 
     def _hold(self) -> None:
         self._shut.set()
-        assert self._open.wait(60)
+        assert self._open.wait(120)
+        self._stepper._step_seconds = 60.0  # so long no step is due: all are taken in before one
 
 
 def together(engine: Engine, jobs: Sequence[EngineJob]) -> list[EngineResult]:

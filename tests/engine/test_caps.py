@@ -23,7 +23,14 @@ def test_running_out_of_memory_lowers_the_cap_of_that_size_only() -> None:
     """Half of what did not fit, and never less than one guided row."""
     caps = Caps(32)
     caps.lower(("m", 512, 512, ""), 12)
-    assert caps.of(("m", 512, 512, "job")) == 6
+    assert caps.of(("m", 512, 512, "")) == 6
     assert caps.of(("m", 256, 256, "")) == 32
     caps.lower(("m", 512, 512, ""), 2)
     assert caps.of(("m", 512, 512, "")) == 2
+
+
+def test_a_deterministic_job_has_a_cap_that_was_not_measured() -> None:
+    """Batches of another size give other bytes, and a measurement differs from start to start."""
+    caps = Caps(32)
+    caps.set("m", 512, 512, 16)
+    assert caps.of(("m", 512, 512, "its id")) == 2

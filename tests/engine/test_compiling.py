@@ -84,6 +84,28 @@ def test_a_mixed_load_compiles_nothing_and_equals_uncompiled_jobs(
         assert difference <= 1e-4, f"job {index}"
 
 
+def test_a_deterministic_job_runs_nothing_compiled(
+    compiled: tuple[Engine, Recompiles, Traces], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler, too, chooses kernels by timing; other jobs of that size run what it made."""
+    fast, recompiles, _ = compiled
+    networks, calls = fast._networks["tiny"], []
+    run = networks._unet
+
+    def counting(*arguments: Any) -> Any:
+        calls.append(len(arguments[1]))
+        return run(*arguments)
+
+    monkeypatch.setattr(networks, "_unet", counting)
+    before = recompiles.recompiles
+    result = fast.submit(job(request(deterministic=True))).result(60)
+    assert result.max_batch == 2
+    assert calls == []
+    fast.submit(job(request())).result(60)
+    assert calls == [4] * 4
+    assert recompiles.recompiles == before
+
+
 def test_a_compilation_while_serving_is_counted(
     compiled: tuple[Engine, Recompiles, Traces],
 ) -> None:

@@ -3,7 +3,7 @@
 from PIL import Image
 
 from service.core.request import Crop
-from workers.engine.crop import PAD_COLOUR, square
+from workers.engine.crop import LONGEST, PAD_COLOUR, square
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -41,3 +41,14 @@ def test_a_square_picture_is_left_alone() -> None:
     """There is nothing to decide."""
     image = Image.new("RGB", (50, 50), RED)
     assert all(square(image, crop, 224) == image for crop in Crop)
+
+
+def test_a_strip_within_the_upload_s_limits_does_not_fill_the_memory() -> None:
+    """60,000 by 10 pixels: a square of 10 GB if padded, 5 GB if its short side becomes 224."""
+    strip = Image.new("RGB", (60_000, 10), "white")
+    strip.paste("red", (29_990, 0, 30_010, 10))
+    for image in (strip, strip.transpose(Image.Transpose.ROTATE_90)):
+        padded, middle = square(image, Crop.PAD, 224), square(image, Crop.CENTER, 224)
+        assert padded.size == (LONGEST, LONGEST)
+        assert sorted(middle.size) == [10, 160]
+        assert middle.getpixel((middle.width // 2, middle.height // 2)) == (255, 0, 0)

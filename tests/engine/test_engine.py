@@ -5,13 +5,17 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bench.engine.plain import Plain
+from service.core.catalog import BlockScales, Catalog
 from service.core.request import GenerateRequest
+from service.core.settings import Device
 from tests.engine.conftest import Counts, Rows, control_map, job, picture, request, together
 from tests.running import until
-from workers.engine.engine import Engine
+from workers.engine.engine import Engine, load_engine
+from workers.engine.types import Options
 
 SAME_AS_PLAIN = 1e-3
 SAME_IN_COMPANY = 1e-4
@@ -45,7 +49,19 @@ def test_a_job_alone_equals_the_plain_pipeline(
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() <= SAME_AS_PLAIN
     # The picture that is handed out is this one, rounded to 8 bits.
-    assert np.abs(np.stack(result.images) / 255 - ours).max() <= 0.5 / 255 + 1e-6
+    assert np.abs(np.stack(result.images) / 255 - ours).max() <= 0.5 / 255 + 1e-5
+
+
+def test_an_engine_serves_what_it_has_loaded(engine: Engine) -> None:
+    served = request(adapter="plus", control={})
+    assert served.control is not None
+    assert engine.serves(served)
+    for change in (
+        {"model": "new"},
+        {"adapter": "new"},
+        {"control": served.control.model_copy(update={"type": "new"})},
+    ):
+        assert not engine.serves(served.model_copy(update=change))
 
 
 CHANGES = {
@@ -111,6 +127,32 @@ def test_rows_of_a_mixed_batch_equal_the_same_jobs_alone(
         engine.submit(job(wanted, "alone")).result(60)
         difference = np.abs(rows.decoded("alone") - rows.decoded(f"mixed-{index}")).max()
         assert difference <= SAME_IN_COMPANY, f"row {index}"
+
+
+def test_an_adapter_acts_in_the_blocks_that_models_yaml_says(
+    catalog: Catalog, plain: Plain
+) -> None:
+    """Its block scales and a job's lambda multiply, as with diffusers' `set_ip_adapter_scale`."""
+    entry = catalog.models["tiny"]
+    scales = BlockScales(down={"block_1": 0.5}, up={"block_0": [0, 1.5]})
+    plus = entry.adapters["plus"].model_copy(update={"block_scales": scales})
+    entry = entry.model_copy(update={"adapters": {**entry.adapters, "plus": plus}})
+    changed = catalog.model_copy(update={"models": {"tiny": entry}})
+    engine = load_engine(changed, Options(slots=2, threads=1), device=Device.CPU)
+    engine.start()
+    try:
+        rows = Rows(engine)
+        wanted = request(adapter="plus")
+        # The other adapter has no block scales and keeps lambda everywhere.
+        together(engine, [job(wanted, "plus"), job(request(), "base")])
+        same = Plain(entry, torch.device("cpu")).pictures(wanted, [picture(0)])
+        assert np.abs(rows.decoded("plus") - same).max() <= SAME_AS_PLAIN
+        everywhere = plain.pictures(wanted, [picture(0)])
+        assert np.abs(rows.decoded("plus") - everywhere).max() > 10 * SAME_AS_PLAIN
+        base = plain.pictures(request(), [picture(0)])
+        assert np.abs(rows.decoded("base") - base).max() <= SAME_AS_PLAIN
+    finally:
+        engine.stop()
 
 
 def test_equal_image_weights_change_nothing(engine: Engine, rows: Rows) -> None:

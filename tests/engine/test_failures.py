@@ -5,12 +5,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from service.core.errors import EngineFault, NotFinite, OutOfMemory
 from tests.engine.conftest import Counts, Gate, Rows, Steps, job, request, together
 from workers.engine.engine import Engine
 from workers.engine.networks import Networks
+from workers.engine.previews import Previews
+from workers.engine.rows import Row
 from workers.engine.types import Options
 
 
@@ -125,6 +128,57 @@ def test_a_fault_in_one_jobs_rows_does_not_end_the_others(
     networks.control = whole
 
 
+@pytest.mark.parametrize("method", ["scale_model_input", "step"])
+def test_a_sampler_that_fails_ends_its_own_job_only(
+    engine: Engine, rows: Rows, method: str
+) -> None:
+    """The rows it shared the forward with take their step."""
+
+    def broken(*_arguments: object, **_more: object) -> Tensor:
+        raise RuntimeError("a bug in a sampler")
+
+    def spoil() -> None:
+        (row,) = rows.of("sick")
+        setattr(row.scheduler, method, broken)
+
+    heard = Steps(2, spoil)
+    with Gate(engine) as gate:
+        tickets = [engine.submit(job(request(seed=seed), f"{seed}")) for seed in range(2)]
+        sick = engine.submit(job(request(seed=2), "sick"), heard)
+        gate.wait_for(3)
+    with pytest.raises(EngineFault):
+        sick.result(60)
+    assert heard.heard[-1] == (2, 4)
+    for seed, ticket in enumerate(tickets):
+        assert ticket.result(60).max_batch == 6
+        engine.submit(job(request(seed=seed), "alone")).result(60)
+        assert np.abs(rows.decoded("alone") - rows.decoded(f"{seed}")).max() <= 1e-4
+
+
+def test_a_preview_that_fails_ends_its_own_job_only(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with samplers."""
+    draw = Previews._draw
+
+    def broken(self: Previews, row: Row, *rest: Tensor) -> Image.Image:
+        if row.work.job.id == "sick":
+            raise RuntimeError("a bug in previews")
+        return draw(self, row, *rest)
+
+    monkeypatch.setattr(Previews, "_draw", broken)
+    previews = Previews(1)
+    previews.learn("tiny", torch.zeros(5, 3))
+    monkeypatch.setattr(engine._stepper, "_previews", previews)
+    with Gate(engine) as gate:
+        sick = engine.submit(job(request(), "sick"))
+        well = engine.submit(job(request(), "well"))
+        gate.wait_for(2)
+    with pytest.raises(EngineFault):
+        sick.result(60)
+    assert well.result(60).max_batch == 4
+
+
 def test_a_listener_that_fails_hurts_nobody(engine: Engine) -> None:
     """Its job ends well all the same."""
 
@@ -147,6 +201,6 @@ def test_a_lost_device_leaves_nobody_waiting(engine: Engine) -> None:
         with pytest.raises(EngineFault) as failure:
             doomed.submit(job(request())).result(60)
         assert failure.value.retryable
-    doomed._stepper._thread.join(10)
+    doomed._stepper._thread.join(60)
     assert not doomed.alive
     doomed.stop()

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from service.core.catalog import Adapter, Catalog, Source
+from service.core.catalog import Adapter, BlockScales, Catalog, Source
 from service.core.errors import ConfigurationError
 from service.core.settings import AttentionBackend, Device
 from workers.engine import files
@@ -104,6 +104,27 @@ def test_an_adapter_of_a_kind_that_is_not_served_is_refused(catalog: Catalog, fo
     weights(folder, "ip-adapter.safetensors", lambda tensors: tensors.clear())
     with pytest.raises(ConfigurationError, match="neither a base nor a Plus"):
         load(catalog, folder)
+
+
+@pytest.mark.parametrize(
+    ("scales", "named"),
+    [
+        ({"up": {"block_7": 1}}, "block_7"),
+        ({"down": {"block_0": 1}}, "block_0"),  # it has no cross-attention
+        ({"up": {"block_0": [1, 1, 1]}}, "Expected 2"),
+    ],
+)
+def test_block_scales_that_the_unet_has_no_blocks_for_are_named_with_the_adapters_file(
+    catalog: Catalog, folder: Path, scales: dict[str, object], named: str
+) -> None:
+    """diffusers would take the unknown ones for nothing."""
+    adapter = catalog.models["tiny"].adapters["base"]
+    update = {"path": folder, "block_scales": BlockScales.model_validate(scales)}
+    adapters = {"base": adapter.model_copy(update=update)}
+    with pytest.raises(
+        ConfigurationError, match=rf"block_scales.*ip-adapter\.safetensors.*{named}"
+    ):
+        load(catalog, folder, adapters=adapters)
 
 
 def test_a_pickled_adapter_is_refused(catalog: Catalog, folder: Path) -> None:

@@ -1,24 +1,29 @@
 """Who takes the next step: short jobs do not wait for long ones, and nobody starves."""
 
 import itertools
+import math
 from dataclasses import dataclass, field
+
+import pytest
 
 from workers.engine.policy import CREDIT, Policy
 
 
 @dataclass(eq=False)
 class Job:
-    """A job of one guided row and how many steps it has left."""
+    """A row, guided if nothing else is said, and how many steps it has left."""
 
     arrival: int
     steps: int
     group: str = "a"
     places: int = 2
+    rows: int = 1
+    """How many rows its job has; this is one of them."""
     cost: int = field(init=False)
     ended_at: int = -1
 
     def __post_init__(self) -> None:
-        self.cost = self.steps * self.places
+        self.cost = self.steps * self.places * self.rows
 
 
 def run(
@@ -91,6 +96,36 @@ def test_a_stream_of_new_sizes_does_not_stop_an_old_job() -> None:
     arrivals = {turn: Job(turn + 1, 9, group=f"new-{turn}") for turn in range(3, 400, 10)}
     run(Policy(lambda _group: 2), [old], turns=400, arrivals=arrivals)
     assert 0 <= old.ended_at <= CREDIT + 3 * 30 * 2
+
+
+@pytest.mark.parametrize("cap", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("rows", [2, 3, 4])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_job_of_several_rows_ends_within_the_bound_whatever_else_arrives(
+    cap: int, rows: int, groups: int
+) -> None:
+    """It needs its steps once for each batch that its rows make under the cap."""
+    steps = 10
+    mine = [Job(0, steps, rows=rows) for _ in range(rows)]
+    others = [Job(n, 1000, group=f"{n}") for n in range(1, groups)]
+    arrivals = {turn: Job(turn + groups, 2, rows=2) for turn in range(2000)}
+    run(Policy(lambda _group: cap), [*mine, *others], turns=2000, arrivals=arrivals)
+    own = steps * math.ceil(rows / (cap // 2))
+    assert all(0 <= row.ended_at < CREDIT + 3 * own * groups for row in mine)
+
+
+def test_rows_beyond_the_cap_wait_for_their_own_job() -> None:
+    """Four guided pictures under a cap of two places take four times the steps, also alone."""
+    mine = [Job(0, 10, rows=4) for _ in range(4)]
+    run(Policy(lambda _group: 2), list(mine), turns=100)
+    assert [row.ended_at for row in mine] == [9, 19, 29, 39]
+
+
+def test_a_shorter_job_that_fits_may_end_before_an_earlier_one() -> None:
+    """It takes places that the earlier one has no use for, and costs it nothing."""
+    first, second = Job(0, 10), Job(1, 9)
+    run(Policy(lambda _group: 4), [first, second], turns=20)
+    assert (first.ended_at, second.ended_at) == (9, 8)
 
 
 def test_one_row_runs_even_where_it_is_larger_than_the_cap() -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.engine.conftest import Counts, Gate, Rows, Steps, job, request
+from service.core.errors import TookTooLong
+from tests.engine.conftest import Arrivals, Counts, Gate, Rows, Steps, job, request
 from tests.running import until
 from workers.engine.engine import Engine
 from workers.engine.types import Canceled
@@ -43,18 +44,46 @@ def test_a_canceled_job_can_be_canceled_again_and_a_finished_one_stays_finished(
     result = ticket.result(60)
     ticket.cancel()
     assert ticket.result(0) is result
-    gone = engine.submit(job(request(steps=50)))
-    gone.cancel()
-    gone.cancel()
-    with pytest.raises(Canceled):
-        gone.result(0)
+    with Gate(engine):
+        gone = engine.submit(job(request()))
+        gone.cancel()
+        gone.cancel()
+        with pytest.raises(Canceled):
+            gone.result(0)
+
+
+def test_a_job_that_computes_for_too_long_ends_alone(
+    engine: Engine, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes no step after its time is over, and its error says why; the others go on."""
+    monkeypatch.setattr(engine._stepper, "_job_timeout_seconds", 3600)
+
+    def an_hour_later() -> None:
+        rows.of("slow")[0].work.ready_at -= 3600
+
+    slow = Steps(3, an_hour_later)
+    with Gate(engine) as gate:
+        late = engine.submit(job(request(steps=50, seed=1), "slow"), slow)
+        stays = engine.submit(job(request(steps=10, seed=2), "stays"))
+        gate.wait_for(2)
+    with pytest.raises(TookTooLong, match="3600 s") as failure:
+        late.result(60)
+    assert not failure.value.retryable
+    assert slow.heard[-1] == (3, 50)
+    assert stays.result(60).max_batch == 4
 
 
 def test_a_job_joins_others_on_their_way(engine: Engine, rows: Rows) -> None:
     """A job that comes later shares the steps that are left, and comes out the same."""
     late: list[object] = []
-    join = Steps(2, lambda: late.append(engine.submit(job(request(seed=2, steps=6), "late"))))
-    first = engine.submit(job(request(seed=1, steps=20), "first"), join).result(60)
+
+    def join() -> None:
+        late.append(engine.submit(job(request(seed=2, steps=6), "late")))
+        arrivals.wait_for(2)  # the first one's arrival, then its own
+
+    with Arrivals(engine) as arrivals:
+        ticket = engine.submit(job(request(seed=1, steps=20), "first"), Steps(2, join))
+        first = ticket.result(60)
     second = late[0].result(60)
     assert first.max_batch == second.max_batch == 4
     for name, seed, steps in (("first", 1, 20), ("late", 2, 6)):
@@ -98,8 +127,9 @@ def test_a_short_job_behind_seven_long_ones_waits_for_few_of_their_steps(
 
 def test_an_engine_says_whether_it_is_busy_and_alive(engine: Engine) -> None:
     """What the worker's health check reads."""
-    ticket = engine.submit(job(request(steps=8)))
-    assert engine.busy
+    with Gate(engine):
+        ticket = engine.submit(job(request()))
+        assert engine.busy
     ticket.result(60)
     until(lambda: not engine.busy, what="the end of the last job")
     assert engine.alive

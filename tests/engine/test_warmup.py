@@ -9,7 +9,8 @@ from PIL import Image
 
 from service.core.catalog import Catalog
 from service.core.settings import Device
-from tests.engine.conftest import Counts, job, request
+from tests.engine.conftest import Counts, Steps, job, request
+from tests.running import until
 from workers.engine import preview
 from workers.engine.engine import load_engine
 from workers.engine.silent import Silent
@@ -28,7 +29,12 @@ class Watcher(Silent):
 
 def test_a_warm_engine_has_run_every_class_and_knows_its_rate(catalog: Catalog) -> None:
     """Adapters, ControlNets and sizes have each run once; caps and the rate are measured."""
-    counts, stages = Counts(), []
+    counts, stages, timed = Counts(), [], []
+
+    def on_stage(stage: str) -> None:
+        stages.append(stage)
+        timed.append(torch.backends.cudnn.benchmark)
+
     engine = load_engine(
         catalog,
         Options(
@@ -36,7 +42,7 @@ def test_a_warm_engine_has_run_every_class_and_knows_its_rate(catalog: Catalog) 
             threads=1,
             observer=counts,
             preview_every_steps=2,
-            on_stage=stages.append,
+            on_stage=on_stage,
         ),
         device=Device.CPU,
     )
@@ -55,6 +61,9 @@ def test_a_warm_engine_has_run_every_class_and_knows_its_rate(catalog: Catalog) 
             "preparing tiny at 64 x 64",
             "warming tiny",
         ]
+        # cuDNN's algorithms are timed before the first client comes, and never while serving.
+        assert timed == [False] * 4 + [True] * 3
+        assert not torch.backends.cudnn.benchmark
         watcher = Watcher()
         result = engine.submit(job(request(steps=5, num_images=2)), watcher).result(60)
         assert [step for step, _ in watcher.seen] == [2, 4]
@@ -72,7 +81,9 @@ def test_a_stopped_engine_takes_nothing_in_and_leaves_nobody_waiting(catalog: Ca
     """Jobs that are open when it stops end as canceled; stopping twice is allowed."""
     engine = load_engine(catalog, Options(slots=2, threads=1), device=Device.CPU)
     engine.start()
-    open_jobs = [engine.submit(job(request(steps=100, seed=seed))) for seed in range(3)]
+    # Not one ends by itself before: the first that takes a step waits for the stop.
+    wait = Steps(1, lambda: until(lambda: engine._stopped, what="the stop"))
+    open_jobs = [engine.submit(job(request(seed=seed)), wait) for seed in range(3)]
     engine.stop()
     engine.stop()
     for ticket in itertools.chain(open_jobs, [engine.submit(job(request()))]):

@@ -7,6 +7,7 @@ from workers.engine import schedulers
 from workers.engine.conditions import Conditioner
 from workers.engine.encoding import Encoders
 from workers.engine.finishing import Finisher
+from workers.engine.repeatable import by_rule
 from workers.engine.rows import Row, Work, start_row
 
 
@@ -21,8 +22,13 @@ class Admission:
     def rows_of(self, work: Work) -> list[Row]:
         """The rows of a job, one a picture.
 
-        Raises `UnservableRequest` where its sampler cannot do so many steps.
+        By rule for every job: what is cached here may serve a deterministic one. Raises
+        `UnservableRequest` where its sampler cannot do so many steps.
         """
+        with by_rule():
+            return self._rows_of(work)
+
+    def _rows_of(self, work: Work) -> list[Row]:
         assert work.inputs is not None, "jobs are admitted with their inputs"
         request, model = work.job.request, work.model
         config = model.pipe.scheduler.config

@@ -6,6 +6,7 @@ knows nothing of who is served when.
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -54,10 +55,16 @@ class Batcher:
 
         Raises `torch.AcceleratorError` where the device is lost.
         """
+        steady = rows[0].work.job.request.deterministic
+        with self._networks.repeatable() if steady else nullcontext():
+            return self._predict(rows)
+
+    def _predict(self, rows: Sequence[Row]) -> Predictions:
         self._ran_out = False
-        inputs = {row: row.model_input().to(self._networks.dtype) for row in rows}
-        places = [Place(row, side) for row in rows for side in row.sides]
-        outputs, errors = self._run(places, inputs)
+        inputs, errors = self._inputs(rows)
+        places = [Place(row, side) for row in inputs for side in row.sides]
+        outputs, more_errors = self._run(places, inputs) if places else ({}, {})
+        errors |= more_errors
         well = tuple(row for row in rows if row not in errors)
         failed = tuple(errors.items())
         if not well:
@@ -72,6 +79,20 @@ class Batcher:
         finite = torch.isfinite(values).flatten(1).all(1)
         joined = torch.cat([inputs[row] for row in well])
         return Predictions(well, values, joined, finite, failed, self._ran_out)
+
+    def _inputs(self, rows: Sequence[Row]) -> tuple[dict[Row, Tensor], dict[Row, JobFailed]]:
+        """What the UNet is given for each row, and the rows whose sampler does not give it."""
+        inputs: dict[Row, Tensor] = {}
+        errors: dict[Row, JobFailed] = {}
+        for row in rows:
+            try:
+                inputs[row] = row.model_input().to(self._networks.dtype)
+            except torch.AcceleratorError:
+                raise  # the device is lost, and with it every row
+            except Exception as error:
+                log.exception("a row's sampler failed")
+                errors[row] = _failure(memory=isinstance(error, torch.OutOfMemoryError))
+        return inputs, errors
 
     def _run(
         self, places: Sequence[Place], inputs: dict[Row, Tensor]

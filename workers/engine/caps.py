@@ -34,8 +34,13 @@ class Caps:
         self._measured.setdefault(model, {})[height, width] = places
 
     def of(self, group: Any) -> int:
-        """The most places of a batch of `group`, whose first three parts are model and size."""
-        model, height, width = group[:3]
+        """The most places of a batch of `group`: model, size, and a deterministic job's id or ``.
+
+        A deterministic job gets the smallest: what was measured must not show in its bytes.
+        """
+        model, height, width, alone = group
+        if alone:
+            return 2
         places = self._lowered.get((model, height, width), self.limit)
         return max(2, min(places, self._from_profile(model, height, width)))
 

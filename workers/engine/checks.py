@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from safetensors import SafetensorError, safe_open
 
+from service.core.catalog import BlockScales
 from service.core.errors import ConfigurationError
 
 BASE_TOKENS: Final = 4
@@ -100,6 +101,22 @@ def check_adapter(adapter: AdapterFile, cross_attentions: Mapping[int, int], une
                     f"adapter file {adapter.name} has {key} of shape {found}, but UNet {name} "
                     f"needs {(inner, width)}: it belongs to another base model"
                 )
+
+
+def check_block_scales(scales: BlockScales, adapter: str, unet: Any) -> None:
+    """Check that a UNet has the blocks that an adapter's `block_scales` in models.yaml name.
+
+    diffusers passes over names it does not know; the number of values it checks itself.
+    """
+    for side, blocks in (("down", unet.down_blocks), ("up", unet.up_blocks)):
+        named = getattr(scales, side)
+        known = [f"block_{n}" for n, block in enumerate(blocks) if hasattr(block, "attentions")]
+        unknown = sorted(set(named) - set(known)) if isinstance(named, dict) else []
+        if unknown:
+            raise ConfigurationError(
+                f"models.yaml: `block_scales` of adapter file {adapter} name {side}.{unknown[0]}, "
+                f"but UNet {unet_name(unet)} has cross-attention in {side}.{known} only"
+            )
 
 
 def check_unet(unet: Any, vae: Any) -> None:

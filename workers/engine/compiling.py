@@ -6,7 +6,8 @@ nothing is compiled while serving, and what is all the same is counted.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -52,12 +53,15 @@ class CompiledNetworks(Networks):
         self._on_recompile = on_recompile
         self._backend = backend
         self._sealed = False
+        self._by_rule = False
         self._counts: dict[tuple[int, int], tuple[int, ...]] = {}
         self._unet = self._compile(_denoise)
         self._control = self._compile(_residuals)
 
     def padded(self, places: int, height: int, width: int) -> int:
-        """The next batch size of the set; `places` itself where the size was not compiled."""
+        """The next batch size of the set; `places` itself where nothing compiled is run."""
+        if self._by_rule:
+            return places
         return min(
             (count for count in self._counts.get((height, width), ()) if count >= places),
             default=places,
@@ -84,6 +88,16 @@ class CompiledNetworks(Networks):
     def seal(self) -> None:
         """From now on a compilation is one too many."""
         self._sealed = True
+
+    @contextmanager
+    def repeatable(self) -> Iterator[None]:
+        """See `Networks.repeatable`; uncompiled, for inductor chooses some kernels by timing."""
+        self._by_rule = True
+        try:
+            with super().repeatable():
+                yield
+        finally:
+            self._by_rule = False
 
     def denoise(
         self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
@@ -132,7 +146,8 @@ class CompiledNetworks(Networks):
         return Context(context.text, image, scale, bias)
 
     def _is_compiled(self, sample: Tensor) -> bool:
-        return len(sample) in self._counts.get((sample.shape[-2], sample.shape[-1]), ())
+        counts = self._counts.get((sample.shape[-2], sample.shape[-1]), ())
+        return len(sample) in counts and not self._by_rule
 
     def _compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:

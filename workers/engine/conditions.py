@@ -93,9 +93,8 @@ class Conditioner:
             emb=time_embeddings(model.unet, times, pooled, time_ids),
             image=self._image(model, adapter, encoded.images, len(sides)),
             bias=_bias([image.weight for image in inputs.images], model, adapter),
-            scale=torch.full(
-                (len(model.layers),), request.ip_scale, dtype=model.dtype, device=model.device
-            ),
+            scale=request.ip_scale
+            * to_device(torch.tensor(adapter.scales), model.device, model.dtype),
             guided=tuple(request.guided_at(step) for step in range(request.steps)),
             guidance_scale=request.guidance_scale,
             control=self._control(request, model, inputs, tokens, pooled, times, time_ids),

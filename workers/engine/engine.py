@@ -17,6 +17,7 @@ import torch
 
 from service.core.catalog import Catalog
 from service.core.errors import EngineFault, JobFailed, UnservableRequest
+from service.core.request import GenerateRequest
 from service.core.settings import AttentionBackend, Device
 from workers.engine import inputs, warmup
 from workers.engine.admission import Admission
@@ -32,6 +33,7 @@ from workers.engine.heap import keep_freed_memory
 from workers.engine.loading import LoadedModel, load_model
 from workers.engine.networks import Networks
 from workers.engine.previews import Previews
+from workers.engine.repeatable import find_the_fastest
 from workers.engine.rows import Work, now
 from workers.engine.silent import Silent
 from workers.engine.stepper import Stepper
@@ -98,6 +100,7 @@ class Engine:
             previews=self._previews,
             observer=observer,
             threads=options.threads,
+            job_timeout_seconds=options.job_timeout_seconds,
             on_death=self._die,
         )
 
@@ -135,6 +138,7 @@ class Engine:
         such a job raises.
         """
         self.start()
+        self._stepper.ask(partial(find_the_fastest, wanted=True))
         for name, model in self.models.items():
             rate = self._profile(name, model)
             self._on_stage(f"warming {name}")
@@ -143,6 +147,7 @@ class Engine:
             self._networks[name].seal()
             if name == self._default:
                 self.row_steps_per_second = rate
+        self._stepper.ask(partial(find_the_fastest, wanted=False))
 
     def _profile(self, name: str, model: LoadedModel) -> float:
         """Set the caps of a model's sizes; returns its places per second at its default size."""
@@ -170,6 +175,13 @@ class Engine:
         counts = [1 << power for power in range(cap.bit_length())]
         networks = self._networks[name]
         self._stepper.ask(partial(networks.prepare, size[1] // factor, size[0] // factor, counts))
+
+    def serves(self, request: GenerateRequest) -> bool:
+        """Whether the model, adapter and ControlNet that a request names are loaded here."""
+        model = self.models.get(request.model)
+        if model is None or request.adapter not in model.adapters:
+            return False
+        return request.control is None or request.control.type in model.controlnets
 
     def submit(self, job: EngineJob, listener: Listener | None = None) -> Ticket:
         """Take a job in and return at once. Any thread may call it.
@@ -261,8 +273,6 @@ def load_engine(
         torch.set_num_threads(options.threads)
     if place.type == "cpu":
         keep_freed_memory()
-    else:
-        torch.backends.cudnn.benchmark = True  # sizes are few and come again and again
     models = {
         name: load_model(name, entry, device=place, kernel=kernel, on_stage=options.on_stage)
         for name, entry in catalog.models.items()

@@ -14,7 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from service.core.catalog import Adapter, ModelEntry, Source
+from service.core.catalog import Adapter, BlockScales, ModelEntry, Source
 from service.core.errors import ConfigurationError
 from workers.engine import checks, files
 from workers.engine.attention import Kernel
@@ -43,6 +43,8 @@ class LoadedAdapter:
     encoder: ImageEncoder
     projection: Any
     weights: tuple[tuple[nn.Linear, nn.Linear], ...]
+    scales: tuple[float, ...]
+    """What `ip_scale` is multiplied with in each cross-attention."""
 
     @property
     def tokens(self) -> int:
@@ -210,12 +212,26 @@ def _adapter(
         weight_name=adapter.weight_name,
         revision=adapter.revision,
     )
+    if adapter.block_scales is not None:
+        _scale_blocks(pipe, adapter.block_scales, name)
     processors = pipe.unet.attn_processors
+    scales = tuple(float(processors[key].scale[0]) for key in cross.values())
     weights = tuple(
         (processors[key].to_k_ip[0], processors[key].to_v_ip[0]) for key in cross.values()
     )
     projection = pipe.unet.encoder_hid_proj.image_projection_layers[0]
-    return LoadedAdapter(header.kind, encoder, projection, weights)
+    return LoadedAdapter(header.kind, encoder, projection, weights, scales)
+
+
+def _scale_blocks(pipe: StableDiffusionXLPipeline, scales: BlockScales, name: str) -> None:
+    checks.check_block_scales(scales, name, pipe.unet)
+    try:
+        pipe.set_ip_adapter_scale(scales.model_dump())
+    except ValueError as error:
+        raise ConfigurationError(
+            f"models.yaml: `block_scales` of adapter file {name} do not fit UNet "
+            f"{checks.unet_name(pipe.unet)}: {error}"
+        ) from error
 
 
 def _encoder(source: Source, dtype: torch.dtype) -> ImageEncoder:

@@ -4,7 +4,8 @@ This is the seam for memory: everything large that a step allocates is allocated
 tests take its place to run out of it. It knows nothing of rows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from workers.engine.attention import Context
 from workers.engine.forward import control_forward, unet_forward
 from workers.engine.loading import LoadedModel
+from workers.engine.repeatable import by_rule
 
 
 class Networks:
@@ -30,6 +32,13 @@ class Networks:
 
     def seal(self) -> None:
         """Everything is ready; here, nothing changes."""
+
+    @contextmanager
+    def repeatable(self) -> Iterator[None]:
+        """Inside, a batch gives the same bytes after every start; see `repeatable.py`."""
+        controls = [control.model for control in self._model.controlnets.values()]
+        with by_rule([self._model.unet, *controls]):
+            yield
 
     def denoise(
         self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None

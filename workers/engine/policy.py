@@ -5,13 +5,16 @@ The rule, and why nobody starves:
 1. Rows are grouped by what they must share (model, size). A turn runs rows of one group, up to
    the group's cap.
 2. A fair turn goes to the group that was served longest ago, and in it to the jobs that came
-   first. Jobs of one group therefore end in the order they came, as fast as the batch allows,
-   and with G groups each is served at least once in G fair turns.
+   first; a later one takes only places that none before it can use. A shorter job that finds
+   such places may end before those that came earlier. With G groups each is served at least once
+   in G fair turns.
 3. A job is short when all of it costs at most a quarter of the average job in hand. Short jobs
    may take express turns: small batches of their own, which a long queue does not slow down.
 4. An express turn costs one credit; a fair turn gives two, up to eight. So at most eight turns
-   in a row pass the long jobs by, and in the long run a third of all turns is fair. A job of n
-   steps, first of its group, ends after at most 8 + 3 n G turns whatever else arrives.
+   in a row pass the long jobs by, and in the long run a third of all turns is fair. A job of r
+   rows and n steps, of whose rows k fit under the cap at once, needs m = n ceil(r / k) turns for
+   itself; as the first of its group it ends after at most 8 + 3 m G turns, whatever else arrives,
+   G being the most groups there are meanwhile.
 """
 
 from collections.abc import Callable, Hashable, Sequence

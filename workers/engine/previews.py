@@ -5,7 +5,6 @@ from PIL.Image import Image
 from torch import Tensor
 
 from workers.engine import preview
-from workers.engine.batch import Predictions
 from workers.engine.rows import Row, Work
 
 
@@ -28,15 +27,17 @@ class Previews:
         """Use `colours`, as `preview.fit` returned them, for rows of `model`."""
         self._colours[model] = colours
 
-    def before(self, predictions: Predictions) -> None:
-        """Draw what is due from a step's predictions, before the rows take it."""
-        if not self._every:
+    def before(self, row: Row, model_input: Tensor, prediction: Tensor) -> None:
+        """Draw what is due of a row before it takes a step.
+
+        `model_input` is what the UNet was given, `prediction` its guided answer, both
+        `(1, channels, h, w)`.
+        """
+        if not self._every or row.index != 0 or (row.step + 1) % self._every != 0:
             return
-        for index, row in enumerate(predictions.rows):
-            due = row.index == 0 and (row.step + 1) % self._every == 0
-            if due and row.work.model.name in self._colours:
-                image = self._draw(row, predictions, index)
-                row.work.preview = (row.step + 1, image)
+        if row.work.model.name in self._colours:
+            image = self._draw(row, model_input, prediction)
+            row.work.preview = (row.step + 1, image)
 
     def send(self, work: Work) -> None:
         """Send what was drawn for a job."""
@@ -44,12 +45,6 @@ class Previews:
         if drawn is not None:
             work.listener.on_preview(*drawn)
 
-    def _draw(self, row: Row, predictions: Predictions, index: int) -> Image:
-        one = slice(index, index + 1)
-        clean = preview.without_noise(
-            row.scheduler,
-            row.timestep,
-            predictions.inputs[one].float(),
-            predictions.values[one],
-        )
+    def _draw(self, row: Row, model_input: Tensor, prediction: Tensor) -> Image:
+        clean = preview.without_noise(row.scheduler, row.timestep, model_input.float(), prediction)
         return preview.render(self._colours[row.work.model.name], torch.nan_to_num(clean))

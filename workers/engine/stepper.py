@@ -11,13 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Final, TypeVar
 
 import torch
-from torch import Tensor
 
-from service.core.errors import EngineFault, JobFailed, NotFinite, OutOfMemory
+from service.core.errors import EngineFault, JobFailed, NotFinite, OutOfMemory, TookTooLong
 from workers.engine.admission import Admission
 from workers.engine.batch import Batcher, Predictions
 from workers.engine.caps import Caps
@@ -25,7 +24,9 @@ from workers.engine.decoding import Decoder
 from workers.engine.finishing import Finisher
 from workers.engine.policy import Policy
 from workers.engine.previews import Previews
+from workers.engine.repeatable import by_rule
 from workers.engine.rows import Row, Work, now
+from workers.engine.taken import Taken, mark
 from workers.engine.types import Observer
 
 log = logging.getLogger(__name__)
@@ -33,21 +34,6 @@ R = TypeVar("R")
 
 IDLE_SECONDS: Final = 0.5
 """How long an idle engine sleeps before it says again that it is alive."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """One step that has been started and not yet looked at.
-
-    `finite` is a flag a row on the CPU, valid once `done` (CUDA only) has happened; `steps` are
-    the steps that each job had then done, `finished` the rows for which it was the last.
-    """
-
-    rows: tuple[Row, ...]
-    finite: Tensor
-    done: torch.cuda.Event | None
-    steps: Mapping[Work, int]
-    finished: tuple[Row, ...]
 
 
 class Stepper:
@@ -69,6 +55,7 @@ class Stepper:
         previews: Previews,
         observer: Observer,
         threads: int,
+        job_timeout_seconds: float,
         on_death: Callable[[], None],
     ) -> None:
         self._device = device
@@ -80,13 +67,14 @@ class Stepper:
         self._previews = previews
         self._observer = observer
         self._threads = threads
+        self._job_timeout_seconds = job_timeout_seconds
         self._on_death = on_death
         self._policy = Policy(caps.of)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: deque[Work] = deque()
         self._rows: list[Row] = []
         self._decodes: deque[Row] = deque()
-        self._taken: deque[_Taken] = deque()
+        self._taken: deque[Taken] = deque()
         # On CUDA one step is computed while the next is being started.
         self._ahead = 1 if device.type == "cuda" else 0
         self._step_seconds = 0.0
@@ -150,6 +138,7 @@ class Stepper:
 
     def _turn(self) -> None:
         self._receive()
+        self._end_late()
         self._drop_ended()
         self._encode()
         self._decode()
@@ -172,6 +161,15 @@ class Stepper:
                 action = self._inbox.get_nowait()
         except queue.Empty:
             pass
+
+    def _end_late(self) -> None:
+        limit = self._job_timeout_seconds
+        latest = now() - limit
+        for row in (*self._rows, *self._decodes):
+            if row.work.ready_at < latest:
+                row.work.ticket.fail(
+                    TookTooLong(f"The job computed for longer than the {limit:g} s it may.")
+                )
 
     def _drop_ended(self) -> None:
         self._rows = [row for row in self._rows if not row.work.ticket.done]
@@ -206,7 +204,8 @@ class Stepper:
         row = self._decodes.popleft()
         work = row.work
         try:
-            wait = self._decoder.decode(work.model, row.latents)
+            with by_rule() if work.job.request.deterministic else nullcontext():
+                wait = self._decoder.decode(work.model, row.latents)
         except JobFailed as error:
             work.ticket.fail(error)
         except Exception as error:  # noqa: BLE001 (one job's fault must not end the others)
@@ -222,35 +221,34 @@ class Stepper:
         places = sum(row.places for row in rows)
         try:
             predictions = self._batchers[work.model.name].predict(rows)
-            self._previews.before(predictions)
-            for index, row in enumerate(predictions.rows):
-                row.advance(predictions.values[index : index + 1])
-                row.work.max_batch = max(row.work.max_batch, places)
         except torch.AcceleratorError:
             raise  # the device is lost, and with it everything on it
         except Exception as error:  # noqa: BLE001 (the engine lives on)
             for row in rows:
                 self._fail(row.work, error)
             return
+        for index, row in enumerate(predictions.rows):
+            row.work.max_batch = max(row.work.max_batch, places)
+            self._advance(row, predictions, slice(index, index + 1))
         if predictions.out_of_memory:
             self._caps.lower(work.group, places)
         for row, failure in predictions.failed:
             row.work.ticket.fail(failure)
-        self._taken.append(self._mark(predictions))
+        self._taken.append(mark(predictions, self._device))
         self._step_seconds = now() - started
         self._observer.on_forward(work.model.name, places)
 
-    def _mark(self, predictions: Predictions) -> _Taken:
-        steps = {row.work: row.work.step for row in predictions.rows}
-        finished = tuple(row for row in predictions.rows if row.done)
-        if self._device.type != "cuda":
-            return _Taken(predictions.rows, predictions.finite, None, steps, finished)
-        finite = predictions.finite.to("cpu", non_blocking=True)
-        done = torch.cuda.Event()
-        done.record()
-        return _Taken(predictions.rows, finite, done, steps, finished)
+    def _advance(self, row: Row, predictions: Predictions, own: slice) -> None:
+        """Let one row take its step; if it fails, its job fails alone."""
+        try:
+            self._previews.before(row, predictions.inputs[own], predictions.values[own])
+            row.advance(predictions.values[own])
+        except torch.AcceleratorError:
+            raise  # as above
+        except Exception as error:  # noqa: BLE001 (one job's fault must not end the others)
+            self._fail(row.work, error)
 
-    def _settle(self, taken: _Taken) -> None:
+    def _settle(self, taken: Taken) -> None:
         """Look at a step that has been computed: drop sick rows, tell of progress, decode."""
         if taken.done is not None:
             taken.done.synchronize()

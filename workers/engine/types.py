@@ -1,5 +1,6 @@
 """What the engine takes in and gives out: the seam between it and the worker around it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -99,13 +100,15 @@ class Observer(Protocol):
 class Options:
     """How an engine works, whatever its models.
 
-    `slots` is the most jobs held at once and bounds the batches, `threads` the CPU threads of
+    `slots` is the most jobs held at once and bounds the batches, `job_timeout_seconds` ends a job
+    that computes for longer, `threads` the CPU threads of
     torch (0: its own choice), `store` a shared second level of the embedding cache, whose first
     level keeps `cache_entries`. `on_stage` hears what start-up is about to do.
     """
 
     slots: int = 16
     threads: int = 0
+    job_timeout_seconds: float = math.inf
     store: EmbeddingStore | None = None
     cache_entries: int = 512
     preview_every_steps: int = 0
