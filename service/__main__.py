@@ -3,10 +3,12 @@
 import asyncio
 import signal
 import sys
+from functools import partial
 
 import structlog
 import uvloop
 
+from service import heap
 from service.app import Side, create_app
 from service.core import logs, tracing
 from service.core.catalog import load_catalog
@@ -23,14 +25,15 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("service")
 
 def _servers(settings: Settings, stopping: asyncio.Event, *, closed: bool) -> list[Server]:
     metrics = ApiMetrics()
+    listen = partial(Server, closed=closed, grace_seconds=settings.grace_seconds)
     if settings.admin_port is None:
         app = create_app(settings, stopping, metrics=metrics)
-        return [Server(app, settings.host, settings.port, closed=closed)]
+        return [listen(app, settings.host, settings.port)]
     clients = create_app(settings, stopping, side=Side.PUBLIC, metrics=metrics)
     operators = create_app(settings, stopping, side=Side.ADMIN, metrics=metrics)
     return [
-        Server(clients, settings.host, settings.port, closed=closed),
-        Server(operators, settings.admin_host, settings.admin_port, closed=closed),
+        listen(clients, settings.host, settings.port),
+        listen(operators, settings.admin_host, settings.admin_port),
     ]
 
 
@@ -75,6 +78,7 @@ async def _serve(settings: Settings) -> bool:
 
 def main() -> int:
     """Serve until a signal comes; the exit status."""
+    heap.give_back()
     settings = load_settings()
     logs.configure(settings.log_level, settings.log_format)
     try:

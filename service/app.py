@@ -6,15 +6,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from enum import Enum, auto
 from typing import TypedDict
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
 
 from service import docs_page, problems
 from service.background import repeat
 from service.context import RequestContext
 from service.core.metrics import ApiMetrics
 from service.core.settings import Settings
+from service.deadlines import Deadlines
 from service.document import describe
+from service.grace import Grace
 from service.routes import events, generate, health, jobs, models
 from service.state import Services, open_services
 from service.sweep import Sweep
@@ -23,6 +26,8 @@ from service.webhooks.sender import Sender
 
 WEBHOOK_SECONDS = 1.0
 """How often the outbox is looked into."""
+DEADLINE_SECONDS = 1.0
+"""How often overdue jobs are looked for."""
 
 
 class State(TypedDict):
@@ -53,13 +58,15 @@ def create_app(
     Its lifespan raises `ConfigurationError` where settings or `models.yaml` are wrong.
     """
     counted = metrics or ApiMetrics()
+    stopping = stopping or asyncio.Event()
+    grace = Grace(stopping, settings.grace_seconds)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
-            services = await stack.enter_async_context(
-                open_services(settings, counted, stopping or asyncio.Event())
-            )
+            services = await stack.enter_async_context(open_services(settings, counted, stopping))
+            watching = asyncio.create_task(grace.watch())
+            stack.callback(watching.cancel)
             if side is not Side.ADMIN:
                 await stack.enter_async_context(_background(services))
             yield {"services": services}
@@ -72,15 +79,24 @@ def create_app(
         openapi_url=None if side is Side.PUBLIC else "/openapi.json",
         telemetry={"operation_spans": False},  # a trace has one span a request
     )
-    app.add_middleware(RequestContext, metrics=counted)
+    app.add_middleware(RequestContext, metrics=counted, grace=grace)
     problems.install(app)
     if side is not Side.ADMIN:
         for part in (generate, jobs, events, models):
-            app.include_router(part.router)
+            _include(app, part.router, counted)
     if side is not Side.PUBLIC:
-        app.include_router(health.router)
+        _include(app, health.router, counted)
         _document(app)
     return app
+
+
+def _include(app: FastAPI, router: APIRouter, metrics: ApiMetrics) -> None:
+    """Serve the routes, and expose 0 server errors of each before its first one."""
+    app.include_router(router)
+    for route in router.routes:
+        if isinstance(route, APIRoute):
+            for method in route.methods or ():
+                metrics.requests.labels(route.path, method, "5xx")
 
 
 def _document(app: FastAPI) -> None:
@@ -97,7 +113,7 @@ def _document(app: FastAPI) -> None:
 
 @asynccontextmanager
 async def _background(services: Services) -> AsyncIterator[None]:
-    """Deliver webhooks and sweep the storage for as long as the application runs."""
+    """Deliver webhooks, end overdue jobs and sweep the storage while the application runs."""
     settings = services.settings
     delivery = Delivery(
         services.redis,
@@ -113,9 +129,13 @@ async def _background(services: Services) -> AsyncIterator[None]:
         + settings.job_retention_seconds
         + settings.tombstone_seconds,
     )
+    deadlines = Deadlines(services.queue, services.transitions)
     tasks = [
         asyncio.create_task(repeat(delivery.step, every_seconds=WEBHOOK_SECONDS, name="webhooks")),
         asyncio.create_task(repeat(sweep.step, every_seconds=settings.sweep_seconds, name="sweep")),
+        asyncio.create_task(
+            repeat(deadlines.step, every_seconds=DEADLINE_SECONDS, name="deadlines")
+        ),
     ]
     try:
         yield

@@ -3,6 +3,7 @@
 It knows nothing of what the routes do. Whatever escapes them becomes a 500 without its text.
 """
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from typing import Final
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
 from service.core import tracing
 from service.core.metrics import ApiMetrics
+from service.grace import Grace
 
 CLIENT_GONE: Final = 499
 """Stands in logs and metrics for a client that hung up before it was answered."""
@@ -29,10 +32,15 @@ class RequestContext:
     """Pure ASGI middleware, so that streams pass through it and no task is put in between."""
 
     def __init__(
-        self, app: ASGIApp, metrics: ApiMetrics, clock: Callable[[], float] = time.monotonic
+        self,
+        app: ASGIApp,
+        metrics: ApiMetrics,
+        grace: Grace,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._metrics = metrics
+        self._grace = grace
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,20 +68,26 @@ class RequestContext:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
+        async def receive_in_time() -> Message:
+            # An answer that has begun is not broken off: only what it waits for may be late.
+            return await (self._grace.receive(receive) if status == CLIENT_GONE else receive())
+
         traceparent = tracing.carried(Headers(scope=scope))
         ids = {"request_id": request_id} | tracing.log_fields(traceparent)
         with structlog.contextvars.bound_contextvars(**ids):
             try:
-                await self._app(scope, receive, send_with_headers)
+                await self._app(scope, receive_in_time, send_with_headers)
             except ClientDisconnect:
                 status = CLIENT_GONE
-            except Exception:
-                log.exception("a request failed")
+            except (Exception, asyncio.CancelledError) as error:
+                answer = _failure(error, request_id)
                 if status == CLIENT_GONE:
-                    answer = problems.respond_internal(request_id)
                     await answer(scope, receive, send_with_headers)
-                status = 500
-            self._record(scope, status, self._clock() - started)
+                status = answer.status_code
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+            finally:
+                self._record(scope, status, self._clock() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
@@ -81,6 +95,13 @@ class RequestContext:
         self._metrics.requests.labels(route, method, f"{status // 100}xx").inc()
         self._metrics.request_seconds.labels(route, method).observe(seconds)
         log.info("request", route=route, method=method, status=status, seconds=round(seconds, 4))
+
+
+def _failure(error: BaseException, request_id: str) -> Response:
+    if isinstance(error, asyncio.CancelledError):  # the server's own grace is over as well
+        return problems.respond_stopping(request_id)
+    log.error("a request failed", exc_info=error)
+    return problems.respond_internal(request_id)
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -30,7 +30,7 @@ KINDS: Final[Mapping[int, tuple[type[ServiceError], ...]]] = {
     415: (errors.UnsupportedMedia,),
     422: (errors.InvalidField, errors.IdempotencyMismatch),
     429: (errors.RateLimited,),
-    503: (errors.QueueFull, errors.DependencyUnavailable),
+    503: (errors.QueueFull, errors.DependencyUnavailable, errors.Stopping),
     500: (errors.ServiceError,),
 }
 """Every error that a client may see, by its status."""
@@ -50,12 +50,24 @@ _DETAILS: Final[Mapping[type[ServiceError], str]] = {
     errors.RateLimited: "This key may send 60 requests a minute",
     errors.QueueFull: "1000 jobs are waiting, as many as may",
     errors.DependencyUnavailable: "The job store does not answer; nothing was changed",
+    errors.Stopping: "The service is about to stop and the body has not come in; send it again",
     errors.ServiceError: "The request failed on our side; quote the request id.",
 }
 
 _RETRY_AFTER: Final = {
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}
 }
+_RATE_LIMIT: Final = {
+    "RateLimit": {
+        "description": "What is left of each of the key's quotas (IETF draft 10).",
+        "schema": {"type": "string"},
+    },
+    "RateLimit-Policy": {
+        "description": 'The quotas: `"requests"` a minute, `"jobs"` at once.',
+        "schema": {"type": "string"},
+    },
+}
+_HEADERS: Final = {429: _RETRY_AFTER | _RATE_LIMIT, 503: _RETRY_AFTER}
 
 
 def failures(*statuses: int) -> Described:
@@ -76,8 +88,8 @@ def _failure(status: int) -> dict[str, Any]:
             }
         },
     }
-    if status in (429, 503):
-        described["headers"] = _RETRY_AFTER
+    if status in _HEADERS:
+        described["headers"] = _HEADERS[status]
     return described
 
 

@@ -25,7 +25,7 @@ SNAPSHOT_SECONDS: Final = 0.5
 STEPS_SEEN: Final = 3
 """Over so many steps of a job the pace is taken; over fewer it would be noise."""
 UNKNOWN_SECONDS: Final = 30.0
-"""What is said of a full queue as long as nothing is known."""
+"""What is said to who has to wait for room, as long as nothing is known."""
 _COSTS_KEPT: Final = 20_000
 
 
@@ -86,13 +86,27 @@ class Estimates:
         seconds = snapshot.seconds_to_end.get(job.id)
         if seconds is None:
             return None
-        left = seconds * self._pace.correction - (self._clock() - snapshot.at)
-        return round(max(0.1, left), 1)
+        return round(self._left(snapshot, seconds), 1)
+
+    def _left(self, snapshot: Snapshot, seconds: float) -> float:
+        """Seconds from now, of what was reckoned when the snapshot was taken."""
+        return max(0.1, seconds * self._pace.correction - (self._clock() - snapshot.at))
 
     async def room_seconds(self) -> float:
         """Seconds until a full queue has room again: until the first of all jobs ends."""
         ends = (await self.snapshot()).seconds_to_end
         return max(1.0, min(ends.values())) if ends else UNKNOWN_SECONDS
+
+    async def own_room_seconds(self, owner: str) -> float:
+        """Seconds until an owner has fewer jobs than now: until the first of its own ends."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.zrange(keys.active_jobs(owner), 0, -1)
+            pipeline.zrange(keys.owner_jobs(owner), -1, -1, withscores=True)
+            active, newest = await pipeline.execute()
+        snapshot = await self.snapshot(after=newest[0][1] if newest else 0.0)
+        ends = snapshot.seconds_to_end
+        own = [ends[job_id] for job_id in active if job_id in ends]
+        return self._left(snapshot, min(own)) if own else UNKNOWN_SECONDS
 
     async def snapshot(self, *, after: float = 0.0) -> Snapshot:
         """The queue as it was at most half a second ago, and not before `after` (epoch)."""

@@ -1,7 +1,8 @@
 """Who is calling, and may they? Decided from the request's headers alone.
 
-Without any key configured, callers are anonymous where that is allowed; as soon as one is, a key
-is needed everywhere. What a key may do stands in `service/keyring.py`.
+Without any key configured, callers are anonymous where that is allowed; as soon as one is, all
+that has to do with jobs needs a key. Models, health, metrics and docs never ask for one. What a
+key may do stands in `service/keyring.py`.
 """
 
 import ipaddress

@@ -18,16 +18,25 @@ from redis.exceptions import RedisError
 from starlette.requests import Request
 
 from service.core import keys, tracing
-from service.core.errors import FieldError, MalformedBody, QueueFull, RateLimited, TooLarge
+from service.core.errors import (
+    DependencyUnavailable,
+    FieldError,
+    MalformedBody,
+    QueueFull,
+    RateLimited,
+    TooLarge,
+)
 from service.core.job import Job, Status
 from service.core.queue import enqueue, list_key
 from service.core.request import OutputFormat
 from service.fields import CONTROL, IMAGE, MAX_IMAGES, Fields, invalid, parse
 from service.gate import Caller
 from service.idempotency import Mark, fingerprint, read_key
+from service.limits import no_room_headers
 from service.multipart import Form, Shape, read_form
 from service.plan import Plan
 from service.preferences import wanted_format
+from service.problems import AWAY_SECONDS
 from service.state import Services
 from service.webhooks.address import may_be_called
 
@@ -71,7 +80,7 @@ async def take_in(request: Request, services: Services, caller: Caller, *, waits
                 undo.push_async_callback(services.idempotency.abandon, mark)
                 await _check_room(services)
             if caller.key is not None and caller.key.max_jobs is not None:
-                await _reserve(services, caller.owner, job_id, caller.key.max_jobs)
+                await _reserve(request, services, caller.owner, job_id, caller.key.max_jobs)
                 undo.push_async_callback(services.limits.release, caller.owner, job_id)
             stored = await services.uploads.store(job_id, form.files)
             undo.push_async_callback(services.uploads.discard, job_id)
@@ -107,12 +116,20 @@ async def _count(request: Request, services: Services, caller: Caller) -> None:
         raise refusal
 
 
-async def _reserve(services: Services, owner: str, job_id: str, most: int) -> None:
-    if not await services.limits.reserve(owner, job_id, most):
-        raise RateLimited(
-            f"This key may have {most} jobs queued or running at once",
-            retry_after_seconds=await services.estimates.room_seconds(),
-        )
+async def _reserve(
+    request: Request, services: Services, owner: str, job_id: str, most: int
+) -> None:
+    """Take one of the key's places for jobs, or say when there is one."""
+    if await services.limits.reserve(owner, job_id, most):
+        return
+    seconds = await services.estimates.own_room_seconds(owner)
+    headers: dict[str, str] = getattr(request.state, "extra_headers", {})
+    for name, value in no_room_headers(most, seconds).items():
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    request.state.extra_headers = headers
+    raise RateLimited(
+        f"This key may have {most} jobs queued or running at once", retry_after_seconds=seconds
+    )
 
 
 def _check_webhook(fields: Fields, services: Services, caller: Caller) -> None:
@@ -128,10 +145,14 @@ async def _check_room(services: Services) -> None:
     """Refuse early, before a body is read that could not be used."""
     waiting = await services.redis.llen(list_key(services.settings.queue))
     if waiting >= services.settings.max_queued_jobs:
-        raise QueueFull(
-            f"{waiting} jobs are waiting, as many as may",
-            retry_after_seconds=await services.estimates.room_seconds(),
-        )
+        raise await _full(services)
+
+
+async def _full(services: Services) -> QueueFull:
+    return QueueFull(
+        f"{services.settings.max_queued_jobs} jobs are waiting, as many as may",
+        retry_after_seconds=await services.estimates.room_seconds(),
+    )
 
 
 async def _read_body(request: Request, services: Services) -> Form:
@@ -165,6 +186,8 @@ def _format(request: Request, fields: Fields, *, waits: bool) -> OutputFormat:
 async def _enqueue(
     services: Services, job: Job, mark: Mark | None, *, base: str, undo: AsyncExitStack
 ) -> None:
+    """Queue the job, unless the queue is full by now."""
+
     def also(pipeline: Any) -> None:
         if mark is not None:
             services.idempotency.bind(mark, job.id, pipeline)
@@ -175,13 +198,31 @@ async def _enqueue(
     if mark is not None:
         await services.idempotency.renew(mark)
     try:
-        await to_thread.run_sync(
-            partial(enqueue, services.queue, services.transitions, job, also=also)
+        queued = await to_thread.run_sync(
+            partial(
+                enqueue,
+                services.queue,
+                services.transitions,
+                job,
+                most=services.settings.max_queued_jobs,
+                also=also,
+            )
         )
     except RedisError:
         # The answer may have been lost after the transaction: then the job is there and is kept.
         # Where Redis cannot tell, all is left to the sweep, so that no job loses its uploads.
         kept = undo.pop_all()
-        if not await services.redis.exists(keys.job(job.id)):
+        try:
+            queued = bool(await services.redis.exists(keys.job(job.id)))
+        except RedisError:
+            raise DependencyUnavailable(
+                "The job store does not answer; the job may be queued nevertheless. Repeat the "
+                "request with an Idempotency-Key, with its own where it had one, so that no "
+                "further repetition makes another job",
+                retry_after_seconds=AWAY_SECONDS,
+            ) from None
+        if not queued:
             await kept.aclose()
             raise
+    if not queued:  # others came between the first look and now
+        raise await _full(services)

@@ -1,6 +1,6 @@
 """What one key may ask for: requests a minute and jobs at once. Each check is one Lua script.
 
-It knows owners and numbers, not keys or HTTP; `Allowance.headers` are the one exception.
+It knows owners and numbers, not keys or HTTP; the `RateLimit` headers are the one exception.
 """
 
 import math
@@ -56,6 +56,14 @@ class Allowance:
             "RateLimit-Policy": f'"requests";q={self.quota};w={MINUTE}',
             "RateLimit": f'"requests";r={self.remaining};t={self.reset_seconds}',
         }
+
+
+def no_room_headers(most: int, reset_seconds: float) -> dict[str, str]:
+    """The same headers for one that has as many jobs as it may, until the first of them ends."""
+    return {
+        "RateLimit-Policy": f'"jobs";q={most}',
+        "RateLimit": f'"jobs";r=0;t={math.ceil(reset_seconds)}',
+    }
 
 
 class Limits:

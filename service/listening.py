@@ -5,6 +5,7 @@ It knows no requests; who may send them is decided in `service/gate.py`.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -19,12 +20,11 @@ from redis.exceptions import RedisError
 from service.core import keys
 from service.core.settings import Settings
 from service.gate import anonymous_allowed
+from service.grace import AFTERWARDS_SECONDS
 
 LOOPBACK: Final = "127.0.0.1"
 LOOK_SECONDS: Final = 2.0
 """How often Redis is asked for the first key, and how long it may take to answer."""
-GRACE_SECONDS: Final = 20
-"""How long requests in flight may go on after SIGTERM."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -35,7 +35,9 @@ class Server(uvicorn.Server):
     The process listens to signals for it.
     """
 
-    def __init__(self, app: FastAPI, host: str, port: int, *, closed: bool) -> None:
+    def __init__(
+        self, app: FastAPI, host: str, port: int, *, closed: bool, grace_seconds: float
+    ) -> None:
         self._host = host
         config = uvicorn.Config(
             app,
@@ -45,7 +47,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             lifespan="on",
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_graceful_shutdown=math.ceil(grace_seconds + AFTERWARDS_SECONDS),
         )
         super().__init__(config)
 

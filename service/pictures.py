@@ -2,13 +2,14 @@
 
 The kind of a file is decided by its first bytes, never by its name or header, and its size in
 pixels is read before anything is decoded. Only Pillow's PNG, JPEG and WebP readers are ever run.
+At most two whole pictures are in memory at a time, for one at the pixel limit takes 150 MiB.
 """
 
 import hashlib
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Final
 
@@ -22,10 +23,13 @@ from service import png
 from service.core.errors import InvalidImage, UnsupportedMedia
 
 _HEAD_BYTES: Final = 512
+MAX_SIDE: Final = 65_535
+"""Of a JPEG by its format; a PNG one pixel wide would take three times the memory of its pixels."""
 QUICK_PIXELS: Final = 4 * 2**20
 """Up to here a picture is stored the quick way; above, its size counts more than the time."""
 _STORED_COMPRESSION: Final = 1
 """Of the stored PNG: the fastest that compresses at all."""
+_STRIP_PIXELS: Final = 2**20
 
 _OTHER_KINDS: Final = {
     b"GIF8": "GIF",
@@ -73,22 +77,53 @@ class Picture:
     """Over width, height and the RGB bytes."""
 
 
+def count_pixels(file: IO[bytes], *, max_pixels: int) -> int:
+    """How many pixels a file says it has; nothing is decoded. Raises as `read`."""
+    file.seek(0)
+    opener = _opener(file, max_pixels)
+    if opener is _StillWebP:
+        file.seek(0)
+        width, height = _webp_size(file.read(_HEAD_BYTES))
+        return width * height
+    file.seek(0)
+    try:
+        opened = opener(file)
+        _check_size(opened.size, max_pixels)
+    except _DECODE_ERRORS:
+        raise InvalidImage("cannot be decoded; it is damaged or cut off") from None
+    return opened.width * opened.height
+
+
 def read(file: IO[bytes], *, max_pixels: int) -> Picture:
     """Decode and normalise one upload: upright, RGB, 8 bits, alpha over white.
 
     Raises `InvalidImage` for what is damaged, animated or over the pixel limit, and
     `UnsupportedMedia` for a file of another kind.
     """
+    file.seek(0)
     opener = _opener(file, max_pixels)
     file.seek(0)
     try:
         opened = opener(file)
         _check(opened, max_pixels)
         opened.load()
-        image = _normalise(opened)
+        turn = _turn(opened)
+        image = _rgb(opened)
+        del opened  # what it holds is free before the next whole picture is made
+        if turn is not None:
+            image = image.transpose(turn)
     except _DECODE_ERRORS:
         raise InvalidImage("cannot be decoded; it is damaged or cut off") from None
     return _finish(image)
+
+
+class _StillWebP(WebPImageFile):
+    """Lets go of the decoder, which holds two canvases, before Pillow copies the picture."""
+
+    def _get_next(self) -> tuple[bytes, int, int]:
+        frame = super()._get_next()
+        del self._decoder
+        return frame
 
 
 def _opener(file: IO[bytes], max_pixels: int) -> Callable[[IO[bytes]], ImageFile]:
@@ -101,7 +136,7 @@ def _opener(file: IO[bytes], max_pixels: int) -> Callable[[IO[bytes]], ImageFile
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         # Its reader makes room for the whole canvas as soon as it is opened.
         _check_size(_webp_size(head), max_pixels)
-        return WebPImageFile
+        return _StillWebP
     if not head:
         raise InvalidImage("is empty")
     kind = _other_kind(head)
@@ -149,35 +184,50 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
         raise InvalidImage(f"has {width} x {height} pixels; at most {max_pixels} are served")
+    if max(size) > MAX_SIDE:
+        raise InvalidImage(f"has {width} x {height} pixels; a side may have {MAX_SIDE}")
     if width * height == 0:
         raise InvalidImage("has no pixels")
 
 
-def _normalise(opened: ImageFile) -> Image.Image:
-    image: Image.Image = opened
+def _rgb(opened: ImageFile) -> Image.Image:
+    """The picture in RGB over white; made strip by strip, unless it is so already."""
+    if opened.mode == "RGB" and not opened.has_transparency_data:
+        return opened
+    image = Image.new("RGB", opened.size)
+    for box in _strips(opened.size):
+        image.paste(_flat(opened.crop(box)), box)
+    return image
+
+
+def _flat(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # 16 bits of grey: Pillow's own conversion would clip at 255 instead of scaling.
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-        image.info = dict(opened.info)
         image.info.pop("transparency", None)
-    if image.has_transparency_data:
-        pixels = image.convert("RGBA")
-        flat = Image.new("RGB", pixels.size, "white")
-        flat.paste(pixels, mask=pixels.getchannel("A"))
-        image = flat
-    elif image.mode != "RGB":
-        image = image.convert("RGB")
-    return _upright(image, opened)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    pixels = image.convert("RGBA")
+    flat = Image.new("RGB", pixels.size, "white")
+    flat.paste(pixels, mask=pixels.getchannel("A"))
+    return flat
 
 
-def _upright(image: Image.Image, opened: ImageFile) -> Image.Image:
-    """Turned as the camera held it; a picture whose EXIF block is damaged stays as it is."""
+def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes that cover a picture from top to bottom, each over its whole width."""
+    width, height = size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
+
+
+def _turn(opened: ImageFile) -> Image.Transpose | None:
+    """What turns it as the camera held it; a picture whose EXIF block is damaged stays as it is."""
     try:
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
     except _DECODE_ERRORS:
-        return image
-    method = _TURNS.get(orientation)
-    return image if method is None else image.transpose(method)
+        return None
+    return _TURNS.get(orientation)
 
 
 _TURNS: Final = {
@@ -193,15 +243,16 @@ _TURNS: Final = {
 
 
 def _finish(image: Image.Image) -> Picture:
-    raw = image.tobytes()
-    pixels = hashlib.sha256(b"%dx%d:" % image.size)
-    pixels.update(raw)
     # Neither way lets text, a profile or EXIF of the upload go along.
-    stored = (
-        png.encode(raw, *image.size)
-        if image.width * image.height <= QUICK_PIXELS
-        else _small(image)
-    )
+    pixels = hashlib.sha256(b"%dx%d:" % image.size)
+    if image.width * image.height <= QUICK_PIXELS:
+        raw = image.tobytes()
+        pixels.update(raw)
+        stored = png.encode(raw, *image.size)
+    else:
+        for box in _strips(image.size):
+            pixels.update(image.crop(box).tobytes())
+        stored = _small(image)
     return Picture(stored, image.width, image.height, pixels.hexdigest())
 
 

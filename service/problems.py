@@ -20,6 +20,7 @@ from service.core.errors import (
     FieldError,
     InvalidField,
     ServiceError,
+    Stopping,
 )
 from service.core.storage import StorageError
 
@@ -52,9 +53,11 @@ class Problem(BaseModel):
 
 def respond(error: ServiceError, request_id: str) -> Response:
     """The answer for an error of ours, with `Retry-After` where it is known."""
-    headers = {}
+    headers: dict[str, str] = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    if isinstance(error, Stopping):
+        headers["Connection"] = "close"
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     problem = Problem(
@@ -72,6 +75,18 @@ def respond_internal(request_id: str) -> Response:
     """The answer for a fault of ours: it says nothing of the cause, which stands in the log."""
     return respond(
         ServiceError("The request failed on our side; quote the request id."), request_id
+    )
+
+
+def respond_stopping(request_id: str) -> Response:
+    """The answer for a request that was not done with when the process had to end."""
+    return respond(
+        Stopping(
+            "The service had to stop before it was done with this request; what was begun may "
+            "have been done. Repeat it, and a POST with its Idempotency-Key",
+            retry_after_seconds=AWAY_SECONDS,
+        ),
+        request_id,
     )
 
 
@@ -108,7 +123,7 @@ def install(app: FastAPI) -> None:
         name = "The job store" if isinstance(error, RedisError) else "The object storage"
         return respond(
             DependencyUnavailable(
-                f"{name} does not answer; nothing was changed", retry_after_seconds=AWAY_SECONDS
+                f"{name} does not answer; {_changed(request)}", retry_after_seconds=AWAY_SECONDS
             ),
             request.state.request_id,
         )
@@ -118,6 +133,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(RedisError, on_away)
     app.add_exception_handler(StorageError, on_away)
+
+
+def _changed(request: Request) -> str:
+    """What a request has done so far, in the words that its route left."""
+    return str(getattr(request.state, "changed", "nothing was changed"))
 
 
 _ROUTING = {

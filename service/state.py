@@ -86,6 +86,7 @@ async def open_services(
     follower = Follower(url, at_once=settings.max_event_streams, stopping=stopping)
     storage = Storage.from_settings(settings)
     catalog = load_catalog(settings.models)
+    metrics.start_at_zero(catalog.models)
     try:
         yield Services(
             settings=settings,
@@ -98,6 +99,7 @@ async def open_services(
                 retention_seconds=settings.job_retention_seconds,
                 tombstone_seconds=settings.tombstone_seconds,
                 max_attempts=settings.max_attempts,
+                on_end=metrics.ends.count,
             ),
             storage=storage,
             records=Records(client, settings.queue),

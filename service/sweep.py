@@ -1,6 +1,6 @@
 """Deletes what nobody needs any more: pictures of expired jobs, uploads that no job was made of.
 
-Object stores do this by their own lifecycle rules; a local folder has none, and is swept.
+A local folder alone is swept. A bucket needs a lifecycle rule of its own (`k8s/README.md`).
 """
 
 import time

@@ -3,8 +3,9 @@
 How a picture is read stands in `service/pictures.py`.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from anyio import CapacityLimiter, fail_after, to_thread
@@ -15,13 +16,16 @@ from service.core.errors import FieldError, InvalidImage, ServiceError, Unsuppor
 from service.core.storage import Storage, StorageError
 from service.multipart import Upload
 from service.plan import StoredUpload
+from service.room import Room
 
 DECODES_AT_ONCE: Final = 2
-"""A picture at the pixel limit takes some hundred MB while it is decoded."""
+"""Threads; how many pixels they may hold stands in `service/room.py`."""
 WRITE_SECONDS: Final = 6
 """A client hears of a silent storage after this and `DISCARD_SECONDS`. The storage's own retries,
 which a worker waits for, go on for 20 s, and twice as long where an object goes in parts."""
 DISCARD_SECONDS: Final = 2
+
+Read = TypeVar("Read")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -33,15 +37,16 @@ class Uploads:
         self._storage = storage
         self._max_pixels = max_pixels
         self._decodes = CapacityLimiter(DECODES_AT_ONCE)
+        self._room = Room()
 
-    async def read(self, upload: Upload, label: str) -> pictures.Picture:
-        """Decode one upload off the event loop.
+    async def _read(self, reader: Callable[..., Read], upload: Upload, label: str) -> Read:
+        """What `reader` makes of one upload, off the event loop.
 
         Raises `InvalidImage` or `UnsupportedMedia`, naming `label`.
         """
-        decode = partial(pictures.read, upload.content, max_pixels=self._max_pixels)
+        read = partial(reader, upload.content, max_pixels=self._max_pixels)
         try:
-            return await to_thread.run_sync(decode, limiter=self._decodes)
+            return await to_thread.run_sync(read, limiter=self._decodes)
         except (InvalidImage, UnsupportedMedia) as error:
             raise _named(error, label) from None
 
@@ -50,7 +55,7 @@ class Uploads:
     ) -> dict[str, list[StoredUpload]]:
         """Decode all files, then write all of them; where that fails, none is left.
 
-        Raises as `read`, or `StorageError`.
+        Raises `InvalidImage`, `UnsupportedMedia` or `StorageError`.
         """
         try:
             return {
@@ -68,7 +73,14 @@ class Uploads:
         self, job_id: str, upload: Upload, field: str, number: int, count: int
     ) -> StoredUpload:
         label = field if count == 1 else f"{field}[{number}]"
-        picture = await self.read(upload, label)
+        pixels = await self._read(pictures.count_pixels, upload, label)
+        async with self._room.take(pixels):
+            return await self._store_picture(job_id, upload, field, number, label)
+
+    async def _store_picture(
+        self, job_id: str, upload: Upload, field: str, number: int, label: str
+    ) -> StoredUpload:
+        picture = await self._read(pictures.read, upload, label)
         key = keys.upload(job_id, f"{field.replace('_', '-')}-{number}.png")
         try:
             with fail_after(WRITE_SECONDS):
@@ -86,15 +98,16 @@ class Uploads:
     async def discard(self, job_id: str) -> None:
         """Delete all uploads of a job that is not to be.
 
-        Where the storage does not answer in time they are left to its sweep: the client is told
-        at once, and there is no job that could read them.
+        Where the storage does not answer in time they are left there, for the sweep of a folder
+        or the lifecycle rule of a bucket: the client is told at once, and there is no job that
+        could read them.
         """
         delete = partial(self._storage.delete_folder, f"uploads/{job_id}")
         try:
             with fail_after(DISCARD_SECONDS, shield=True):
                 await to_thread.run_sync(delete, abandon_on_cancel=True)
         except (StorageError, TimeoutError) as error:
-            log.warning("uploads are left to the sweep", job_id=job_id, cause=type(error).__name__)
+            log.warning("uploads are left in storage", job_id=job_id, cause=type(error).__name__)
 
 
 def _named(error: ServiceError, label: str) -> ServiceError:

@@ -27,6 +27,7 @@ from service.core.storage import Storage, StorageError
 from service.core.transitions import Transitions
 from workers import patience
 from workers.beat import SWEEP_SECONDS, Repeat, Sweep
+from workers.elsewhere import Elsewhere
 from workers.embedding_store import RedisEmbeddingStore
 from workers.engine.engine import Engine, load_engine
 from workers.engine.types import Options
@@ -77,6 +78,7 @@ class Worker:
             retention_seconds=settings.job_retention_seconds,
             tombstone_seconds=settings.tombstone_seconds,
             max_attempts=settings.max_attempts,
+            on_end=self._metrics.ends.count,
         )
         wait_for("Redis", redis.ping, RedisError)
         wait_for("storage", storage.check, StorageError)
@@ -86,6 +88,7 @@ class Worker:
             storage=storage,
             transitions=transitions,
             submit=engine.submit,
+            elsewhere=Elsewhere(redis, engine.serves),
             reporter=reporter,
             isolation=Isolation(),
             metrics=self._metrics,
@@ -134,11 +137,14 @@ class Worker:
 
     def _load(self, redis: Redis) -> Engine:
         settings, began = self._settings, time.monotonic()
+        catalog = load_catalog(settings.models)
+        self._metrics.start_at_zero(catalog.models)
         engine = load_engine(
-            load_catalog(settings.models),
+            catalog,
             Options(
                 slots=settings.worker_slots,
                 threads=settings.worker_threads,
+                job_timeout_seconds=settings.job_timeout_seconds,
                 store=RedisEmbeddingStore(redis, keep_seconds=settings.embedding_cache_seconds),
                 cache_entries=settings.embedding_cache_entries,
                 preview_every_steps=settings.preview_every_steps,

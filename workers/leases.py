@@ -47,13 +47,13 @@ for index = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', now + ARGV[1], ARGV[in
 """
 )
 
-# An id goes back to the front only if it left where it was, so two callers cannot double it.
+# An id goes back only if it left where it was, so two callers cannot double it.
 _RETURN: Final = """
 local left = redis.call(ARGV[1], KEYS[1], unpack(ARGV, 4))
 if left == 0 then return 0 end
 if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
 redis.call('HSET', KEYS[3], 'status', 'queued')
-redis.call('LPUSH', KEYS[2], ARGV[2])
+redis.call(ARGV[3], KEYS[2], ARGV[2])
 return 1
 """
 
@@ -171,9 +171,11 @@ class Leases:
             self._forget_execution(lease, pipeline)
             pipeline.execute()
 
-    def hand_back(self, lease: Lease) -> None:
-        """Put a job back to the front of the queue, for any worker."""
-        self._give("ZREM", self._registry.key, lease.job_id, [lease.execution.composite_key])
+    def hand_back(self, lease: Lease, *, to_front: bool = True) -> None:
+        """Put a job back to the front of the queue, or to its back, for any worker."""
+        member = lease.execution.composite_key
+        push = "LPUSH" if to_front else "RPUSH"
+        self._give("ZREM", self._registry.key, lease.job_id, [member], push=push)
         self.abandon(lease)
 
     def undo_dequeue(self, job_id: str) -> None:
@@ -211,10 +213,12 @@ class Leases:
         ids = self._redis.lrange(self._moving, 0, -1)
         return [job_id.decode() for job_id in ids if isinstance(job_id, bytes) and job_id.isascii()]
 
-    def _give(self, removal: str, source: str, job_id: str, args: list[str]) -> None:
+    def _give(
+        self, removal: str, source: str, job_id: str, args: list[str], *, push: str = "LPUSH"
+    ) -> None:
         self._return(
             keys=[source, self._waiting, QueuedJob.key_for(job_id)],
-            args=[removal, job_id, "", *args],
+            args=[removal, job_id, push, *args],
         )
 
     def _forget_execution(self, lease: Lease, pipeline: Pipeline) -> None:

@@ -32,7 +32,7 @@ NOTES_KEPT: Final = 32
 class Following:
     """What one job has to tell; the engine's `Listener`.
 
-    Two threads share the notes without a lock: deques take and give one at a time.
+    The engine's thread notes without a lock: deques take and give one at a time.
     """
 
     claim: Claim
@@ -40,6 +40,8 @@ class Following:
     ticket: Ticket | None = None
     steps: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=NOTES_KEPT))
     previews: deque[tuple[int, Image]] = field(default_factory=lambda: deque(maxlen=1))
+    telling: threading.Lock = field(default_factory=threading.Lock)
+    """Held by whoever takes steps to tell them, so that they stay in order."""
 
     def on_step(self, step: int, total: int) -> None:
         """Note a finished step; called on the engine's thread."""
@@ -78,11 +80,15 @@ class Reporter(threading.Thread):
         return following
 
     def leave(self, following: Following) -> None:
-        """Stop reporting on a job."""
+        """Stop reporting on a job; what it has still to tell is told first."""
         with self._lock:
             self._followed.discard(following)
         # A ticket may know its listener; in a circle both would wait for the collector of cycles.
         following.ticket = None
+        try:
+            self._tell_steps(following)
+        except RedisError as error:
+            logger.warning("progress not written", cause=type(error).__name__)
 
     def close(self) -> None:
         """End the thread."""
@@ -108,15 +114,21 @@ class Reporter(threading.Thread):
                 self._closing.wait(1)
 
     def _report(self, following: Following) -> None:
-        held = True
-        for _ in range(len(following.steps)):  # not until it is empty: others wait as well
-            note = following.steps.popleft()
-            held = held and self._transitions.progress(following.claim, *note)
+        held = self._tell_steps(following)
         if following.previews and held:
             preview = _preview(*following.previews.popleft())
             held = self._transitions.preview(following.claim, preview)
         if not held:
             following.drop()
+
+    def _tell_steps(self, following: Following) -> bool:
+        """Whether the claim still holds, as far as these steps tell."""
+        held = True
+        with following.telling:
+            for _ in range(len(following.steps)):  # not until it is empty: others wait as well
+                note = following.steps.popleft()
+                held = held and self._transitions.progress(following.claim, *note)
+        return held
 
     def _drop_lost(self, followed: list[Following]) -> None:
         if not followed:

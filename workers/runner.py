@@ -174,6 +174,9 @@ class Runner(BaseWorker):
             self.leases.drop(lease)
         elif outcome is Outcome.RETURNED:
             self.leases.hand_back(lease)
+        elif outcome is Outcome.ELSEWHERE:
+            # Not to the front, or the jobs that this worker can do would never have their turn.
+            self.leases.hand_back(lease, to_front=False)
         else:
             self.leases.abandon(lease)
 

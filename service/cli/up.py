@@ -39,6 +39,8 @@ STABLE_SECONDS: Final = 60.0
 """A child that has lived so long is started again without a pause."""
 CONFIGURATION_WRONG: Final = 2
 DRAIN_SECONDS: Final = 10.0
+API_GRACE_SECONDS: Final = 10.0
+"""A person who stops it waits no longer for uploads that come in."""
 
 
 class StartError(Exception):
@@ -121,6 +123,7 @@ class AllInOne:
             "IMAGEPROMPT_STORAGE_URL": (data / "storage").resolve().as_uri(),
         }
         drain = float(environment.setdefault("IMAGEPROMPT_DRAIN_SECONDS", str(DRAIN_SECONDS)))
+        grace = float(environment.setdefault("IMAGEPROMPT_GRACE_SECONDS", str(API_GRACE_SECONDS)))
 
         def module(name: str, log: Path) -> Callable[[], subprocess.Popen[bytes]]:
             return lambda: processes.spawn(
@@ -130,7 +133,8 @@ class AllInOne:
             )
 
         self._redis = Child("redis", redis.log, redis.spawn, grace_seconds=15)
-        self._api = Child("api", logs / "api.log", module("service", logs / "api.log"), 30)
+        log = logs / "api.log"
+        self._api = Child("api", log, module("service", log), grace + 20)
         self._workers = [
             Child(name, logs / f"{name}.log", module("workers", logs / f"{name}.log"), drain + 30)
             for name in (f"worker-{number}" for number in range(1, workers + 1))

@@ -39,12 +39,30 @@ class Source(_Strict):
         return str(self.path) if self.path is not None else str(self.repo)
 
 
+BlockScale = Annotated[float, Field(ge=0, le=2)]
+
+
+class BlockScales(_Strict):
+    """How much an adapter acts in each block of the UNet; a request's `ip_scale` multiplies it.
+
+    As the dictionary that diffusers' `set_ip_adapter_scale` takes, one value a block or one a
+    transformer in it; what is not named is 0. `{up: {block_0: [0, 1, 0]}}` is InstantStyle's style
+    (arXiv 2404.02733), with `{down: {block_2: [0, 1]}}` beside it the layout as well.
+    """
+
+    down: BlockScale | dict[str, BlockScale | list[BlockScale]] = 0.0
+    mid: BlockScale = 0.0
+    up: BlockScale | dict[str, BlockScale | list[BlockScale]] = 0.0
+
+
 class Adapter(Source):
     """One IP-Adapter weight file and the image encoder that it was trained with."""
 
     weight_name: str
     image_encoder: str
     """Folder of the encoder: relative to `subfolder`, or to the repository if it has a slash."""
+    block_scales: BlockScales | None = None
+    """Without them it acts in every block alike."""
 
 
 class Limits(_Strict):

@@ -152,6 +152,14 @@ class QueueFull(ServiceError):
     title = "Queue full"
 
 
+class Stopping(ServiceError):
+    """Raised when the process is told to stop before a request has come in whole."""
+
+    status = 503
+    code = "stopping"
+    title = "About to stop"
+
+
 class DependencyUnavailable(ServiceError):
     """Raised when Redis, the object storage or the workers cannot be reached."""
 
@@ -193,6 +201,13 @@ class NotFinite(JobFailed):
 
     code = "not-finite"
     title = "Numerical failure"
+
+
+class TookTooLong(JobFailed):
+    """Raised when a job computes for longer than IMAGEPROMPT_JOB_TIMEOUT_SECONDS."""
+
+    code = "took-too-long"
+    title = "Took too long"
 
 
 class InputLost(JobFailed):

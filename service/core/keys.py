@@ -49,6 +49,12 @@ API_KEYS = f"{PREFIX}apikeys"
 OUTBOX = f"{PREFIX}outbox"
 """Sorted set: ids of ended jobs whose webhook is still to be delivered, by when it is due."""
 
+OUTBOX_ATTEMPTS = f"{OUTBOX}:attempts"
+"""Hash: how often each of them was tried."""
+
+DEADLINES = f"{PREFIX}deadlines"
+"""Sorted set: ids of jobs that wait for their first worker, by when they expire."""
+
 SWEEP = f"{PREFIX}sweep"
 """String with a time to live: somebody has lately swept the storage."""
 

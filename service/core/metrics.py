@@ -4,11 +4,40 @@ Every process builds its own `CollectorRegistry` and exposes it on its own port,
 workers never share a counter.
 """
 
+from collections.abc import Collection
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from service.core.job import Status
 
 _FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _JOB = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 _BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+STAGES = ("queue", "encode", "denoise", "decode", "upload", "total")
+"""Of a job; `JobMetrics` has the seconds of each."""
+
+
+class Ends:
+    """Jobs that came to an end, each counted by the process that ended it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._jobs = Counter(
+            "imageprompt_jobs",
+            "Jobs that this process ended, by model and final state.",
+            ("model", "status"),
+            registry=registry,
+        )
+
+    def count(self, model: str, status: str) -> None:
+        """Count one job; `Transitions` call it."""
+        self._jobs.labels(model, status).inc()
+
+    def start_at_zero(self, models: Collection[str]) -> None:
+        """Expose 0 before the first end, for no rate sees the step from nothing to a number."""
+        for model in models:
+            for status in Status:
+                if status.is_terminal:
+                    self._jobs.labels(model, status.value)
 
 
 class ApiMetrics:
@@ -16,6 +45,9 @@ class ApiMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.redis_registry = CollectorRegistry()
+        """What is read from Redis, alike by every replica: nothing to expose while it is away."""
+        self.ends = Ends(self.registry)
         self.requests = Counter(
             "imageprompt_http_requests",
             "HTTP requests by route, method and status class.",
@@ -46,31 +78,39 @@ class ApiMetrics:
             ("outcome",),
             registry=self.registry,
         )
+        for outcome in ("delivered", "gone", "failed"):
+            self.webhooks.labels(outcome)
         self.webhook_outbox = Gauge(
             "imageprompt_webhook_outbox",
             "Webhooks that are still to be delivered.",
-            registry=self.registry,
+            registry=self.redis_registry,
         )
         self.queue_depth = Gauge(
             "imageprompt_queue_jobs",
             "Jobs waiting for a worker.",
-            registry=self.registry,
+            registry=self.redis_registry,
         )
         self.running_jobs = Gauge(
             "imageprompt_running_jobs",
             "Jobs that workers hold.",
-            registry=self.registry,
+            registry=self.redis_registry,
         )
         self.oldest_seconds = Gauge(
             "imageprompt_queue_oldest_seconds",
             "Age of the oldest waiting job.",
-            registry=self.registry,
+            registry=self.redis_registry,
         )
         self.workers_ready = Gauge(
             "imageprompt_workers_ready",
             "Warm workers that have given a sign of life.",
-            registry=self.registry,
+            registry=self.redis_registry,
         )
+
+    def start_at_zero(self, models: Collection[str]) -> None:
+        """Expose the counters of these models before their first job."""
+        for model in models:
+            self.jobs_accepted.labels(model)
+        self.ends.start_at_zero(models)
 
 
 class WorkerMetrics:
@@ -78,19 +118,16 @@ class WorkerMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.jobs = Counter(
-            "imageprompt_jobs",
-            "Jobs that came to an end here, by model and final state.",
-            ("model", "status"),
-            registry=self.registry,
-        )
+        self.ends = Ends(self.registry)
         self.stage_seconds = Histogram(
             "imageprompt_stage_seconds",
-            "Seconds of a job by stage: queue, encode, denoise, decode, upload, total.",
+            "Seconds of a succeeded job by stage: queue, encode, denoise, decode, upload, total.",
             ("stage",),
             buckets=_JOB,
             registry=self.registry,
         )
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
         self.steps = Counter(
             "imageprompt_steps",
             "Batched denoising steps (UNet forwards).",
@@ -110,6 +147,8 @@ class WorkerMetrics:
             ("result",),
             registry=self.registry,
         )
+        for result in ("process", "redis", "miss"):
+            self.embedding_cache.labels(result)
         self.encoder_runs = Counter(
             "imageprompt_encoder_runs",
             "Image prompts that an image encoder was run for.",
@@ -146,3 +185,9 @@ class WorkerMetrics:
             "Unix time of the last finished denoising step.",
             registry=self.registry,
         )
+
+    def start_at_zero(self, models: Collection[str]) -> None:
+        """Expose the counters of these models before their first job."""
+        for model in models:
+            self.steps.labels(model)
+        self.ends.start_at_zero(models)

@@ -5,6 +5,7 @@ the key's time to live.
 """
 
 import time
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
@@ -37,6 +38,15 @@ def announce(redis: Redis, presence: Presence) -> None:
         pipeline.zadd(keys.WORKERS, {presence.name: presence.at})
         pipeline.zremrangebyscore(keys.WORKERS, 0, time.time() - 10 * PRESENCE_SECONDS)
         pipeline.execute()
+
+
+def is_served(redis: Redis, model: str) -> bool:
+    """Whether a live worker says that it serves `model`. Raises `redis.RedisError`."""
+    names: Any = redis.zrangebyscore(keys.WORKERS, time.time() - 2 * PRESENCE_SECONDS, "+inf")
+    texts = redis.mget([keys.worker(name.decode()) for name in names]) if names else []
+    return any(
+        model in Presence.model_validate_json(text).models for text in texts if text is not None
+    )
 
 
 def withdraw(redis: Redis, name: str) -> None:

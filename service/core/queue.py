@@ -12,6 +12,7 @@ from rq import Queue, Retry
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
+from service.core import keys
 from service.core.job import Job
 from service.core.transitions import Transitions
 
@@ -23,6 +24,19 @@ NO_TIMEOUT: Final = -1
 
 RECOVERIES: Final = 1_000_000
 """RQ requeues a job whose lease ran out so often; `Transitions.claim` holds the real cap."""
+
+# KEYS: waiting jobs. ARGV: most that may wait (-1 for any number), then each command of the
+# transaction as the number of its words and the words.
+_ENQUEUE: Final = """
+local most, at = tonumber(ARGV[1]), 2
+if most >= 0 and redis.call('LLEN', KEYS[1]) >= most then return 0 end
+while at <= #ARGV do
+  local last = at + tonumber(ARGV[at])
+  redis.call(unpack(ARGV, at + 1, last))
+  at = last + 1
+end
+return 1
+"""
 
 
 def connect(url: str) -> Redis:
@@ -42,11 +56,13 @@ def enqueue(
     transitions: Transitions,
     job: Job,
     *,
+    most: int = -1,
     also: Callable[[Any], None] | None = None,
-) -> None:
+) -> bool:
     """Write the record, whatever `also` adds to the pipeline, and the RQ job in one transaction.
 
-    Either all of it is there afterwards or none. Raises `redis.RedisError`.
+    Either all of it is there afterwards or none. `False` where `most` jobs wait already; nothing
+    is written then, and however many come at once, no more get in. Raises `redis.RedisError`.
     """
     with queue.connection.pipeline(transaction=True) as pipeline:
         # RQ comes first: it opens the transaction, and refuses a pipeline with commands in it.
@@ -64,7 +80,11 @@ def enqueue(
         transitions.create(job, pipeline)
         if also is not None:
             also(pipeline)
-        pipeline.execute()
+        # A transaction cannot ask how long the queue is, so a script runs its commands.
+        commands = [command for command, _ in pipeline.command_stack]
+    words = [word for command in commands for word in (len(command), *command)]
+    script = queue.connection.register_script(_ENQUEUE)
+    return bool(script(keys=[queue.key], args=[most, *words]))
 
 
 def forget(queue: Queue, job_id: str) -> None:
@@ -75,6 +95,7 @@ def forget(queue: Queue, job_id: str) -> None:
     with queue.connection.pipeline(transaction=True) as pipeline:
         queue.remove(job_id, pipeline=pipeline)
         pipeline.delete(RqJob.key_for(job_id))
+        pipeline.zrem(keys.DEADLINES, job_id)
         pipeline.execute()
 
 

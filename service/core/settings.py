@@ -48,7 +48,9 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     storage_url: str = f"file://{ROOT}/data/storage"
-    """`file:///dir`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://account/container`."""
+    """`file:///dir`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`; the
+    prefix may be left out. Azure's account is the environment's AZURE_STORAGE_ACCOUNT_NAME. A
+    folder is swept by the API, a bucket by nobody: it needs a lifecycle rule (k8s/README.md)."""
     storage_endpoint: str | None = None
     """Endpoint of an S3-compatible store other than AWS."""
     storage_access_key_id: SecretStr | None = None
@@ -66,9 +68,12 @@ class Settings(BaseSettings):
     max_image_pixels: Annotated[int, Field(gt=0)] = 40_000_000
     body_timeout_seconds: Annotated[float, Field(gt=0)] = 300
     """A request whose body has not come in by then is refused, so that slow ones do not pile up."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 60
+    """After SIGTERM, how long bodies may go on to come in before they are answered 503. The process
+    ends some 10 s later at the latest, and k8s and compose must wait so long."""
     max_queued_jobs: Annotated[int, Field(gt=0)] = 1000
     queue_deadline_seconds: Annotated[float, Field(gt=0)] = 3600
-    """A job that waits longer than this is of no use any more and expires."""
+    """A job that no worker has started in this time is of no use any more and expires."""
     max_event_streams: Annotated[int, Field(gt=0)] = 200
     presigned_url_seconds: Annotated[int, Field(gt=0)] = 600
 
@@ -87,9 +92,11 @@ class Settings(BaseSettings):
 
     # Keeping
     sweep_seconds: Annotated[float, Field(gt=0)] = 300
-    """How often a local storage folder is swept of pictures whose job has expired."""
+    """How often a local storage folder is swept of pictures whose job has expired, and of uploads
+    without a job. A bucket is not: its own lifecycle rule has to delete them."""
     job_retention_seconds: Annotated[int, Field(gt=0)] = 24 * 3600
-    """How long a finished job's record and pictures are kept."""
+    """How long a finished job's record and pictures are kept. Its objects in a bucket stay until
+    the bucket's lifecycle rule deletes them, which must not be sooner than this."""
     tombstone_seconds: Annotated[int, Field(gt=0)] = 7 * 24 * 3600
     """How long after that a job answers 410 and not 404."""
 
@@ -112,8 +119,12 @@ class Settings(BaseSettings):
     """Grace after SIGTERM in which running jobs may finish before they are handed back."""
     step_timeout_seconds: Annotated[float, Field(gt=0)] = 120
     """Without a finished denoising step for so long a busy worker counts as hung."""
+    job_timeout_seconds: Annotated[float, Field(gt=0)] = 1800
+    """A job that computes for longer, from its first step on, fails; the others go on."""
     embedding_cache_entries: Annotated[int, Field(ge=0)] = 512
+    """Embeddings of image prompts, and as many of texts, in a worker's memory; 0 keeps none."""
     embedding_cache_seconds: Annotated[int, Field(gt=0)] = 7 * 24 * 3600
+    """How long Redis keeps an embedding after its last use, whether its jobs are deleted or not."""
     preview_every_steps: Annotated[int, Field(ge=0)] = 0
     """Send a small preview event every so many steps; 0 sends none."""
 

@@ -64,10 +64,11 @@ class Storage:
         presigned_url_seconds: int,
         public: bool = True,
     ) -> "Storage":
-        """The storage behind `file:///dir`, `s3://bucket/prefix`, `gs://…` or `az://…`.
+        """The storage behind `file:///dir`, `s3://bucket/…`, `gs://bucket/…` or `az://container/…`.
 
-        S3 keys that are not given, and all credentials of the others, come from the environment,
-        as the cloud's own tools read them. Raises `ConfigurationError` for a URL that is none of
+        What follows the bucket is a prefix of all keys. S3 keys that are not given, Azure's
+        account and all credentials of the others come from the environment, as the cloud's own
+        tools read them. Raises `ConfigurationError` for a URL that is none of
         these.
         """
         parts = urlsplit(url)

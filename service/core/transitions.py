@@ -36,7 +36,7 @@ local function finish(status, now, keep, tombstone, fields)
   redis.call('HSET', KEYS[1], 'status', status, 'completed_at', now, 'expires_at', now + keep)
   for name, value in pairs(fields) do redis.call('HSET', KEYS[1], name, value) end
   redis.call('HDEL', KEYS[1], 'fence')
-  local id, owner = string.sub(KEYS[1], JOB_AT), redis.call('HGET', KEYS[1], 'owner')
+  local owner = redis.call('HGET', KEYS[1], 'owner')
   redis.call('ZREM', 'ACTIVE' .. owner, id)
   if redis.call('HEXISTS', KEYS[1], 'webhook') == 1 then
     redis.call('ZADD', 'OUTBOX', now, id)
@@ -46,32 +46,61 @@ local function finish(status, now, keep, tombstone, fields)
   redis.call('EXPIRE', KEYS[1], keep + tombstone)
   redis.call('EXPIRE', KEYS[2], keep)
 end
+-- The answer to the call that has ended the job, and to no other: so each end is told once.
+local function ended(answer)
+  local whole, request = pcall(cjson.decode, redis.call('HGET', KEYS[1], 'request') or '')
+  local model = whole and type(request) == 'table' and request.model
+  return {answer, type(model) == 'string' and model or ''}
+end
+-- A worker may ask for the same end twice, when the first answer was lost on its way.
+local function ended_by(token)
+  return token ~= '' and redis.call('HGET', KEYS[1], 'ended_by') == token
+end
 local status = redis.call('HGET', KEYS[1], 'status')
-""".replace("JOB_AT", str(len(keys.job("")) + 1))
-_EMIT = _EMIT.replace("ACTIVE", keys.active_jobs("")).replace("OUTBOX", keys.OUTBOX)
+""".replace("ACTIVE", keys.active_jobs("")).replace("OUTBOX", keys.OUTBOX)
+_EMIT = f"local id = string.sub(KEYS[1], {len(keys.job('')) + 1})" + _EMIT
 
 # ARGV: events kept, token, worker, now, attempt cap, keep, tombstone, errors (exhausted, expired)
 _CLAIM = (
     _EMIT
     + """
 if not status then return 'missing' end
-if status ~= 'queued' and status ~= 'processing' then return status end
+if status ~= 'queued' and status ~= 'processing' then
+  return ended_by(ARGV[2]) and ended(status) or status
+end
 local now, keep, tombstone = tonumber(ARGV[4]), tonumber(ARGV[6]), tonumber(ARGV[7])
+redis.call('ZREM', 'DEADLINES', id)
 local deadline = redis.call('HGET', KEYS[1], 'deadline_at')
-if status == 'queued' and deadline and now > tonumber(deadline) then
-  finish('expired', now, keep, tombstone, {error = ARGV[9]})
-  return 'expired'
+-- It is for the wait for a first worker: a job that was handed back has had one.
+local started = redis.call('HEXISTS', KEYS[1], 'started_at') == 1
+if not started and deadline and now > tonumber(deadline) then
+  finish('expired', now, keep, tombstone, {error = ARGV[9], ended_by = ARGV[2]})
+  return ended('expired')
 end
 if redis.call('HINCRBY', KEYS[1], 'attempt', 1) > tonumber(ARGV[5]) then
-  finish('failed', now, keep, tombstone, {error = ARGV[8]})
-  return 'failed'
+  finish('failed', now, keep, tombstone, {error = ARGV[8], ended_by = ARGV[2]})
+  return ended('failed')
 end
 redis.call('HSETNX', KEYS[1], 'started_at', ARGV[4])
 redis.call('HSET', KEYS[1], 'status', 'processing', 'fence', ARGV[2], 'worker', ARGV[3], 'step', 0)
 emit('status', cjson.encode({status = 'processing'}))
 return 'claimed'
 """
-)
+).replace("DEADLINES", keys.DEADLINES)
+
+# ARGV: events kept, now, keep, tombstone, error
+_EXPIRE = (
+    _EMIT
+    + """
+if status ~= 'queued' and status ~= 'processing' then return 'over' end
+if redis.call('HEXISTS', KEYS[1], 'started_at') == 1 then
+  redis.call('ZREM', 'DEADLINES', id)
+  return 'started'
+end
+finish('expired', tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), {error = ARGV[5]})
+return ended('expired')
+"""
+).replace("DEADLINES", keys.DEADLINES)
 
 # ARGV: events kept, token, step, event name, event data
 _PROGRESS = (
@@ -90,14 +119,12 @@ _FINISH = (
     + """
 if not status then return 'missing' end
 if status ~= 'queued' and status ~= 'processing' then
-  -- The same worker may send the same end twice, when the first answer was lost on its way.
-  local again = redis.call('HGET', KEYS[1], 'ended_by') == ARGV[2] and status == ARGV[3]
-  return again and status or 'already ' .. status
+  return status == ARGV[3] and ended_by(ARGV[2]) and ended(status) or 'already ' .. status
 end
 if ARGV[2] ~= '' and redis.call('HGET', KEYS[1], 'fence') ~= ARGV[2] then return 'lost' end
 redis.call('HSET', KEYS[1], 'ended_by', ARGV[2])
 finish(ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), cjson.decode(ARGV[7]))
-return ARGV[3]
+return ended(ARGV[3])
 """
 )
 
@@ -122,7 +149,7 @@ _EXHAUSTED = JobError(
 _EXPIRED = JobError(
     type="urn:imageprompt:error:deadline",
     title="Waited too long",
-    detail="The job waited longer than its deadline before a worker was free.",
+    detail="The job waited longer than its deadline before a worker could start it.",
 )
 
 
@@ -148,16 +175,20 @@ class Transitions:
         tombstone_seconds: int,
         max_attempts: int,
         clock: Callable[[], float] = time.time,
+        on_end: Callable[[str, str], None] = lambda _model, _status: None,
     ) -> None:
+        """`on_end` is told the model and final state of each job that is ended here, once."""
         self._redis = redis
         self._retention = retention_seconds
         self._tombstone = tombstone_seconds
         self._max_attempts = max_attempts
         self._clock = clock
+        self._on_end = on_end
         self._claim = redis.register_script(_CLAIM)
         self._progress = redis.register_script(_PROGRESS)
         self._finish = redis.register_script(_FINISH)
         self._hand_back = redis.register_script(_HAND_BACK)
+        self._expire = redis.register_script(_EXPIRE)
 
     def create(self, job: Job, pipeline: Any) -> None:
         """Write a new job into `pipeline`, which the caller executes as one transaction."""
@@ -165,6 +196,8 @@ class Transitions:
         counts_until = (job.deadline_at or job.created_at) + ACTIVE_SECONDS
         pipeline.zadd(keys.active_jobs(job.owner), {job.id: counts_until})
         pipeline.zadd(keys.owner_jobs(job.owner), {job.id: job.created_at})
+        if job.deadline_at is not None:
+            pipeline.zadd(keys.DEADLINES, {job.id: job.deadline_at})
         pipeline.xadd(
             keys.events(job.id),
             {"event": EventName.STATUS.value, "data": json.dumps({"status": job.status.value})},
@@ -223,6 +256,29 @@ class Transitions:
         """Put a claimed job back to queued after an attempt that failed and counts."""
         return self._run(self._hand_back, claim.job_id, claim.token, 0) == "queued"
 
+    def overdue(self, most: int) -> list[str]:
+        """Ids of jobs whose deadline has passed and that no worker has started."""
+        ids: Any = self._redis.zrangebyscore(
+            keys.DEADLINES, "-inf", self._clock(), start=0, num=most
+        )
+        return [job_id.decode() for job_id in ids]
+
+    def expire(self, job_id: str) -> bool:
+        """End an overdue job, unless a worker has started it.
+
+        Whether it is over, whoever ended it; then `service.core.queue.forget` takes it off the
+        list of `overdue`, and until then it comes up again.
+        """
+        answer = self._run(
+            self._expire,
+            job_id,
+            self._clock(),
+            self._retention,
+            self._tombstone,
+            _EXPIRED.model_dump_json(),
+        )
+        return answer in ("over", "expired")
+
     def erase(self, job_id: str, owner: str) -> None:
         """Delete the record and all that Redis holds of a job, for its owner's privacy."""
         with self._redis.pipeline(transaction=True) as pipeline:
@@ -230,6 +286,7 @@ class Transitions:
             pipeline.zrem(keys.owner_jobs(owner), job_id)
             pipeline.zrem(keys.active_jobs(owner), job_id)
             pipeline.zrem(keys.OUTBOX, job_id)
+            pipeline.hdel(keys.OUTBOX_ATTEMPTS, job_id)
             pipeline.execute()
 
     def _event(self, claim: Claim, step: int, name: EventName, data: str) -> bool:
@@ -251,4 +308,12 @@ class Transitions:
 
     def _run(self, script: Any, job_id: str, *args: object) -> str:
         answer = script(keys=[keys.job(job_id), keys.events(job_id)], args=[EVENTS_KEPT, *args])
-        return answer.decode() if isinstance(answer, bytes) else str(answer)
+        if not isinstance(answer, list):
+            return _text(answer)
+        status, model = map(_text, answer)
+        self._on_end(model, status)
+        return status
+
+
+def _text(answer: object) -> str:
+    return answer.decode(errors="replace") if isinstance(answer, bytes) else str(answer)

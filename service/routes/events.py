@@ -6,9 +6,11 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import StreamingResponse
+from redis.exceptions import RedisError
 
 from service.access import Reads
 from service.contract import failures
+from service.core import keys
 from service.core.errors import DependencyUnavailable, Gone, NotFound
 from service.core.job import EventName, Job
 from service.follow import FIRST, Event
@@ -83,11 +85,21 @@ async def _stream(
                     yield await _done(request, services, job, last)
                     return
                 yield _frame(event)
+            elif await _is_deleted(services, job):
+                return  # its last event may have come and gone between two looks
             elif time.monotonic() - sent_at < HEARTBEAT_SECONDS:
                 continue
             else:
                 yield ": still here\n\n"
             sent_at = time.monotonic()
+
+
+async def _is_deleted(services: Services, job: Job) -> bool:
+    """Whether there is no record of the job any more; not while Redis is away."""
+    try:
+        return not await services.redis.exists(keys.job(job.id))
+    except RedisError:
+        return False
 
 
 async def _done(request: Request, services: Services, job: Job, event_id: str) -> str:

@@ -81,6 +81,7 @@ async def generate(request: Request, services: Use, caller: Generates) -> Respon
     prefer = read_prefer(request.headers.getlist("prefer"))
     waits = bool(prefer.wait_seconds) and services.follower.has_room
     taken = await take_in(request, services, caller, waits=waits)
+    request.state.changed = f"the job is queued as {taken.job_id}"
     ended = waits and await services.follower.wait(taken.job_id, float(prefer.wait_seconds or 0))
     found = await _stored(services, taken, caller)
     answer = None

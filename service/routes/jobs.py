@@ -72,6 +72,7 @@ async def cancel_job(request: Request, services: Use, caller: Manages, job_id: J
     """End a job. One that has come to its end already stays as it is."""
     found = await services.records.get(job_id, caller.owner)
     if not found.job.status.is_terminal:
+        request.state.changed = "the job may be canceled; ask again"
         await to_thread.run_sync(services.transitions.cancel, job_id)
         await to_thread.run_sync(forget, services.queue, job_id)
         found = await services.records.get(job_id, caller.owner)
@@ -87,11 +88,17 @@ async def cancel_job(request: Request, services: Use, caller: Manages, job_id: J
         **failures(401, 403, 404, 410, 422, 503),
     },
 )
-async def delete_job(services: Use, caller: Manages, job_id: JobId) -> Response:
-    """Delete a job at once: its record, its events, its uploads and its pictures."""
+async def delete_job(request: Request, services: Use, caller: Manages, job_id: JobId) -> Response:
+    """Delete a job at once: its record, its events, its uploads and its pictures.
+
+    What workers remember of image prompts and texts, to encode the same only once, stays for a
+    time that the operator sets: embeddings under a hash, which all jobs share.
+    """
     await services.records.get(job_id, caller.owner)
+    request.state.changed = "the job may be canceled; delete it again"
     # A worker that holds it learns of the cancel and gives up before the record is gone.
     await to_thread.run_sync(services.transitions.cancel, job_id)
+    request.state.changed = "the job has ended, and some of it may still be there; delete it again"
     await to_thread.run_sync(forget, services.queue, job_id)
     for folder in (f"uploads/{job_id}", f"results/{job_id}"):
         await to_thread.run_sync(services.storage.delete_folder, folder)

@@ -4,12 +4,12 @@ Whoever connects must connect to the address that `resolve` returned and not ask
 second answer of a hostile name server may be another one.
 """
 
-import asyncio
 import ipaddress
-import socket
 from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
+
+from service.webhooks.lookup import LookupFailed, Lookups
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -18,8 +18,8 @@ _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 """RFC 6052: an IPv4 address in its last 32 bits."""
 _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 """All that is handed out of IPv6 so far (IANA); the rest has special uses, some of them local."""
-_METADATA: Final = frozenset({ipaddress.ip_address("168.63.129.16")})
-"""Public by its number, but answers every machine of a cloud about itself (Azure)."""
+_METADATA: Final = frozenset(map(ipaddress.ip_address, ("168.63.129.16", "192.0.0.192")))
+"""Public by their numbers, but answer every machine of a cloud about itself (Azure, Oracle)."""
 
 
 class AddressRefused(Exception):
@@ -63,14 +63,16 @@ def may_be_called(url: str, networks: Sequence[Network]) -> bool:
         return parts.hostname != "localhost" and not parts.hostname.endswith(".localhost")
 
 
-async def resolve(host: str, port: int, networks: Sequence[Network]) -> str:
-    """One address of `host`. Raises `AddressRefused` where any of them is not allowed."""
-    loop = asyncio.get_running_loop()
+async def resolve(host: str, networks: Sequence[Network], lookups: Lookups) -> str:
+    """One address of `host`.
+
+    Raises `AddressRefused` where any of them is not allowed, or `LookupsBusy`.
+    """
     try:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+        found = await lookups.find(host)
+    except LookupFailed:
         raise AddressRefused("the name has no address") from None
-    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    addresses = [ipaddress.ip_address(address.partition("%")[0]) for address in found]
     if not addresses or not all(is_allowed(address, networks) for address in addresses):
         raise AddressRefused("the name leads to an address that is not public")
     return str(addresses[0])

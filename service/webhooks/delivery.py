@@ -1,6 +1,7 @@
 """Brings the outbox to its receivers: a few at a time, few to one host, again and again.
 
-A slow receiver holds one of its own host's places and so delays nobody else.
+A slow receiver holds one of its own host's places, and all of one caller's together half of all, so
+that neither one host nor one caller with many names delays the others.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from service.webhooks.sender import Outcome, Sender
 
 AT_ONCE: Final = 64
 AT_ONCE_TO_ONE_HOST: Final = 4
+AT_ONCE_OF_ONE_OWNER: Final = 32
 BUSY_SECONDS: Final = 2
 DELAYS_SECONDS: Final = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800)
 """Before each further attempt; some sixteen hours altogether, within a job's retention."""
@@ -53,7 +55,7 @@ class Delivery:
         self._anonymous_secret = anonymous_secret
         self._jitter = jitter
         self._running: set[asyncio.Task[None]] = set()
-        self._hosts: Counter[str] = Counter()
+        self._places: Counter[str] = Counter()
 
     async def step(self) -> None:
         """Begin with all that is due and fits. Raises `redis.RedisError`."""
@@ -82,23 +84,26 @@ class Delivery:
         if job is None or secret is None or job.request.webhook_url is None:
             await self._outbox.remove(job_id)  # the job or its key was deleted meanwhile
             return
-        host = urlsplit(job.request.webhook_url).hostname or ""
-        if self._hosts[host] >= AT_ONCE_TO_ONE_HOST:
+        host = f"host {urlsplit(job.request.webhook_url).hostname}"
+        owner = f"owner {job.owner}"
+        if self._places[host] >= AT_ONCE_TO_ONE_HOST or self._places[owner] >= AT_ONCE_OF_ONE_OWNER:
             await self._outbox.defer(job_id, BUSY_SECONDS)
             return
-        self._hosts[host] += 1
+        self._places.update((host, owner))
         try:
             body = _body(job, fields.get("webhook", ""))
             outcome = await self._sender.send(
                 job.request.webhook_url, f"msg_{job_id}", body, secret
             )
         finally:
-            self._hosts[host] -= 1
-            if not self._hosts[host]:
-                del self._hosts[host]
+            self._places.subtract((host, owner))
+            self._places += Counter()  # forgets those that hold none
         await self._conclude(job_id, attempt, outcome)
 
     async def _conclude(self, job_id: str, attempt: int, outcome: Outcome) -> None:
+        if outcome is Outcome.BUSY:
+            await self._outbox.defer(job_id, BUSY_SECONDS)
+            return
         self._metrics.webhooks.labels(outcome.value).inc()
         if outcome is Outcome.FAILED and attempt <= len(DELAYS_SECONDS):
             await self._outbox.retry(job_id, DELAYS_SECONDS[attempt - 1] * self._jitter())

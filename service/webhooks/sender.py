@@ -16,6 +16,7 @@ import structlog
 from standardwebhooks.webhooks import Webhook
 
 from service.webhooks.address import AddressRefused, Network, resolve
+from service.webhooks.lookup import Lookups, LookupsBusy
 
 TIMEOUT_SECONDS: Final = 15.0
 """For all of it: name, connection, TLS and answer."""
@@ -30,6 +31,8 @@ class Outcome(StrEnum):
     GONE = "gone"
     """The receiver wants no more (410)."""
     FAILED = "failed"
+    BUSY = "busy"
+    """Not sent: too many names are being looked up at the moment."""
 
 
 class Sender:
@@ -44,6 +47,7 @@ class Sender:
     ) -> None:
         self._networks = networks
         self._timeout_seconds = timeout_seconds
+        self._lookups = Lookups()
         self._client = httpx.AsyncClient(
             verify=tls or ssl.create_default_context(),
             follow_redirects=False,
@@ -61,6 +65,8 @@ class Sender:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 status = await self._post(url, message_id, body, secret)
+        except LookupsBusy:
+            return Outcome.BUSY
         except (AddressRefused, httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError) as error:
             log.info("a webhook failed", message_id=message_id, cause=type(error).__name__)
             return Outcome.FAILED
@@ -75,7 +81,7 @@ class Sender:
         target = httpx.URL(url)
         if target.scheme != "https":
             raise AddressRefused("only https is sent to")
-        address = await resolve(target.host, target.port or 443, self._networks)
+        address = await resolve(target.host, self._networks, self._lookups)
         now = datetime.now(UTC)
         # The connection goes to the address that was checked; TLS and Host keep the name.
         request = self._client.build_request(

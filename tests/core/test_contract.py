@@ -53,6 +53,10 @@ def shapes() -> dict[str, Any]:
         ),
         (lambda c: c["models"]["shapes"]["base"].update(repo="a/b"), "path"),
         (lambda c: c["models"]["shapes"].update(adapters={}), "adapters"),
+        (
+            lambda c: c["models"]["shapes"]["adapters"]["plus"].update(block_scales={"mid": 3}),
+            "plus.block_scales.mid",
+        ),
     ],
 )
 def test_a_wrong_catalog_is_refused_with_file_and_field(

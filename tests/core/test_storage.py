@@ -1,9 +1,13 @@
 """One client for a folder and for S3 over the wire, with presigned URLs that others can read."""
 
 import asyncio
+import json
+from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from service.core.errors import ConfigurationError
 from service.core.storage import ObjectMissing, Storage, StorageError
@@ -46,7 +50,7 @@ def test_a_presigned_url_is_read_without_keys(bucket: Bucket) -> None:
     storage = bucket.storage()
     storage.put("results/a/0.png", b"picture", "image/png")
     assert storage.signs
-    answer = httpx.get(storage.sign("results/a/0.png"))
+    answer = httpx.get(storage.sign("results/a/0.png"), timeout=60)
     assert (answer.content, answer.headers["content-type"]) == (b"picture", "image/png")
 
 
@@ -55,6 +59,59 @@ def test_a_storage_that_is_away_is_an_error_of_ours(monkeypatch: pytest.MonkeyPa
     with pytest.raises(StorageError) as caught:
         Bucket("away", "http://127.0.0.1:9").storage().put("uploads/a/0.png", b"x", "image/png")
     assert not isinstance(caught.value, ObjectMissing)
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An environment with keys to all three clouds, which sign without asking anybody."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    account = {
+        "type": "service_account",
+        "private_key": key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ).decode(),
+        "private_key_id": "id",
+        "client_email": "somebody@example.com",
+        "client_id": "1",
+    }
+    (tmp_path / "account.json").write_text(json.dumps(account))
+    for name, value in {
+        "AWS_REGION": REGION,
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "account.json"),
+        "AZURE_STORAGE_ACCOUNT_NAME": "account",
+        "AZURE_STORAGE_ACCOUNT_KEY": "a2V5",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("credentials")
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("s3://bucket", "s3.us-east-1.amazonaws.com/bucket"),
+        ("s3://bucket/a/prefix", "s3.us-east-1.amazonaws.com/bucket/a/prefix"),
+        ("gs://bucket", "storage.googleapis.com/bucket"),
+        ("gs://bucket/a/prefix", "storage.googleapis.com/bucket/a/prefix"),
+        ("az://container", "account.blob.core.windows.net/container"),
+        ("az://container/a/prefix", "account.blob.core.windows.net/container/a/prefix"),
+    ],
+)
+def test_a_url_names_a_bucket_and_a_prefix_in_it(url: str, place: str) -> None:
+    """Azure's account is no part of it: the environment names that."""
+    signed = Storage.open(url, presigned_url_seconds=60).sign("results/a/0.png")
+    assert signed.partition("?")[0] == f"https://{place}/results/a/0.png"
+
+
+def test_azure_without_an_account_is_refused_by_the_setting_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(ConfigurationError, match=r"IMAGEPROMPT_STORAGE_URL.*Account"):
+        Storage.open("az://container/prefix", presigned_url_seconds=60)
 
 
 @pytest.mark.parametrize("url", ["http://x/y", "ftp://x", "nonsense", ""])

@@ -228,6 +228,125 @@ def test_a_job_that_waited_too_long_expires_but_a_running_one_does_not(
     assert transitions.claim(claim_of(running), "w2")
 
 
+@pytest.mark.parametrize("back", ["hand_back", "retry"])
+def test_a_job_that_was_started_once_is_past_its_deadline(
+    redis: Redis, transitions: Transitions, clock: Clock, back: str
+) -> None:
+    """The deadline is for the wait for a first worker: a deployment expires nothing."""
+    job_id = new_job(redis, transitions, deadline_at=1500.0)
+    claim = claim_of(job_id)
+    assert transitions.claim(claim, "w")
+    assert getattr(transitions, back)(claim)
+    clock.now = 1501
+    assert transitions.overdue(9) == []
+    assert not transitions.expire(job_id)
+    assert transitions.claim(claim_of(job_id), "w2")
+
+
+def test_an_overdue_job_ends_without_a_worker(
+    redis: Redis, transitions: Transitions, clock: Clock
+) -> None:
+    late = new_job(redis, transitions, deadline_at=1500.0)
+    redis.hset(keys.job(late), "webhook", "https://example.org")
+    new_job(redis, transitions, deadline_at=1600.0)
+    assert transitions.overdue(9) == []
+    clock.now = 1501
+    assert transitions.overdue(9) == [late]
+    assert [transitions.expire(late) for _ in range(2)] == [True, True], "several look at once"
+    assert stored(redis, late).status is Status.EXPIRED
+    assert [name for name, _ in events(redis, late)] == ["status", "status", "done"]
+    assert redis.zrange(keys.OUTBOX, 0, -1) == [late.encode()]
+    assert transitions.overdue(9) == [late], "until it is out of the queue"
+    forget(open_queue("q", redis), late)
+    assert transitions.overdue(9) == []
+
+
+@pytest.fixture
+def told() -> list[tuple[str, str]]:
+    """Model and final state of every end that was told."""
+    return []
+
+
+@pytest.fixture
+def telling(redis: Redis, clock: Clock, told: list[tuple[str, str]]) -> Transitions:
+    """Transitions that tell of ends."""
+    return Transitions(
+        redis,
+        retention_seconds=100,
+        tombstone_seconds=50,
+        max_attempts=1,
+        clock=clock,
+        on_end=lambda *end: told.append(end),
+    )
+
+
+def test_each_end_is_told_once_whoever_made_it(
+    redis: Redis, telling: Transitions, clock: Clock, told: list[tuple[str, str]]
+) -> None:
+    good, bad, dead, late, overdue, canceled = (
+        new_job(redis, telling, deadline_at=1500.0) for _ in range(6)
+    )
+    claims = {job_id: claim_of(job_id) for job_id in (good, bad, dead)}
+    assert all(telling.claim(claim, "w") for claim in claims.values())
+    clock.now = 1501
+    assert told == []
+    assert telling.succeed(claims[good], (IMAGE,), METRICS, 5)
+    assert telling.fail(claims[bad], ERROR, METRICS)
+    assert not telling.claim(claim_of(dead), "w"), "its worker died, and once is all it may"
+    assert not telling.claim(claim_of(late), "w")
+    assert telling.expire(overdue)
+    assert telling.cancel(canceled) is Status.CANCELED
+    ends = ["succeeded", "failed", "failed", "expired", "expired", "canceled"]
+    assert told == [("tiny", end) for end in ends]
+    for job_id in (good, bad, dead, late, overdue, canceled):
+        telling.cancel(job_id)
+        telling.expire(job_id)
+        assert not any(_endings(telling, claim_of(job_id)))
+    assert len(told) == len(ends)
+
+
+def test_an_end_whose_answer_was_lost_is_told_when_it_is_asked_for_again(
+    redis: Redis,
+    transitions: Transitions,
+    telling: Transitions,
+    clock: Clock,
+    told: list[tuple[str, str]],
+) -> None:
+    done, late = (new_job(redis, transitions, deadline_at=1500.0) for _ in range(2))
+    claim, too_late = claim_of(done), claim_of(late)
+    assert transitions.claim(claim, "w")
+    clock.now = 1501
+    assert transitions.succeed(claim, (IMAGE,), METRICS, 5)  # who asked does not learn of it
+    assert not transitions.claim(too_late, "w")
+    assert telling.succeed(claim, (IMAGE,), METRICS, 5)
+    assert not telling.claim(too_late, "w")
+    assert told == [("tiny", "succeeded"), ("tiny", "expired")]
+
+
+@pytest.mark.parametrize("request_text", [b"{", b"7", b'{"model": 3}', None])
+def test_the_end_of_a_damaged_record_is_told_without_a_model(
+    redis: Redis, telling: Transitions, told: list[tuple[str, str]], request_text: bytes | None
+) -> None:
+    job_id = new_job(redis, telling)
+    if request_text is None:
+        redis.hdel(keys.job(job_id), "request")
+    else:
+        redis.hset(keys.job(job_id), "request", request_text)
+    assert telling.cancel(job_id) is Status.CANCELED
+    assert told == [("", "canceled")]
+
+
+def test_an_erased_job_leaves_no_count_of_its_webhooks(
+    redis: Redis, transitions: Transitions
+) -> None:
+    job_id = new_job(redis, transitions)
+    redis.zadd(keys.OUTBOX, {job_id: 1})
+    redis.hset(keys.OUTBOX_ATTEMPTS, job_id, 3)
+    transitions.erase(job_id, "me")
+    forget(open_queue("q", redis), job_id)
+    assert redis.keys("imageprompt:*") == []
+
+
 def test_an_unknown_job_is_left_unknown(redis: Redis, transitions: Transitions) -> None:
     claim = claim_of("nobody")
     assert transitions.cancel("nobody") is None
@@ -248,5 +367,9 @@ def test_queueing_is_whole_or_not_at_all(redis: Redis, transitions: Transitions)
     enqueue(queue, transitions, job, also=lambda pipeline: pipeline.set("beside", 1))
     assert redis.get("beside") == b"1"
     assert queue.job_ids == ["j"]
+    before = {name: redis.dump(name) for name in redis.keys("*")}
+    more = job.model_copy(update={"id": "k"})
+    assert not enqueue(queue, transitions, more, most=1), "the queue is full"
+    assert {name: redis.dump(name) for name in redis.keys("*")} == before
     forget(queue, "j")
     assert queue.job_ids == []

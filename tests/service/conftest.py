@@ -16,11 +16,11 @@ from service.cli import processes
 from service.cli.redis_server import RedisServer
 from service.core import keys
 from service.core.job import JobMetrics, StoredImage
-from service.core.presence import Presence, announce
+from service.core.presence import Presence, announce, withdraw
 from service.core.storage import Storage
 from service.core.transitions import Claim, Transitions
 from tests import corpus
-from tests.running import Running, start_api, until
+from tests.running import KEEP, Running, start_api, until
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
 PNG = corpus.saved(corpus.picture(), "PNG")
@@ -125,7 +125,7 @@ def api(
         make_api(
             redis_url=url, storage_url=folder.as_uri(), webhook_secret=WEBHOOK_SECRET
         ) as running,
-        httpx.Client(base_url=running.url, timeout=30) as client,
+        httpx.Client(base_url=running.url, timeout=30, limits=KEEP) as client,
         redis,
     ):
         yield Api(
@@ -142,11 +142,10 @@ def api(
     server.stop()
 
 
-@pytest.fixture
-def warm_worker(api: Api) -> None:
-    """A worker that says it is warm and does 20 row steps a second."""
+def announce_warm(redis: Redis, *, row_steps_per_second: float) -> None:
+    """Let a worker say that it is warm, however long the test takes."""
     announce(
-        api.redis,
+        redis,
         Presence(
             name="hand",
             ready=True,
@@ -154,10 +153,19 @@ def warm_worker(api: Api) -> None:
             device="cpu",
             slots=4,
             running=0,
-            row_steps_per_second=20.0,
-            at=time.time(),
+            row_steps_per_second=row_steps_per_second,
+            at=time.time() + 3600,
         ),
     )
+    redis.persist(keys.worker("hand"))
+
+
+@pytest.fixture
+def warm_worker(api: Api) -> Iterator[None]:
+    """A worker that says it does 20 row steps a second."""
+    announce_warm(api.redis, row_steps_per_second=20.0)
+    yield
+    withdraw(api.redis, "hand")
 
 
 def problem(answer: httpx.Response, status: int) -> dict[str, object]:

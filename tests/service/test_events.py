@@ -1,13 +1,12 @@
 """Server-sent events: in order, resumable, and ended by `done`."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 
 from service.core import keys
-from tests.running import Running
+from tests.running import KEEP, Running
 from tests.service.conftest import Api, problem, sse
 
 
@@ -41,10 +40,11 @@ def test_events_tell_the_whole_story_and_end_with_the_job(api: Api) -> None:
 
 def test_events_come_as_they_happen(api: Api) -> None:
     job_id = api.job()
-    threading.Timer(0.5, api.finish, [job_id]).start()
     with api.client.stream("GET", f"/jobs/{job_id}/events") as answer:
-        lines = [line for line in answer.iter_lines() if line.startswith("event: ")]
-    assert lines == ["event: status"] * 3 + ["event: done"]
+        lines = (line for line in answer.iter_lines() if line.startswith("event: "))
+        assert next(lines) == "event: status"
+        api.finish(job_id)
+        assert list(lines) == ["event: status"] * 2 + ["event: done"]
 
 
 def test_a_stream_resumes_after_the_last_event_seen(api: Api) -> None:
@@ -67,6 +67,15 @@ def test_a_stream_resumed_after_the_last_event_ends_at_once(api: Api) -> None:
     assert [name for _, name, _ in sse(api.client.get(url).text)] == ["done"]
 
 
+def test_a_stream_that_missed_the_last_event_of_a_deleted_job_ends(api: Api) -> None:
+    job_id = api.job()
+    with api.client.stream("GET", f"/jobs/{job_id}/events") as answer:
+        lines = answer.iter_lines()
+        assert "event: status" in lines
+        api.transitions.erase(job_id, "anonymous")
+        assert not [line for line in lines if line.startswith("event: ")]
+
+
 def test_a_wrong_last_event_id_is_named(api: Api) -> None:
     job_id = api.job()
     answer = api.client.get(f"/jobs/{job_id}/events", headers={"last-event-id": "$"})
@@ -82,7 +91,10 @@ def test_streams_are_bounded_and_leave_room_for_the_rest(
         "max_event_streams": 2,
     }
     job_id = api.job()
-    with make_api(**settings) as running, httpx.Client(base_url=running.url) as client:
+    with (
+        make_api(**settings) as running,
+        httpx.Client(base_url=running.url, timeout=60, limits=KEEP) as client,
+    ):
         url = f"/jobs/{job_id}/events"
         with client.stream("GET", url) as one, client.stream("GET", url) as two:
             lines = one.iter_lines(), two.iter_lines()  # kept, for a dropped one hangs up

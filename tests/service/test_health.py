@@ -1,5 +1,6 @@
 """Live, ready, figures, models, and how the API bears the absence of its dependencies."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import httpx
 import pytest
 
 from service.cli.redis_server import RedisServer
-from tests.running import Running, until
+from service.core import keys
+from tests.deploy import exposition
+from tests.proxy import Mode, Proxy
+from tests.running import KEEP, Running, until
 from tests.service.conftest import PNG, Api, problem
 
 
@@ -22,6 +26,86 @@ def test_ready_needs_a_warm_worker(api: Api) -> None:
 def test_ready_when_all_is_there(api: Api) -> None:
     answer = api.client.get("/healthz/ready")
     assert (answer.status_code, answer.json()["ready"]) == (200, True)
+
+
+OF_REDIS = {
+    "imageprompt_queue_jobs",
+    "imageprompt_running_jobs",
+    "imageprompt_queue_oldest_seconds",
+    "imageprompt_workers_ready",
+    "imageprompt_webhook_outbox",
+}
+
+
+def figure(client: httpx.Client, name: str) -> float:
+    """The value of one line of /metrics."""
+    lines = client.get("/metrics").text.splitlines()
+    [value] = [line.rpartition(" ")[2] for line in lines if line.startswith(f"{name} ")]
+    return float(value)
+
+
+@pytest.mark.usefixtures("warm_worker")
+def test_figures_have_the_values_that_redis_has(api: Api) -> None:
+    api.redis.delete("rq:queue:imageprompt", keys.OUTBOX)
+    job_id = api.job()
+    api.redis.hset(keys.job(job_id), "created_at", time.time() - 500)
+    api.redis.zadd(keys.OUTBOX, {"one": time.time() + 900, "two": time.time() + 900})
+    try:
+        until(lambda: figure(api.client, "imageprompt_queue_oldest_seconds") >= 500)
+        assert figure(api.client, "imageprompt_queue_oldest_seconds") < 700
+        assert figure(api.client, "imageprompt_queue_jobs") == 1
+        assert figure(api.client, "imageprompt_workers_ready") == 1
+        assert figure(api.client, "imageprompt_webhook_outbox") == 2
+    finally:
+        api.redis.delete(keys.OUTBOX)
+    assert api.client.delete(f"/jobs/{job_id}").status_code == 204
+    until(lambda: figure(api.client, "imageprompt_queue_oldest_seconds") == 0)
+
+
+def test_a_job_that_ends_in_the_queue_is_counted_once(api: Api) -> None:
+    names = [
+        f'imageprompt_jobs_total{{model="shapes",status="{status}"}}'
+        for status in ("canceled", "expired")
+    ]
+    before = [figure(api.client, name) for name in names]
+    canceled, late = api.job(), api.job()
+    for _ in range(2):
+        assert api.client.post(f"/jobs/{canceled}/cancel").json()["status"] == "canceled"
+    assert api.client.delete(f"/jobs/{canceled}").status_code == 204
+    api.redis.zadd(keys.DEADLINES, {late: 1})  # the API looks every second
+    until(lambda: api.client.get(f"/jobs/{late}").json()["status"] == "expired")
+    until(lambda: figure(api.client, names[1]) > before[1])
+    assert [figure(api.client, name) for name in names] == [count + 1 for count in before]
+
+
+def test_a_silent_redis_delays_no_scrape_and_leaves_no_figure(
+    make_api: Callable[..., Running], tmp_path: Path
+) -> None:
+    """Prometheus waits 5 s; 0, or what was read once, would tell KEDA that no job is there."""
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    proxy = Proxy(f"redis://127.0.0.1:{server.port}")
+    settings = {
+        "redis_url": proxy.url.replace("http", "redis"),
+        "storage_url": (tmp_path / "storage").as_uri(),
+    }
+    try:
+        with make_api(**settings) as running, httpx.Client(base_url=running.url) as client:
+            page = client.get("/metrics", timeout=60).text
+            assert exposition.exposed([page]).keys() >= OF_REDIS
+            proxy.mode = Mode.HANG
+            time.sleep(1)  # older than a snapshot of the queue may be
+            began = time.monotonic()
+            page = client.get("/metrics", timeout=60).text
+            assert time.monotonic() - began < 5
+            there = exposition.exposed([page]).keys()
+            assert "imageprompt_uploaded_bytes_total" in there
+            assert not there & OF_REDIS
+            proxy.mode = Mode.PASS
+            until(lambda: exposition.exposed([client.get("/metrics").text]).keys() >= OF_REDIS)
+    finally:
+        proxy.close()
+        server.stop()
 
 
 def test_figures_tell_of_the_queue(api: Api) -> None:
@@ -85,13 +169,18 @@ def test_without_redis_it_lives_refuses_and_recovers(
         "storage_url": (tmp_path / "storage").as_uri(),
     }
     files = {"image": ("a", PNG)}
-    with make_api(**settings) as running, httpx.Client(base_url=running.url, timeout=30) as client:
+    with (
+        make_api(**settings) as running,
+        httpx.Client(base_url=running.url, timeout=60, limits=KEEP) as client,
+    ):
         ready = client.get("/healthz/ready")
         assert (ready.status_code, ready.json()["redis"]) == (503, False)
-        assert client.get("/metrics").status_code == 200
+        assert not exposition.exposed([client.get("/metrics").text]).keys() & OF_REDIS
         for answer in (client.post("/generate", files=files), client.get("/jobs")):
             assert int(answer.headers["retry-after"]) > 0
             problem(answer, 503)
+        failed = 'imageprompt_http_requests_total{method="POST",route="/generate",status="5xx"}'
+        assert figure(client, failed) == 1
         assert not list((tmp_path / "storage").rglob("*.png"))
         server.start()
         try:
@@ -116,7 +205,10 @@ def test_without_storage_no_job_comes_to_be(
         "storage_secret_access_key": "x",
         "AWS_REGION": "us-east-1",
     }
-    with make_api(**settings) as running, httpx.Client(base_url=running.url, timeout=60) as client:
+    with (
+        make_api(**settings) as running,
+        httpx.Client(base_url=running.url, timeout=60, limits=KEEP) as client,
+    ):
         assert client.get("/healthz/live").status_code == 200
         assert client.get("/healthz/ready").json()["storage"] is False
         answer = client.post("/generate", files={"image": ("a", PNG)})

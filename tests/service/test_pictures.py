@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from service.core.errors import InvalidImage, ServiceError, UnsupportedMedia
 from tests import corpus
 
 MAX_PIXELS = 40_000_000
+ROOT = Path(__file__).parents[2]
 
 
 def read(data: bytes) -> tuple[pictures.Picture, Image.Image]:
@@ -126,3 +130,96 @@ def test_a_damaged_picture_is_taken_or_refused_but_never_a_fault(
 def test_arbitrary_bytes_are_never_a_fault(head: bytes, tail: bytes) -> None:
     with pytest.raises((InvalidImage, UnsupportedMedia)):
         read(head + tail)
+
+
+PEAK = """
+import io, sys
+from service import pictures
+def peak():
+    lines = open("/proc/self/status").readlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+before = peak()
+with open(sys.argv[1], "rb") as file:
+    picture = pictures.read(file, max_pixels=40_000_000)
+print((peak() - before) / (picture.width * picture.height))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options", "bytes_a_pixel"),
+    [
+        ("PNG", "RGBA", {}, 9),  # was 16.0
+        ("PNG", "I;16", {}, 9),  # 13.2
+        ("JPEG", "CMYK", {"progressive": True, "subsampling": 0}, 13),  # 14.0, 8 of it libjpeg's
+        ("WEBP", "RGBA", {"lossless": True, "method": 0}, 13),  # 24.0, 12 of it libwebp's
+    ],
+)
+def test_a_large_picture_takes_little_more_than_its_pixels(
+    tmp_path: Path, kind: str, mode: str, options: dict[str, object], bytes_a_pixel: float
+) -> None:
+    """The file is small, the picture large, on its side and see-through: the worst there is."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = tmp_path / "picture"
+    # It compresses well, so that what is stored of it does not count.
+    Image.new(mode, (4800, 4800), None if mode == "I;16" else (9,) * 4).save(
+        file, kind, exif=exif, **options
+    )
+    command = [sys.executable, "-c", PEAK, str(file)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert float(told.stdout) < bytes_a_pixel
+
+
+def test_a_picture_of_endless_side_is_refused() -> None:
+    data = corpus.saved(Image.new("L", (1, pictures.MAX_SIDE + 1)), "PNG")
+    with pytest.raises(InvalidImage, match="a side"):
+        read(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_pixels_are_counted_before_anything_is_decoded(kind: str) -> None:
+    data = corpus.saved(Image.new("RGB", (30, 20)), kind)
+    assert pictures.count_pixels(io.BytesIO(data), max_pixels=MAX_PIXELS) == 600
+
+
+def test_a_picture_made_of_several_strips_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.effect_noise((64, 48), 90).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = corpus.saved(image, "PNG", exif=exif)
+    whole, _ = read(data)
+    monkeypatch.setattr(pictures, "_STRIP_PIXELS", 100)
+    monkeypatch.setattr(pictures, "QUICK_PIXELS", 0)
+    strips, _ = read(data)
+    assert strips.pixels_sha256 == whole.pixels_sha256
+    assert (
+        Image.open(io.BytesIO(strips.png)).tobytes() == Image.open(io.BytesIO(whole.png)).tobytes()
+    )
+
+
+HELD = """
+import sys, threading
+from service import heap, pictures
+heap.give_back()
+def held():
+    lines = open("/proc/self/status").readlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024
+def look():
+    with open(sys.argv[1], "rb") as file:
+        pictures.read(file, max_pixels=40_000_000)
+before = held()
+for _ in range(3):
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+print(held() - before)
+"""
+
+
+def test_a_large_picture_leaves_nothing_behind(tmp_path: Path) -> None:
+    file = tmp_path / "picture"
+    Image.new("RGBA", (4800, 4800), (9,) * 4).save(file, "PNG")
+    command = [sys.executable, "-c", HELD, str(file)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert float(told.stdout) < 4800 * 4800, "less than a byte a pixel"

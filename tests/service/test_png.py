@@ -31,7 +31,7 @@ def test_flat_pictures_are_stored_small_and_noise_is_not_blown_up() -> None:
 @pytest.mark.parametrize("side", [100, pictures.QUICK_PIXELS])
 def test_small_and_large_uploads_are_stored_without_loss(side: int) -> None:
     """A picture over the bound takes the other way to its PNG, with the same pixels."""
-    width, height = (100, 100) if side == 100 else (2, side // 2 + 1)
+    width, height = (100, 100) if side == 100 else (256, side // 256 + 1)
     image = Image.new("RGB", (width, height), (1, 2, 3))
     image.putpixel((1, height - 1), (200, 100, 50))
     sent = io.BytesIO()

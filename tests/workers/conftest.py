@@ -20,6 +20,7 @@ from service.core.storage import Storage
 from service.core.transitions import Transitions
 from tests.requests import generate_request
 from tests.workers.fake_engine import FakeEngine
+from workers.elsewhere import Elsewhere
 from workers.isolation import Isolation
 from workers.reporter import Reporter
 from workers.task import Collaborators
@@ -34,8 +35,40 @@ def queue(redis: Redis) -> Queue:
 
 
 @pytest.fixture
-def transitions(redis: Redis) -> Transitions:
+def metrics() -> WorkerMetrics:
+    return WorkerMetrics()
+
+
+@pytest.fixture
+def ends(metrics: WorkerMetrics) -> Callable[[], dict[str, float]]:
+    """Jobs that the worker says it ended, by final state."""
+
+    def count() -> dict[str, float]:
+        samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+        return {
+            sample.labels["status"]: sample.value
+            for sample in samples
+            if sample.name == "imageprompt_jobs_total" and sample.labels["model"] == "tiny"
+        }
+
+    return count
+
+
+@pytest.fixture
+def api_transitions(redis: Redis) -> Transitions:
+    """Those of another process, which counts for itself."""
     return Transitions(redis, retention_seconds=60, tombstone_seconds=60, max_attempts=MAX_ATTEMPTS)
+
+
+@pytest.fixture
+def transitions(redis: Redis, metrics: WorkerMetrics) -> Transitions:
+    return Transitions(
+        redis,
+        retention_seconds=60,
+        tombstone_seconds=60,
+        max_attempts=MAX_ATTEMPTS,
+        on_end=metrics.ends.count,
+    )
 
 
 @pytest.fixture
@@ -50,16 +83,21 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def shared(
-    redis: Redis, storage: Storage, transitions: Transitions, engine: FakeEngine
+    redis: Redis,
+    storage: Storage,
+    transitions: Transitions,
+    engine: FakeEngine,
+    metrics: WorkerMetrics,
 ) -> Collaborators:
     return Collaborators(
         redis=redis,
         storage=storage,
         transitions=transitions,
         submit=engine.submit,
+        elsewhere=Elsewhere(redis, engine.serves),
         reporter=Reporter(redis, transitions),
         isolation=Isolation(),
-        metrics=WorkerMetrics(),
+        metrics=metrics,
         worker_name="tester",
         max_attempts=MAX_ATTEMPTS,
     )

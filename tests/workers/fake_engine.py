@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
+from service.core.request import GenerateRequest
 from workers.engine.types import Canceled, EngineJob, EngineResult, Listener
 
 
@@ -40,8 +41,12 @@ class FakeEngine:
     """Keeps what is submitted until the test ends it, or ends it at once by `answer`."""
 
     def __init__(self) -> None:
+        self.models = {"tiny"}
         self.tickets: list[FakeTicket] = []
         self.answer: Callable[[EngineJob], EngineResult | Exception] | None = None
+
+    def serves(self, request: GenerateRequest) -> bool:
+        return request.model in self.models
 
     def submit(self, job: EngineJob, listener: Listener | None) -> FakeTicket:
         ticket = FakeTicket(job, listener)

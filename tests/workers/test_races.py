@@ -20,9 +20,10 @@ IMAGE = StoredImage(
 def test_thousand_races_of_cancel_and_finish_have_one_end_each(
     add_job, read, redis: Redis, redis_url: str
 ) -> None:
+    clients = [connect(redis_url) for _ in range(2)]
     sides = [
-        Transitions(connect(redis_url), retention_seconds=60, tombstone_seconds=60, max_attempts=3)
-        for _ in range(2)
+        Transitions(client, retention_seconds=60, tombstone_seconds=60, max_attempts=3)
+        for client in clients
     ]
     job = add_job()
     fields = redis.hgetall(keys.job(job.id))
@@ -51,5 +52,7 @@ def test_thousand_races_of_cancel_and_finish_have_one_end_each(
             done = [e for _, e in redis.xrange(keys.events(claim.job_id)) if e[b"event"] == b"done"]
             assert len(done) == 1
             ends[end.status] += 1
+    for client in clients:
+        client.close()
     assert sum(ends.values()) == RACES
     assert set(ends) <= {Status.SUCCEEDED, Status.CANCELED}

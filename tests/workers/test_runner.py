@@ -5,6 +5,7 @@ import pickle
 import threading
 import time
 import zlib
+from contextlib import ExitStack
 
 import pytest
 from redis import Redis
@@ -43,11 +44,11 @@ def task() -> Task:
 @pytest.fixture
 def work(redis_url: str, transitions: Transitions, task: Task):
     """Start a runner on a thread."""
-    runners = []
+    runners, clients = [], ExitStack()
 
     def start(*, slots: int = 2, url: str = redis_url, drain_seconds: float = 30) -> Runner:
         runner = Runner(
-            connect(url),
+            clients.enter_context(connect(url)),
             "test",
             name=f"runner-{len(runners)}",
             task=task,
@@ -67,6 +68,7 @@ def work(redis_url: str, transitions: Transitions, task: Task):
         runner.stop()
         runner.stop()
         runner.ended(30)
+    clients.close()
 
 
 def test_worker_holds_no_more_jobs_than_it_has_slots(add_job, queue, work, task) -> None:
@@ -128,6 +130,21 @@ def test_jobs_that_outlast_the_grace_go_back_to_the_front(add_job, queue, work, 
     runner.stop()
     runner.ended(30)
     assert queue.job_ids == [first.id, second.id]
+
+
+def test_job_of_another_worker_lets_those_behind_it_have_their_turn(
+    add_job, queue, work, task, monkeypatch
+) -> None:
+    other, mine = add_job(), add_job()
+    held = task.__call__
+    monkeypatch.setattr(
+        Task,
+        "__call__",
+        lambda _, job_id, let_go: Outcome.ELSEWHERE if job_id == other.id else held(job_id, let_go),
+    )
+    work(slots=1)
+    until(lambda: task.started == [mine.id])
+    assert queue.job_ids == [other.id]
 
 
 class Planted:
@@ -217,16 +234,18 @@ def test_foreign_rq_job_with_callback_objects_is_refused(
 def test_worker_takes_jobs_again_after_redis_was_killed(tmp_path, work, task, add_job) -> None:
     server = RedisServer(tmp_path / "redis")
     server.start()
+    redis = connect(server.url)
     try:
         runner = work(url=server.url)
-        until(lambda: Redis.from_url(server.url).exists(runner.key))
+        until(lambda: redis.exists(runner.key))
         server.process.kill()
         server.process.wait()
         time.sleep(1)
         server.start()
-        queue = open_queue("test", connect(server.url))
+        queue = open_queue("test", redis)
         job = queue.enqueue("workers.task.generate", args=("the-id",), job_id="the-id")
         task.end.set()
         until(lambda: task.started == [job.id])
     finally:
+        redis.close()
         server.stop()

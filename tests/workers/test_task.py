@@ -14,10 +14,15 @@ from PIL import Image
 from service.core import keys
 from service.core.errors import EngineFault, InputLost, NotFinite
 from service.core.job import Status
+from service.core.metrics import STAGES
+from service.core.queue import open_queue
 from service.core.storage import StorageError
 from service.core.transitions import Claim
 from tests.running import until
+from tests.workers.conftest import QUEUE
 from tests.workers.fake_engine import FakeEngine, result
+from workers import refusal
+from workers.leases import Leases
 from workers.reporter import NOTES_KEPT, Reporter
 from workers.task import Outcome, generate
 
@@ -36,6 +41,7 @@ def start(shared):
         yield run
         let_go.set()
     shared.reporter.close()
+    shared.reporter.join(30)
 
 
 def test_pictures_are_stored_before_the_job_has_succeeded(
@@ -79,9 +85,24 @@ def test_newest_steps_stay_while_redis_is_slow(add_job, redis, transitions) -> N
     until(lambda: not following.steps)
     reporter.close()
     reporter.join(30)
-    events = [fields for _, fields in redis.xrange(keys.events(job.id))]
-    steps = [json.loads(one[b"data"])["step"] for one in events if one[b"event"] == b"progress"]
-    assert steps == list(range(9, NOTES_KEPT + 9))
+    assert told_steps(redis, job.id) == list(range(9, NOTES_KEPT + 9))
+
+
+def told_steps(redis, job_id: str) -> list[int]:
+    events = [fields for _, fields in redis.xrange(keys.events(job_id))]
+    return [json.loads(one[b"data"])["step"] for one in events if one[b"event"] == b"progress"]
+
+
+def test_last_steps_are_told_though_the_job_ends_first(add_job, redis, transitions) -> None:
+    job = add_job()
+    claim = Claim(job.id, "token")
+    transitions.claim(claim, "worker")
+    reporter = Reporter(redis, transitions)  # its thread does not come by
+    following = reporter.follow(claim)
+    for step in (3, 4):
+        following.on_step(step, 4)
+    reporter.leave(following)
+    assert told_steps(redis, job.id) == [3, 4]
 
 
 def test_preview_is_sent_as_a_small_jpeg(add_job, redis, engine: FakeEngine, start) -> None:
@@ -102,22 +123,24 @@ def test_preview_is_sent_as_a_small_jpeg(add_job, redis, engine: FakeEngine, sta
 
 
 def test_canceled_job_leaves_the_engine_and_stores_nothing(
-    add_job, read, transitions, results, engine: FakeEngine, start
+    add_job, read, api_transitions, results, ends, engine: FakeEngine, start
 ) -> None:
     job = add_job()
     running = start(job.id)
     ticket = until(lambda: engine.tickets and engine.tickets[0])
-    assert transitions.cancel(job.id) is Status.CANCELED
+    assert api_transitions.cancel(job.id) is Status.CANCELED
     assert ticket.canceled.wait(30)
     assert running.result(30) is Outcome.ENDED
     assert read(job.id).status is Status.CANCELED
     assert results(job.id) == []
+    assert ends() == {}, "the API ended it, and counts it"
 
 
 def test_job_that_another_worker_took_is_not_overwritten(
     add_job, read, transitions, results, shared, engine: FakeEngine, start
 ) -> None:
     shared.reporter.close()  # it would stop the job at once; here its result comes first
+    shared.reporter.join(30)
     job = add_job()
     running = start(job.id)
     ticket = until(lambda: engine.tickets and engine.tickets[0])
@@ -136,7 +159,7 @@ def test_ended_job_is_freed_at_once(add_job, engine: FakeEngine, start) -> None:
     try:
         start(add_job().id).result(30)
         ticket = weakref.ref(engine.tickets.pop())
-        until(lambda: ticket() is None, seconds=10)
+        until(lambda: ticket() is None, seconds=60)
     finally:
         gc.enable()
 
@@ -240,8 +263,30 @@ def test_job_that_saw_two_workers_die_runs_alone(
     assert after.result(30) is Outcome.ENDED
 
 
+def test_stages_are_observed_of_jobs_that_went_through_all_of_them(
+    add_job, metrics, ends, engine: FakeEngine, start
+) -> None:
+    for end in (result(), NotFinite("no number"), result()):
+        engine.answer = lambda _, end=end: end
+        start(add_job().id).result(30)
+    assert ends() == {"succeeded": 2, "failed": 1}
+    for stage in STAGES:
+        labels = {"stage": stage}
+        count = metrics.registry.get_sample_value("imageprompt_stage_seconds_count", labels)
+        assert count == 2, stage
+
+
+def test_refused_job_is_counted_as_failed(add_job, read, redis, transitions, ends) -> None:
+    job = add_job()
+    leases = Leases(open_queue(QUEUE, redis), worker_name="tester", lease_seconds=9)
+    refusal.end(transitions, leases, job.id, "tester")
+    refusal.end(transitions, leases, job.id, "tester")
+    assert read(job.id).status is Status.FAILED
+    assert ends() == {"failed": 1}
+
+
 def test_job_started_too_often_is_given_up(
-    add_job, read, transitions, engine: FakeEngine, start
+    add_job, read, transitions, ends, engine: FakeEngine, start
 ) -> None:
     job = add_job()
     for token in ("first", "second", "third"):
@@ -249,3 +294,4 @@ def test_job_started_too_often_is_given_up(
     assert start(job.id).result(30) is Outcome.ENDED
     assert engine.tickets == []
     assert read(job.id).error.type == "urn:imageprompt:error:attempts-exhausted"
+    assert ends() == {"failed": 1}

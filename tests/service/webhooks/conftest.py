@@ -121,7 +121,7 @@ def receiver(make_receiver: Callable[[], Receiver]) -> Receiver:
     return make_receiver()
 
 
-def trusting(receiver: Receiver, *, timeout_seconds: float = 5) -> Callable[[], Sender]:
+def trusting(receiver: Receiver, *, timeout_seconds: float = 30) -> Callable[[], Sender]:
     """A sender that trusts the receiver's certificate and may go to loopback."""
 
     def make() -> Sender:

@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from service.webhooks.address import AddressRefused, is_public, may_be_called, resolve
+from service.webhooks.lookup import Lookups
 
 PRIVATE = [
     "127.0.0.1",
@@ -19,6 +20,7 @@ PRIVATE = [
     "100.64.0.1",
     "100.100.100.200",
     "168.63.129.16",
+    "192.0.0.192",
     "192.0.2.1",
     "198.18.0.1",
     "224.0.0.1",
@@ -90,16 +92,16 @@ def test_a_name_is_refused_when_any_of_its_addresses_is_private(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _answering(monkeypatch, "8.8.8.8", "1.1.1.1")
-    assert asyncio.run(resolve("hooks.example", 443, ())) == "8.8.8.8"
+    assert asyncio.run(resolve("hooks.example", (), Lookups())) == "8.8.8.8"
     _answering(monkeypatch, "8.8.8.8", "10.0.0.1")
     with pytest.raises(AddressRefused):
-        asyncio.run(resolve("hooks.example", 443, ()))
+        asyncio.run(resolve("hooks.example", (), Lookups()))
     _answering(monkeypatch)
     with pytest.raises(AddressRefused):
-        asyncio.run(resolve("hooks.example", 443, ()))
+        asyncio.run(resolve("hooks.example", (), Lookups()))
 
 
 @pytest.mark.parametrize("host", ["127.1", "0x7f000001", "2130706433", "017700000001", "localhost"])
 def test_odd_ways_to_write_loopback_lead_nowhere(host: str) -> None:
     with pytest.raises(AddressRefused):
-        asyncio.run(resolve(host, 443, ()))
+        asyncio.run(resolve(host, (), Lookups()))

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ from service.core.job import Job, JobMetrics, Status
 from service.core.metrics import ApiMetrics
 from service.core.queue import enqueue, open_queue
 from service.core.transitions import Claim, Transitions
-from service.webhooks.delivery import DELAYS_SECONDS, Delivery
+from service.webhooks import lookup
+from service.webhooks.delivery import AT_ONCE, DELAYS_SECONDS, Delivery
 from service.webhooks.sender import Sender
 from tests.requests import generate_request
 from tests.running import Running, until
@@ -72,7 +74,7 @@ class Desk:
                 jitter=lambda: jitter,
             )
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(120):
                     while not done():
                         await delivery.step()
                         await asyncio.sleep(0.02)
@@ -160,7 +162,7 @@ def test_attempts_are_put_off_further_and_further(desk: Desk, receiver: Receiver
 
 def test_slow_receivers_delay_nobody(desk: Desk, make_receiver: Callable[[], Receiver]) -> None:
     slow, quick = make_receiver(), make_receiver()
-    slow.delay_seconds = 20
+    slow.delay_seconds = 60
     by_name = f"https://{NAME}:{slow.port}/hook"
     for _ in range(12):
         desk.end_job(by_name)
@@ -174,9 +176,38 @@ def test_slow_receivers_delay_nobody(desk: Desk, make_receiver: Callable[[], Rec
                 "127.0.0.1" if host == NAME else host, *more, **options
             ),
         )
-        desk.deliver(trusting(slow), lambda: desk.waiting == 12)
+        # Not before all of its places are in use: a connection broken off in TLS stays open.
+        desk.deliver(
+            trusting(slow, timeout_seconds=60),
+            lambda: desk.waiting == 12 and len(slow.seen) >= 4,
+        )
     assert {payload["data"]["id"] for payload in verified(quick)} == set(jobs)
-    assert len(slow.seen) <= 4, "one host has so many places and no more"
+    assert len(slow.seen) == 4, "one host has so many places and no more"
+
+
+def test_names_that_nobody_answers_for_delay_nobody(desk: Desk, receiver: Receiver) -> None:
+    """As many webhooks of one caller as are sent at once, each to a silent name of its own."""
+    for number in range(AT_ONCE):
+        desk.end_job(f"https://silent-{number}.example/hook")
+    _, record = keyring.make_key("x", now=0)
+    keyring.save(desk.redis, record)
+    job_id = desk.end_job(receiver.url, owner=record.id)
+    real, over = socket.getaddrinfo, threading.Event()
+
+    def answer(host: str, *more: object, **options: object) -> object:
+        if host.startswith("silent"):
+            over.wait(300)
+            raise socket.gaierror
+        return real(host, *more, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", answer)
+        patch.setattr(lookup, "WAIT_SECONDS", 300)
+        desk.deliver(trusting(receiver, timeout_seconds=300), lambda: desk.waiting == AT_ONCE)
+        over.set()
+    assert [payload["data"]["id"] for payload in verified(receiver, record.webhook_secret)] == [
+        job_id
+    ]
 
 
 def test_what_was_taken_by_a_process_that_died_comes_up_again(
@@ -184,7 +215,7 @@ def test_what_was_taken_by_a_process_that_died_comes_up_again(
 ) -> None:
     job_id = desk.end_job(receiver.url)
     receiver.delay_seconds = 30
-    desk.deliver(trusting(receiver, timeout_seconds=30), lambda: receiver.seen)  # and is broken off
+    desk.deliver(trusting(receiver), lambda: receiver.seen)  # and is broken off
     assert desk.redis.zscore(keys.OUTBOX, job_id) > time.time() + 10
     desk.redis.zadd(keys.OUTBOX, {job_id: time.time()})  # its lease has run out
     receiver.delay_seconds = 0
@@ -224,6 +255,7 @@ def test_a_running_api_calls_back(api: Api, receiver: Receiver, calling_api: Run
         f"{calling_api.url}/generate",
         files={"image": ("a", PNG)},
         data={"webhook_url": receiver.url},
+        timeout=60,
     )
     job_id = answer.json()["id"]
     api.client.post(f"/jobs/{job_id}/cancel")
@@ -234,5 +266,7 @@ def test_a_running_api_calls_back(api: Api, receiver: Receiver, calling_api: Run
         return bool(receiver.seen)
 
     until(arrived, what="the webhook")
+    # It is over then, or the module's own API would go on with it in other tests.
+    until(lambda: api.redis.zscore(keys.OUTBOX, job_id) is None, what="the end of the delivery")
     payload = verified(receiver)[0]
     assert (payload["type"], payload["data"]["id"]) == ("job.canceled", job_id)
