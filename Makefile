@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo serve test lint format openapi bench bench-gpu bench-http bench-workers \
+.PHONY: setup demo serve test test-images lint format openapi bench bench-gpu bench-http bench-workers \
 	bench-scale faults soak overload eval clean
 
 setup: $(READY)
@@ -26,6 +26,10 @@ serve: setup ## the whole service on 127.0.0.1:$(PORT) until Ctrl-C
 test: setup
 	$(BIN)/python -m pytest
 
+test-images: setup ## install and resolve what the worker's images hold; minutes; out/images.xml
+	$(BIN)/python -m pip install --quiet uv==0.13.9
+	$(BIN)/python -m pytest -rA --junitxml=out/images.xml tests/deploy/images.py
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,8 +45,8 @@ openapi: setup ## write openapi/openapi.yaml anew from the code
 bench: setup ## the engine against plain diffusers on this machine; out/bench/
 	$(BIN)/python -m bench
 
-bench-gpu: setup ## the same with full-size SDXL of random weights; needs CUDA
-	$(BIN)/python -m bench --gpu
+bench-gpu: setup ## the same with full-size SDXL of random weights; needs CUDA; OPTIONS=--no-compile
+	$(BIN)/python -m bench --gpu $(OPTIONS)
 
 bench-http: setup ## the HTTP layer against cog's and LitServe's; out/bench/
 	$(BIN)/python -m bench.http

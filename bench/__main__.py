@@ -1,7 +1,8 @@
 """`python -m bench`: the engine beside plain diffusers and one-at-a-time serving, in one run.
 
 `--gpu` takes full-size SDXL of random weights (`make bench-gpu`); `--gpu --tiny` tries that same
-command on a tiny model where there is no GPU. Writes a table, a chart and JSON to out/bench/.
+command on a tiny model where there is no GPU; `--no-compile` is IMAGEPROMPT_COMPILE=false, as the
+image `cuda` has it, and goes to files of its own. Writes a table, a chart and JSON to out/bench/.
 """
 
 import argparse
@@ -46,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--gpu", action="store_true", help="full-size SDXL; needs CUDA")
     parser.add_argument("--tiny", action="store_true", help="with --gpu: a tiny model, any device")
+    parser.add_argument("--no-compile", action="store_true", help="on CUDA: nothing is compiled")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
     parser.add_argument("--repeats", type=int, default=0, help="of each part; 0: the subject's own")
     parser.add_argument("--no-service", action="store_true", help="leave the HTTP part out")
@@ -58,11 +60,17 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     name = "gpu" if options.gpu else "engine"
+    name += "-uncompiled" if options.no_compile else ""
     with tempfile.TemporaryDirectory(prefix="imageprompt-bench-") as scratch:
         chosen = _subject(options.gpu, options.tiny)(Path(scratch))
         if options.repeats:
             chosen = replace(chosen, repeats=options.repeats)
-        for results, about in run(chosen, gpu=options.gpu, with_service=not options.no_service):
+        for results, about in run(
+            chosen,
+            gpu=options.gpu,
+            compiled=not options.no_compile,
+            with_service=not options.no_service,
+        ):
             path = report.write(options.out, name, results, about)
     print(path.read_text(encoding="utf-8"))
     print(f"written to {path.parent.resolve()}: {name}.md, {name}.json, {name}.png")
@@ -75,7 +83,7 @@ def _subject(gpu: bool, tiny: bool) -> Callable[[Path], Subject]:  # noqa: FBT00
 
 
 def run(
-    chosen: Subject, *, gpu: bool, with_service: bool
+    chosen: Subject, *, gpu: bool, compiled: bool, with_service: bool
 ) -> Iterator[tuple[Results, dict[str, Any]]]:
     """Measure everything on one subject.
 
@@ -86,7 +94,9 @@ def run(
     catalog = chosen.catalog
     recompiles = Recompiles()
     device = Device.AUTO if gpu else Device.CPU
-    engine = load_engine(catalog, Options(observer=recompiles, on_stage=print), device=device)
+    engine = load_engine(
+        catalog, Options(observer=recompiles, on_stage=print), device=device, compile=compiled
+    )
     loaded = time.perf_counter()
     engine.warm_up()
     warm = time.perf_counter()
@@ -94,6 +104,7 @@ def run(
         "subject": chosen.title,
         "device": _device(engine.device),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} CPU threads",
+        "compiled": "yes" if compiled and engine.device == "cuda" else "no",
         "one job alone": f"{_size(chosen.single)}, {chosen.steps} steps",
         "jobs at once": f"{_size(chosen.burst)}, {chosen.burst_steps} steps",
         "median of": f"{chosen.repeats} runs",
@@ -120,7 +131,8 @@ def run(
     yield results, about
     if with_service:
         print("measuring: the service around the model", flush=True)
-        results.add("service around the model", "s", {"HTTP to job done": service.cost(chosen)})
+        seconds = service.cost(chosen, compiled=compiled)
+        results.add("service around the model", "s", {"HTTP to job done": seconds})
     about["whole run"] = f"{time.perf_counter() - started:.0f} s"
     yield results, about
 

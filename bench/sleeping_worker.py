@@ -15,6 +15,7 @@ from PIL import Image
 from redis import Redis
 
 from service.core.errors import JobFailed
+from service.core.request import GenerateRequest
 from workers import __main__ as worker
 from workers.engine.types import Canceled, EngineJob, EngineResult, Listener
 
@@ -60,6 +61,10 @@ class SleepingEngine:
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    def serves(self, _: GenerateRequest) -> bool:
+        """Whatever is asked for."""
+        return True
 
     def submit(self, job: EngineJob, listener: Listener | None = None) -> Sleeper:
         """Let a job join before the next step."""

@@ -127,6 +127,8 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--waves", type=int, default=8, help="jobs for each slot")
     parser.add_argument("--step-seconds", type=float, default=0.1)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], metavar="N")
+    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     lines = [
         (
@@ -137,17 +139,17 @@ def main() -> None:
         "| workers | jobs a second | of linear | Redis' CPU ms a job |",
         "|---|---|---|---|",
     ]
-    alone = 0.0
-    for workers in (1, 2, 4):
+    of_one = 0.0
+    for workers in options.workers:
         rate, redis_seconds = run(
             workers, slots=options.slots, waves=options.waves, step_seconds=options.step_seconds
         )
-        alone = alone or rate
-        share = rate / (alone * workers)
+        of_one = of_one or rate / workers
+        share = rate / (of_one * workers)
         lines.append(f"| {workers} | {rate:.2f} | {share:.1%} | {1e3 * redis_seconds:.1f} |")
         print(lines[-1], flush=True)
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "workers.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "workers.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -80,13 +80,11 @@ def multipart(image: bytes) -> bytes:
     return head.encode() + image + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
-def cases(stack: ExitStack, folder: Path, image: bytes) -> list[Case]:
-    """Start all servers and say what is asked of them."""
+def cases(stack: ExitStack, folder: Path, image: bytes, *, peers: bool = True) -> list[Case]:
+    """Start the servers and say what is asked of them, of each kind of request side by side."""
     form = multipart(image)
     kind = f"multipart/form-data; boundary={BOUNDARY}"
     api, redis = stack.enter_context(servers.ours(folder / "ours"))
-    cog = stack.enter_context(servers.cog(folder / "cog"))
-    lit = stack.enter_context(servers.litserve(folder / "litserve"))
     job = httpx.post(f"{api.url}/generate", content=form, headers={"Content-Type": kind})
     job_url = f"{api.url}/jobs/{job.raise_for_status().json()['id']}"
     data_url = "data:image/jpeg;base64," + base64.b64encode(image).decode()
@@ -95,12 +93,19 @@ def cases(stack: ExitStack, folder: Path, image: bytes) -> list[Case]:
     def post(url: str, body: bytes, content_type: str) -> bytes:
         return load.request("POST", url, body, content_type)
 
+    poll = Case(api, "poll a job", load.request("GET", job_url), also=redis)
+    health = Case(api, "health", load.request("GET", f"{api.url}/healthz/live"))
+    posts = Case(api, "post 300 kB", post(f"{api.url}/generate", form, kind), also=redis)
+    if not peers:
+        return [poll, health, posts]
+    cog = stack.enter_context(servers.cog(folder / "cog"))
+    lit = stack.enter_context(servers.litserve(folder / "litserve"))
     return [
-        Case(api, "poll a job", load.request("GET", job_url), also=redis),
-        Case(api, "health", load.request("GET", f"{api.url}/healthz/live")),
+        poll,
+        health,
         Case(cog, "health", load.request("GET", f"{cog.url}/health-check")),
         Case(lit, "health", load.request("GET", f"{lit.url}/health")),
-        Case(api, "post 300 kB", post(f"{api.url}/generate", form, kind), also=redis),
+        posts,
         Case(cog, "post 300 kB", post(f"{cog.url}/predictions", inputs, "application/json"), 1),
         Case(lit, "post 300 kB", post(f"{lit.url}/predict", form, kind)),
     ]
@@ -176,11 +181,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5, help="of each case in each round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-peers", action="store_true", help="leave cog and LitServe out")
+    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     image = photograph()
     seen: dict[tuple[str, str], list[Row]] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        everything = cases(stack, Path(folder), image)
+        everything = cases(stack, Path(folder), image, peers=not options.no_peers)
         for _ in range(options.rounds):
             for case in everything:
                 row = measure(case, lasts_seconds=options.seconds)
@@ -191,13 +198,13 @@ def main() -> None:
     }
     text = table(middle, image)
     print(text)
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "http.md").write_text(text, encoding="utf-8")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "http.md").write_text(text, encoding="utf-8")
     figures = [
         {"server": key[0], "request": key[1], **{n: getattr(row, n) for n in Row.__slots__}}
         for key, row in middle.items()
     ]
-    (OUT / "http.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    (options.out / "http.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

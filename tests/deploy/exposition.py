@@ -1,17 +1,57 @@
 """The metrics that the service really has, and the ones that a query asks for."""
 
 import re
+from collections.abc import Iterable
+from functools import cache
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
+from service.app import create_app
 from service.core.metrics import ApiMetrics, WorkerMetrics
+from service.core.settings import load_settings
+
+Label = tuple[str, str]
+"""Name and value."""
 
 
 def registered() -> dict[str, frozenset[str]]:
     """Every sample name that API and workers can expose, with its label names."""
     found: dict[str, frozenset[str]] = {}
-    for registry in (ApiMetrics().registry, WorkerMetrics().registry):
+    api = ApiMetrics()
+    for registry in (api.registry, api.redis_registry, WorkerMetrics().registry):
         found |= _samples(registry)
+    return found
+
+
+@cache
+def at_first() -> dict[str, frozenset[Label]]:
+    """The labels of every sample name before the first job, with one model."""
+    api, worker = ApiMetrics(), WorkerMetrics()
+    create_app(load_settings(), metrics=api)
+    for metrics in (api, worker):
+        metrics.start_at_zero(["shapes"])
+    registries = (api.registry, api.redis_registry, worker.registry)
+    families = (family for registry in registries for family in registry.collect())
+    return _labels(sample for family in families for sample in family.samples)
+
+
+def exposed(pages: Iterable[str]) -> dict[str, frozenset[Label]]:
+    """The labels of every sample name on these pages of metrics."""
+    return _labels(samples(pages))
+
+
+def samples(pages: Iterable[str]) -> list[Sample]:
+    """All that these pages of metrics say."""
+    families = (family for page in pages for family in text_string_to_metric_families(page))
+    return [sample for family in families for sample in family.samples]
+
+
+def _labels(samples: Iterable[Sample]) -> dict[str, frozenset[Label]]:
+    found: dict[str, frozenset[Label]] = {}
+    for sample in samples:
+        found[sample.name] = found.get(sample.name, frozenset()) | set(sample.labels.items())
     return found
 
 
@@ -35,6 +75,15 @@ def asked_for(query: str) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for name, matchers in re.findall(r"\b(imageprompt[\w:]*)\s*(\{[^}]*\})?", query):
         labels = frozenset(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+        found[name] = found.get(name, frozenset()) | labels
+    return found
+
+
+def named_values(query: str) -> dict[str, frozenset[Label]]:
+    """Metric names of ours in a PromQL query, with the label values that are named for them."""
+    found: dict[str, frozenset[Label]] = {}
+    for name, matchers in re.findall(r"\b(imageprompt[\w:]*)\s*(\{[^}]*\})?", query):
+        labels = frozenset(re.findall(r"(\w+)\s*!?=\s*\"([^\"]*)\"", matchers))
         found[name] = found.get(name, frozenset()) | labels
     return found
 

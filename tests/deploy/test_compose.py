@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from service.core.settings import Settings
+from service.grace import AFTERWARDS_SECONDS
 from tests.deploy.manifests import ROOT
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
@@ -68,6 +69,12 @@ def test_workers_get_time_to_drain() -> None:
     drain = Settings.model_fields["drain_seconds"].default
     for name in ("worker-cpu", "worker-gpu"):
         assert int(SERVICES[name]["stop_grace_period"].removesuffix("s")) > drain
+
+
+def test_the_api_gets_time_to_take_in_what_has_begun() -> None:
+    grace = Settings.model_fields["grace_seconds"].default + AFTERWARDS_SECONDS
+    for name in ("api-cpu", "api-gpu"):
+        assert int(SERVICES[name]["stop_grace_period"].removesuffix("s")) > grace
 
 
 def test_redis_keeps_an_append_only_file_and_evicts_nothing() -> None:

@@ -17,7 +17,10 @@ COMPOSE = ROOT / "docker" / "compose.yaml"
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 API_IMAGE = (ROOT / "docker" / "api.Dockerfile").read_text()
 SPEAKING = [*DOCKERFILES, COMPOSE, *sorted((ROOT / "k8s").rglob("*.yaml"))]
-DOCUMENTS = [ROOT / "k8s" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "k8s/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PREFIX = "IMAGEPROMPT_"
 
 
@@ -31,6 +34,21 @@ def routes() -> dict[str, str]:
 def test_every_setting_that_is_named_exists(path: Path) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {f"{PREFIX}SECRETS_DIR"}
     assert set(re.findall(r"IMAGEPROMPT_[A-Z_]+[A-Z]", path.read_text())) <= known
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_document_leads_to_files_tests_and_commands_that_exist(path: Path) -> None:
+    """Its links, the paths in its text, the tests and `make` targets that it names."""
+    text = path.read_text()
+    links = set(re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text))
+    assert not {link for link in links if not (path.parent / link).exists()}
+    paths = set(re.findall(r"`((?:service|workers|tests|docs|k8s|monitoring)/[\w./-]+)`", text))
+    assert not {name for name in paths if not (ROOT / name).exists()}
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)make ([\w-]+)", text, re.MULTILINE)) <= targets
+    tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert not {name for name in named if f"def {name}(" not in tests}
 
 
 def test_every_secret_file_is_a_setting() -> None:

@@ -19,7 +19,10 @@ from tests.running import until
 
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 PACKAGES_LIMIT_BYTES = 250 * 10**6
-NO_REGISTRY = re.compile("No matching distribution|Could not find a version|Max retries|timed out")
+NO_REGISTRY = re.compile(
+    "No matching distribution|Could not find a version|Max retries|timed out|HTTP error 5"
+    "|Connection (broken|aborted|reset)|IncompleteRead|RemoteDisconnected"
+)
 
 named = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 
@@ -145,7 +148,10 @@ def test_the_api_image_installs_small_and_serves(tmp_path: Path, redis_url: str)
     command = [sys.executable, *json.loads(install)[1:]]
     for inside, outside in where.items():
         command = [part.replace(inside, outside) for part in command]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    except subprocess.TimeoutExpired:
+        pytest.skip("the package registry sends too slowly")
     if done.returncode != 0 and NO_REGISTRY.search(done.stderr):
         pytest.skip(f"no package registry can be reached: {done.stderr.splitlines()[-1]}")
     assert done.returncode == 0, done.stderr

@@ -59,10 +59,14 @@ def models(tmp_path: Path) -> Path:
 
 
 def run(*command: str, environment: dict[str, str], seconds: float = 600) -> str:
-    """Run Python with an environment; the output of both streams."""
+    """Run Python with an environment; the output of both streams.
+
+    Whoever runs the tests may have settings of their own.
+    """
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "IMAGEPROMPT_"))}
     done = subprocess.run(
         [sys.executable, *command],
-        env={**os.environ, **environment},
+        env={**mine, **environment},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -76,7 +80,12 @@ def run(*command: str, environment: dict[str, str], seconds: float = 600) -> str
 def test_what_was_fetched_once_loads_without_a_network(
     repository: Path, models: Path, tmp_path: Path
 ) -> None:
-    cache = {"HF_HOME": str(tmp_path / "cache"), "IMAGEPROMPT_MODELS": str(models)}
+    cache = {
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_DOWNLOAD_TIMEOUT": "120",  # after its 10 s a slow machine is asked again
+        "HF_HUB_ETAG_TIMEOUT": "120",
+        "IMAGEPROMPT_MODELS": str(models),
+    }
     with Hub({"somebody/tiny": repository}) as hub:
         online = {**cache, "HF_ENDPOINT": hub.url}
         run("-c", TWICE, environment=online)

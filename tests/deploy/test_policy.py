@@ -86,45 +86,17 @@ def test_no_secret_is_given_in_the_environment(objects: list[Manifest]) -> None:
             )
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_workers_reach_redis_storage_and_names_only(overlay: str) -> None:
-    """Everything is denied first, and no rule that opens more selects a worker."""
-    policies = [m for m in manifests.built(overlay) if m["kind"] == "NetworkPolicy"]
-    deny = next(m for m in policies if m["metadata"]["name"] == "default-deny")
-    assert deny["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-
-    def selects_worker(policy: Manifest) -> bool:
-        selector = policy["spec"]["podSelector"]
-        component = selector.get("matchLabels", {}).get("app.kubernetes.io/component", "worker")
-        listed = [e["values"] for e in selector.get("matchExpressions", [])]
-        return component == "worker" and all("worker" in values for values in listed)
-
-    ports = {
-        port["port"]
-        for policy in policies
-        if selects_worker(policy)
-        for rule in policy["spec"].get("egress", [])
-        for port in rule["ports"]
-    }
-    assert ports == ({53, "redis", "s3"} if overlay == "local" else {53, 6379, 443})
-    for policy in policies:
-        for rule in policy["spec"].get("egress", []):
-            for target in rule.get("to", []):
-                block = target.get("ipBlock")
-                if block and block["cidr"] == "0.0.0.0/0":
-                    assert "169.254.0.0/16" in block["except"], "the cloud's metadata is reachable"
-
-
 def test_pods_get_longer_to_stop_than_they_need() -> None:
     from service.core.settings import Settings  # noqa: PLC0415  read late, as the process does
+    from service.grace import AFTERWARDS_SECONDS  # noqa: PLC0415  likewise
 
     specs = dict(manifests.pod_specs(manifests.files()))
     drain = Settings.model_fields["drain_seconds"].default
     assert specs["Deployment/worker"]["terminationGracePeriodSeconds"] > drain + 10
     api = specs["Deployment/api"]
     pause = api["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    longest_wait_seconds = 60
-    assert api["terminationGracePeriodSeconds"] > pause + longest_wait_seconds
+    grace = Settings.model_fields["grace_seconds"].default + AFTERWARDS_SECONDS
+    assert api["terminationGracePeriodSeconds"] > pause + grace
 
 
 def test_gpu_workers_hold_one_gpu_each_and_download_nothing() -> None:

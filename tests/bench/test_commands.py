@@ -1,0 +1,63 @@
+"""The benches that start whole services run at small size, where no figure means anything."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.engine import service, subject
+from service.core.settings import ROOT
+
+
+def bench(module: str, *options: str) -> None:
+    """`python -m module` with options; fails with what it wrote last."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", module, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_the_http_bench_asks_our_api_for_everything(tmp_path: Path) -> None:
+    """Without cog and LitServe, which it would have to install."""
+    bench("bench.http", "--no-peers", "--seconds", "0.3", "--rounds", "1", "--out", str(tmp_path))
+    rows = {row.pop("request"): row for row in json.loads((tmp_path / "http.json").read_text())}
+    assert set(rows) == {"poll a job", "health", "post 300 kB"}
+    for row in rows.values():
+        assert row["server"] == "imageprompt"
+        assert row["refused"] == 0
+        assert row["per_second"] > 0
+        assert row["per_core"] > 0
+        assert 0 < row["p50_seconds"] <= row["p99_seconds"]
+    assert "| imageprompt | post 300 kB | 16 |" in (tmp_path / "http.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_bench_of_workers_works_its_jobs_off(tmp_path: Path) -> None:
+    small = ("--workers", "1", "--slots", "2", "--waves", "1", "--step-seconds", "0.01")
+    bench("bench.workers", *small, "--out", str(tmp_path))
+    table = (tmp_path / "workers.md").read_text()
+    rows = re.findall(r"^\| (\d) \| ([\d.]+) \| ([\d.]+)% \| [\d.]+ \|$", table, re.MULTILINE)
+    assert [row[0] for row in rows] == ["1"]
+    assert float(rows[0][1]) > 0
+    assert float(rows[0][2]) == 100, "the first is what the others are measured by"
+
+
+@pytest.mark.slow
+def test_the_cost_of_the_service_is_told_apart_from_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGEPROMPT_MODELS", "what the bench sets is taken back")
+    monkeypatch.setenv("IMAGEPROMPT_COMPILE", "so is this")
+    monkeypatch.setenv("IMAGEPROMPT_WORKER_THREADS", "1")
+    monkeypatch.setattr(service, "JOBS", 3)
+    seconds = service.cost(subject.tiny_size(tmp_path), compiled=False)
+    assert 0 < seconds < 60
