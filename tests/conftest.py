@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis import Redis
 
 from service.cli.redis_server import RedisServer
@@ -14,6 +15,13 @@ from tests.buckets import Bucket
 from tests.tiny_catalog import write_catalog
 
 DATABASES = 16
+
+# The same examples in every run, however slow the machine; `pytest --hypothesis-profile=default`
+# draws new ones.
+settings.register_profile(
+    "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)

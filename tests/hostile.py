@@ -16,7 +16,7 @@ from redis import Redis
 
 from service.cli.redis_server import RedisServer
 from tests import corpus
-from tests.running import Running, start_api
+from tests.running import KEEP, Running, start_api
 
 ALLOWED = {202, 400, 413, 415, 422}
 
@@ -90,7 +90,7 @@ def storm(running: Running, redis: Redis, folder: Path, cases: int, seed: int = 
     chance = random.Random(seed)
     statuses: Counter[int] = Counter()
     before = 0
-    with httpx.Client(base_url=running.url, timeout=60) as client:
+    with httpx.Client(base_url=running.url, timeout=60, limits=KEEP) as client:
         for number in range(cases):
             if number == cases // 4:
                 before = resident_kib(running)  # by then every decoder has been at work

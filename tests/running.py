@@ -19,6 +19,9 @@ from service.cli import processes
 
 R = TypeVar("R")
 START_SECONDS = 240.0
+KEEP = httpx.Limits(keepalive_expiry=2)
+"""For clients that keep connections: the API closes idle ones after 5 s, httpx' own limit, and a
+request that is sent at that very moment is lost."""
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from tests.running import Running, redis_client, start_api, start_worker, until
+from tests.running import KEEP, Running, redis_client, start_api, start_worker, until
 
 FINAL = {"succeeded", "failed", "canceled", "expired"}
 
@@ -48,7 +48,8 @@ class Service:
     def start_api(self) -> None:
         """Start (again) the API."""
         self.api = self.stack.enter_context(start_api(self.settings, self.folder / "api.log"))
-        self.client = self.stack.enter_context(httpx.Client(base_url=self.api.url, timeout=180))
+        client = httpx.Client(base_url=self.api.url, timeout=180, limits=KEEP)
+        self.client = self.stack.enter_context(client)
         self.api.wait("/healthz/live")
 
     def add_worker(self, *, wait: bool = True, **options: Any) -> Running:
@@ -129,7 +130,7 @@ def pixels(data: bytes) -> bytes:
 
 def metric(running: Running, name: str) -> float:
     """Sum of a metric's samples as the process exposes it."""
-    lines = httpx.get(f"{running.url}/metrics").text.splitlines()
+    lines = httpx.get(f"{running.url}/metrics", timeout=60).text.splitlines()
     found = [line for line in lines if line.startswith((f"{name} ", f"{name}{{"))]
     return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from training import layout
 from training.towers import see
 
-STEPS: Final = 12
+STEPS: Final = 20
 GUIDANCE: Final = 5.0
 BATCH: Final = 10
 

@@ -17,6 +17,7 @@ from redis import Redis
 
 from service.core import keys
 from tests.faults.polling import Poller
+from tests.running import KEEP
 from tests.stack import FINAL, picture
 
 STEPS = (10, 30)
@@ -73,6 +74,9 @@ class Crowd:
         self._poller = poller
         self._open: set[str] = set()
 
+    def _client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self._url, timeout=180, limits=KEEP)
+
     async def capacity(self, at_once: int, seconds: float) -> float:
         """Jobs a second that the workers do when `at_once` are always out."""
         began, ends = time.monotonic(), []
@@ -83,7 +87,7 @@ class Crowd:
                 assert answer.json()["status"] == "succeeded", answer.text
                 ends.append(time.monotonic())
 
-        async with httpx.AsyncClient(base_url=self._url, timeout=180) as http:
+        async with self._client() as http:
             await asyncio.gather(*(client(http) for _ in range(at_once)))
         counted = [end for end in ends if began + WARM_PART * seconds < end < began + seconds]
         return len(counted) / ((1 - WARM_PART) * seconds)
@@ -91,7 +95,7 @@ class Crowd:
     async def offer(self, rate: float, seconds: float) -> int:
         """Send `rate` requests a second for a while; how many. Ends when all are answered."""
         began, sent, tasks = time.monotonic(), 0, set()
-        async with httpx.AsyncClient(base_url=self._url, timeout=180) as http:
+        async with self._client() as http:
             while (due := began + sent / rate) < began + seconds:
                 await asyncio.sleep(due - time.monotonic())
                 tasks.add(task := asyncio.create_task(self._visit(http)))

@@ -4,6 +4,12 @@ import time
 from itertools import combinations
 from pathlib import Path
 from statistics import median
+from typing import Final
+
+FLAT_MIB: Final = 0.5
+"""What grows by less a minute is flat."""
+FLAT_AFTER_MINUTES: Final = 5
+"""Shorter runs are too short to call anything flat."""
 
 
 class Memory:

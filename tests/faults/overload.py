@@ -18,7 +18,7 @@ from statistics import median
 
 from service.cli.redis_server import RedisServer
 from tests.faults.crowd import Crowd
-from tests.faults.memory import Memory
+from tests.faults.memory import FLAT_AFTER_MINUTES, FLAT_MIB, Memory
 from tests.faults.polling import Poller, Polls
 from tests.running import redis_client, until
 from tests.stack import Service, nothing_left
@@ -36,10 +36,6 @@ STUCK_SECONDS = 60.0
 POLL_P99_SECONDS = 0.05
 ETA_ERROR = 0.3
 ROOM_IN_TIME = 0.95
-FLAT_MIB = 0.5
-"""A minute, in the second half."""
-FLAT_AFTER_MINUTES = 5
-"""Shorter runs are too short to call anything flat."""
 
 
 @dataclass(frozen=True, slots=True)

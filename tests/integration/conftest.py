@@ -23,7 +23,6 @@ def make_service(
             "models": tiny_catalog,
             "redis_url": settings.get("redis_url") or fresh_redis_url(),
             "storage_url": (folder / "storage").as_uri(),
-            "lease_seconds": 2,
             "worker_slots": 8,
         }
         service = Service(own | settings, folder)

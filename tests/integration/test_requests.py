@@ -66,7 +66,7 @@ def test_formats_and_counts_are_as_asked(service: Service) -> None:
 
 
 def test_picture_can_be_had_in_one_request(service: Service) -> None:
-    headers = {"Prefer": "wait=30", "Accept": "image/png"}
+    headers = {"Prefer": "wait=60", "Accept": "image/png"}
     answer = service.post(image=picture(5), headers=headers)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     assert opened(answer.content).size == (64, 64)
@@ -118,7 +118,7 @@ def test_hundred_jobs_at_once_each_get_their_own_picture(service: Service) -> No
 
 
 def test_worker_tells_its_figures(service: Service) -> None:
-    text = httpx.get(f"{service.workers[0].url}/metrics").text
+    text = httpx.get(f"{service.workers[0].url}/metrics", timeout=60).text
     for name in ("imageprompt_jobs_total", "imageprompt_stage_seconds_bucket"):
         assert name in text
 

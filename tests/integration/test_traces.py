@@ -81,5 +81,6 @@ def test_one_trace_leads_from_the_client_to_the_worker(
     }
     assert spans["POST /generate"][0] == "imageprompt-api"
     assert spans["denoise"][0] == "imageprompt-worker"
-    for log in service.folder.glob("*.log"):
-        assert trace_id in log.read_text(), f"no line of {log.name} carries the trace"
+    for name in ("api.log", "worker-0.log"):
+        log = service.folder / name
+        until(lambda log=log: trace_id in log.read_text(), what=f"a line of {name} with the trace")

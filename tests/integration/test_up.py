@@ -35,7 +35,7 @@ class Up:
         def ready() -> bool:
             assert self.process.poll() is None, self.log.read_text()
             try:
-                return httpx.get(f"{self.url}/healthz/ready").is_success
+                return httpx.get(f"{self.url}/healthz/ready", timeout=30).is_success
             except httpx.HTTPError:
                 return False
 
@@ -65,8 +65,22 @@ def up(tmp_path, tiny_catalog):
         processes.end(one.process, grace_seconds=60)
 
 
+def test_no_two_processes_are_given_the_same_port() -> None:
+    ports = [processes.free_port() for _ in range(200)]
+    assert len(set(ports)) == 200
+
+
 def alive(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    """Those that run; who has ended may stay a zombie where process 1 collects none."""
+
+    def runs(pid: int) -> bool:
+        try:
+            status = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return status.rpartition(")")[2].split()[0] not in "ZX"
+
+    return [pid for pid in pids if runs(pid)]
 
 
 def generate(running: Up, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -103,12 +117,12 @@ def test_one_command_runs_everything_and_leaves_nothing(up, tmp_path) -> None:
 
     second = up()
     job = json.loads((tmp_path / "job.json").read_text())
-    found = httpx.get(f"{second.url}/jobs/{job['id']}").json()
+    found = httpx.get(f"{second.url}/jobs/{job['id']}", timeout=60).json()
     assert (found["status"], found["images"][0]["sha256"]) == (
         "succeeded",
         job["images"][0]["sha256"],
     )
-    image = httpx.get(f"{second.url}/jobs/{job['id']}/images/0").content
+    image = httpx.get(f"{second.url}/jobs/{job['id']}/images/0", timeout=60).content
     assert image == (tmp_path / "out.jpg").read_bytes()
     children = second.children()
     second.process.kill()

@@ -37,8 +37,9 @@ def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(script), str(tmp_path)]
+    command += ["--local-addr", "127.0.0.1", "--nproc-per-node", "2", str(script), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment["GLOO_SOCKET_IFNAME"] = "lo"  # whatever this machine's name leads to
     subprocess.run(command, check=True, env=environment, timeout=240, capture_output=True)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["weight"] == second["weight"]
