@@ -8,9 +8,8 @@ from functools import partial
 import structlog
 import uvloop
 
-from service import heap
 from service.app import Side, create_app
-from service.core import logs, tracing
+from service.core import heap, logs, tracing
 from service.core.catalog import load_catalog
 from service.core.errors import ConfigurationError
 from service.core.metrics import ApiMetrics

@@ -200,7 +200,8 @@ def test_a_picture_made_of_several_strips_is_the_same(monkeypatch: pytest.Monkey
 
 HELD = """
 import sys, threading
-from service import heap, pictures
+from service import pictures
+from service.core import heap
 heap.give_back()
 def held():
     lines = open("/proc/self/status").readlines()

@@ -15,6 +15,7 @@ from typing import Final
 
 import torch
 
+from service.core import heap
 from service.core.catalog import Catalog
 from service.core.errors import EngineFault, JobFailed, UnservableRequest
 from service.core.request import GenerateRequest
@@ -29,7 +30,6 @@ from workers.engine.compiling import CompiledNetworks
 from workers.engine.decoding import Decoder
 from workers.engine.encoding import Encoders
 from workers.engine.finishing import Finisher
-from workers.engine.heap import keep_freed_memory
 from workers.engine.loading import LoadedModel, load_model
 from workers.engine.networks import Networks
 from workers.engine.previews import Previews
@@ -272,7 +272,7 @@ def load_engine(
     if options.threads:
         torch.set_num_threads(options.threads)
     if place.type == "cpu":
-        keep_freed_memory()
+        heap.keep()
     models = {
         name: load_model(name, entry, device=place, kernel=kernel, on_stage=options.on_stage)
         for name, entry in catalog.models.items()

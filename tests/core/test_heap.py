@@ -10,9 +10,9 @@ from service.core.settings import ROOT
 
 SCRIPT = """
 import resource, torch
-from workers.engine.heap import keep_freed_memory
+from service.core import heap
 torch.set_num_threads(1)
-if {keep}: assert keep_freed_memory()
+if {keep}: assert heap.keep()
 def churn():
     blocks = [torch.zeros(2**20).add_(1) for _ in range(20)]
 for _ in range(3): churn()
