@@ -195,8 +195,8 @@ def frozen_parts(out: Path, *, plus: bool) -> Frozen:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--words", type=float, help="minutes before those (default: 1, Plus 6)")
+    parser.add_argument("--minutes", type=float, help="in all, resumed or not (12; Plus 14)")
+    parser.add_argument("--words", type=float, help="minutes before those (1; Plus 6)")
     parser.add_argument("--out", type=Path, default=Path("work"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plus", action="store_true", help="the resampler over patch features")
@@ -204,7 +204,8 @@ if __name__ == "__main__":
     read = frozen_parts(given.out, plus=given.plus)
     torch.manual_seed(given.seed)
     trained = Adapter(read.unet, architecture.SHAPES, plus=given.plus)
-    words = given.words or (6 if given.plus else 1)
-    speak(trained, read, Budget(words, 2e-3, warmup_steps=50), given.out, given.seed)
-    learning = Budget(given.minutes, 1e-3, ema=0.998, warmup_steps=100)
+    words, minutes = (6, 14) if given.plus else (1, 12)
+    speaking = Budget(given.words or words, 2e-3, warmup_steps=50)
+    speak(trained, read, speaking, given.out, given.seed)
+    learning = Budget(given.minutes or minutes, 1e-3, ema=0.998, warmup_steps=100)
     train(trained, read, learning, given.out, given.seed)

@@ -79,7 +79,7 @@ def report(model: Towers, seed: int) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    given = arguments(__doc__, minutes=30)
+    given = arguments(__doc__, minutes=24)
     towers = train(given.minutes, given.out, given.seed)
     if team.rank() == 0:
         print(json.dumps(report(towers, seed=12345), indent=2))

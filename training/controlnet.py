@@ -119,7 +119,7 @@ def load(out: Path, frozen: UNet2DConditionModel) -> ControlNetModel:
 
 
 if __name__ == "__main__":
-    given = arguments(__doc__, minutes=15)
+    given = arguments(__doc__, minutes=20)
     parts = adapter.frozen_parts(given.out, plus=False)
     torch.manual_seed(given.seed)
     copied = empty(parts.unet)  # before the adapter is attached: it would be copied too

@@ -63,5 +63,5 @@ def load(out: Path) -> AutoencoderKL:
 
 
 if __name__ == "__main__":
-    given = arguments(__doc__, minutes=10)
+    given = arguments(__doc__, minutes=8)
     train(given.minutes, given.out, given.seed)

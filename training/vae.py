@@ -101,5 +101,5 @@ def load(out: Path) -> AutoencoderKL:
 
 
 if __name__ == "__main__":
-    given = arguments(__doc__, minutes=30)
+    given = arguments(__doc__, minutes=22)
     train(given.minutes, given.out, given.seed)
