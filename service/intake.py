@@ -210,7 +210,8 @@ async def _enqueue(
         )
     except RedisError:
         # The answer may have been lost after the transaction: then the job is there and is kept.
-        # Where Redis cannot tell, all is left to the sweep, so that no job loses its uploads.
+        # Where Redis cannot tell, all is left to the sweep or the bucket's rule, so that no job
+        # loses its uploads.
         kept = undo.pop_all()
         try:
             queued = bool(await services.redis.exists(keys.job(job.id)))

@@ -16,6 +16,7 @@ import httpx
 from redis import Redis
 
 from service.cli import processes
+from service.core.settings import ROOT
 
 R = TypeVar("R")
 START_SECONDS = 240.0
@@ -123,3 +124,16 @@ def start_worker(settings: Mapping[str, object], log: Path, *, module: str = "wo
 def redis_client(url: str) -> Redis:
     """A client for a look into the service's Redis."""
     return Redis.from_url(url, decode_responses=True)
+
+
+def bench(module: str, *options: str, timeout_seconds: float = 300) -> None:
+    """`python -m module` with options; fails with what it wrote last."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", module, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]

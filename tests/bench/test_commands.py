@@ -2,27 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bench.engine import service, subject
-from service.core.settings import ROOT
-
-
-def bench(module: str, *options: str) -> None:
-    """`python -m module` with options; fails with what it wrote last."""
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", module, *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
+from tests.running import bench
 
 
 @pytest.mark.slow

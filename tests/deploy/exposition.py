@@ -72,19 +72,25 @@ def _samples(registry: CollectorRegistry) -> dict[str, frozenset[str]]:
 
 def asked_for(query: str) -> dict[str, frozenset[str]]:
     """Metric names of ours in a PromQL query, with the labels that their matchers name."""
-    found: dict[str, frozenset[str]] = {}
-    for name, matchers in re.findall(r"\b(imageprompt[\w:]*)\s*(\{[^}]*\})?", query):
-        labels = frozenset(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
-        found[name] = found.get(name, frozenset()) | labels
-    return found
+    return {
+        name: frozenset(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+        for name, matchers in _selectors(query).items()
+    }
 
 
 def named_values(query: str) -> dict[str, frozenset[Label]]:
     """Metric names of ours in a PromQL query, with the label values that are named for them."""
-    found: dict[str, frozenset[Label]] = {}
+    return {
+        name: frozenset(re.findall(r"(\w+)\s*!?=\s*\"([^\"]*)\"", matchers))
+        for name, matchers in _selectors(query).items()
+    }
+
+
+def _selectors(query: str) -> dict[str, str]:
+    """Metric names of ours in a PromQL query, with all their matchers one behind another."""
+    found: dict[str, str] = {}
     for name, matchers in re.findall(r"\b(imageprompt[\w:]*)\s*(\{[^}]*\})?", query):
-        labels = frozenset(re.findall(r"(\w+)\s*!?=\s*\"([^\"]*)\"", matchers))
-        found[name] = found.get(name, frozenset()) | labels
+        found[name] = found.get(name, "") + matchers
     return found
 
 

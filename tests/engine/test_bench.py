@@ -1,8 +1,6 @@
 """The bench's commands run at small size, where no figure means anything."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,8 @@ from bench.engine import report, sdxl
 from bench.engine.measures import Results
 from bench.engine.subject import _catalog
 from service.core.catalog import load_catalog
-from service.core.settings import ROOT, Device
+from service.core.settings import Device
+from tests.running import bench
 from workers.engine.engine import load_engine
 from workers.engine.types import Options
 from workers.engine.warmup import job
@@ -22,15 +21,7 @@ from workers.engine.warmup import job
 def test_the_gpu_bench_runs_at_tiny_size_on_a_cpu(tmp_path: Path) -> None:
     """`python -m bench --gpu --tiny` writes a table, a chart and JSON with every measure."""
     options = ["--gpu", "--tiny", "--threads", "1", "--no-service", "--out", str(tmp_path)]
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "bench", *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
+    bench("bench", *options, timeout_seconds=900)
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written["about"]["recompiles while serving"] == 0
     assert {"one job alone", "16 jobs at once", "mixed load, p95 latency"} <= set(
