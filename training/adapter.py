@@ -36,7 +36,6 @@ from training.projection import LinearProjection, Resampler
 from training.towers import leave_out, truth
 from training.world import Scenes
 
-BATCH: Final = 32
 #: Chances of dropping the text, the image and both (paper, section 4.1.2).
 DROP: Final = 0.05
 #: Share of image prompts on any background, beside a text that names the target's. An image on
@@ -155,7 +154,7 @@ def train(model: Adapter, frozen: Frozen, budget: Budget, out: Path, seed: int =
 
     def step(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        rows = torch.randint(len(frozen.latents), (BATCH // team.size(),), generator=generator)
+        rows = torch.randint(len(frozen.latents), (unet.BATCH,), generator=generator)
         prompts = choose(scenes, rows, views, generator)
         seen = frozen.images[prompts.images].float()
         seen[prompts.no_image] = frozen.no_image
@@ -190,7 +189,7 @@ def frozen_parts(out: Path, *, plus: bool) -> Frozen:
         none = seen.hidden_states[-2][0]
     latents = pool.latents(autoencoder, out, size) * autoencoder.config.scaling_factor
     text = pool.text_features(towers, clip.sentence_tokens())
-    return Frozen(unet.load(out).to(memory_format=torch.channels_last), latents, text, images, none)
+    return Frozen(unet.load(out), latents, text, images, none)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,12 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
-from training import adapter, architecture, captions, clip, diffusion, drawing, pool, team, unet
+from training import adapter, architecture, captions, clip, diffusion, drawing, pool, unet
 from training.adapter import Adapter, Frozen
 from training.loop import Budget, Loop, arguments
 from training.pool import Views
 from training.towers import leave_out, truth
 
-BATCH: Final = 32
 #: Chance of an empty text beside an image prompt, of no image prompt, and of no text at all.
 EMPTY: Final = 0.7
 NO_IMAGE: Final = 0.4
@@ -88,13 +87,12 @@ def train(
     loop = Loop("controlnet", model, budget, out)
     scenes = pool.scenes(len(frozen.latents))
     views = Views(scenes)
-    n = BATCH // team.size()
 
     def step(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        rows = torch.randint(len(frozen.latents), (n,), generator=generator)
+        rows = torch.randint(len(frozen.latents), (unet.BATCH,), generator=generator)
         seen = frozen.images[views.any_shape(rows, generator)].float()
-        text_only, alone = (torch.rand(n, generator=generator) for _ in range(2))
+        text_only, alone = (torch.rand(unet.BATCH, generator=generator) for _ in range(2))
         sentences = clip.numbers(leave_out(truth(scenes[rows]), KEEP, generator))
         sentences[(text_only >= NO_IMAGE) & (alone < EMPTY)] = captions.EMPTY
         # Guidance runs the ControlNet on the unconditional half as well.

@@ -18,8 +18,8 @@ from training.architecture import SCHEDULER
 #: Where the steps are drawn: most of them with a log of the signal-to-noise ratio around this mean,
 #: where shapes are decided (as EDM does, arXiv 2206.00364, section 5), the rest evenly over all.
 #: Drawn evenly, half of the steps of `SCHEDULER` lie where next to nothing is seen of a shape.
-LOG_SNR_MEAN: Final = -0.5
-LOG_SNR_SPREAD: Final = 2.0
+LOG_SNR_MEAN: Final = -1.5
+LOG_SNR_SPREAD: Final = 1.75
 EVENLY: Final = 0.25
 
 

@@ -18,18 +18,17 @@ from training import (
     adapter,
     architecture,
     controlnet,
-    decoder,
     decoupled,
     layout,
     tiny,
     unet,
+    vae,
     vision,
 )
 from training.adapter import Adapter
 
 STAGES = (
     "vae",
-    "decoder",
     "clip",
     "vision",
     "unet",
@@ -54,7 +53,7 @@ def export(out: Path, directory: Path) -> Path:
         weights[plus] = _weights(adapter.load(out, base, plus=plus))
         base.set_attn_processor(dict(plain))
     written = layout.Parts(
-        vae=decoder.load(out),
+        vae=vae.load(out),
         unet=base,
         tokenizer=parts.tokenizer,
         text_encoder=towers.text_encoder,

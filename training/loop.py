@@ -53,7 +53,7 @@ class Loop:
             betas=(0.9, 0.99),
             fused=True,
         )
-        self.step = 0
+        self.step = self._cold = 0
         self.seconds = self._since = 0.0
         self.losses: list[float] = []
         self.average = [p.detach().clone() for p in self.parameters] if budget.ema else []
@@ -91,7 +91,9 @@ class Loop:
         self.save()
 
     def _learn(self, loss: Tensor, progress: float) -> None:
-        rate = self.budget.learning_rate * min(1.0, (self.step + 1) / self.budget.warmup_steps)
+        rate = self.budget.learning_rate * min(
+            1.0, (self.step - self._cold + 1) / self.budget.warmup_steps
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1))))
         self.optimizer.zero_grad(set_to_none=True)
@@ -129,17 +131,26 @@ class Loop:
             "seconds": self.seconds,
             "losses": self.losses,
         }
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
+        write_checkpoint(self.checkpoint, state)
         draw_curve(self.losses, self.curve, self.name)
 
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average = state["average"]
         self.step, self.seconds = state["step"], state["seconds"]
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:  # `training.restore`
+            self._cold = self.step
+        if self.budget.ema:
+            self.average = state["average"]
         self.losses = state["losses"]
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
 
 
 def draw_curve(losses: list[float], path: Path, title: str) -> None:

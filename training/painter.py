@@ -26,7 +26,7 @@ from training import layout
 from training.towers import see
 
 STEPS: Final = 20
-GUIDANCE: Final = 5.0
+GUIDANCE: Final = 3.5
 BATCH: Final = 10
 
 

@@ -16,8 +16,8 @@ from training.loop import Budget, Loop, arguments
 from training.towers import Towers
 
 
-def _frozen_text(out: Path) -> Towers:
-    model = clip.load(out)
+def freeze_text(model: Towers) -> Towers:
+    """Freeze all but the image encoder and what reads it; return the same towers."""
     for part in (model.text_encoder, model.text_encoder_2, model.text_projection):
         part.requires_grad_(requires_grad=False)
     return model
@@ -26,7 +26,7 @@ def _frozen_text(out: Path) -> Towers:
 def train(minutes: float, out: Path, seed: int = 1) -> Towers:
     """Train for `minutes` in all on drawings of another seed than stage 2's; return the towers."""
     tokens = clip.sentence_tokens()
-    model = _frozen_text(out)
+    model = freeze_text(clip.load(out))
     budget = Budget(minutes, 6e-4, weight_decay=0.02, warmup_steps=100, ema=0.995)
     loop = Loop("vision", model, budget, out)
 
@@ -40,7 +40,7 @@ def train(minutes: float, out: Path, seed: int = 1) -> Towers:
 
 def load(out: Path) -> Towers:
     """Read the towers with the averaged image encoder; without this stage, as stage 2 left it."""
-    model = _frozen_text(out)
+    model = freeze_text(clip.load(out))
     Loop("vision", model, Budget(0, 0, ema=1), out).averaged()
     return model.eval()
 

@@ -38,7 +38,7 @@ def test_silence_is_filled_with_the_defaults_of_the_model(api: Api) -> None:
         "width": 128,
         "height": 128,
         "steps": 30,
-        "guidance_scale": 7.5,
+        "guidance_scale": 3.5,
         "guidance_end": 1.0,
         "scheduler": "ddim",
         "num_images": 1,

@@ -15,7 +15,6 @@ from training import (
     captions,
     clip,
     controlnet,
-    decoder,
     decoupled,
     diffusion,
     drawing,
@@ -100,15 +99,6 @@ def test_the_towers_learn_and_count_every_true_caption(scenes: world.Scenes) -> 
     named = truth(scenes)
     chosen = tokens[clip.numbers(named)]
     learns(model, lambda: model.loss(pixels, chosen, named, scenes))
-
-
-def test_the_decoder_learns_alone(scenes: world.Scenes) -> None:
-    model = architecture.vae(TINY).requires_grad_(requires_grad=False)
-    model.decoder.requires_grad_(requires_grad=True)
-    before = copy.deepcopy(model.encoder.state_dict())
-    pixels = vae.to_model(drawing.draw(scenes, TINY.size))
-    learns(model, lambda: decoder.loss(model, pixels, generator()))
-    assert same(before, model.encoder)
 
 
 def test_the_towers_are_not_told_that_held_out_pairs_are_wrong() -> None:

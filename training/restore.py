@@ -1,0 +1,89 @@
+"""Checkpoints anew from a published model folder, so that its training can go on without them.
+
+`python -m training.restore` writes what the stages read from `--out`. Published weights are the
+averaged ones in float16; the optimizer's moments are lost, and a stage that goes on warms up again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+from training import architecture, clip, layout, vision
+from training.adapter import Adapter
+from training.loop import write_checkpoint
+from training.towers import Towers
+
+
+def restore(directory: Path, out: Path) -> None:
+    """Write a checkpoint to `out` for every stage that `directory` names in `training.json`.
+
+    A stage's loss curve begins anew. The parts of CLIP that only its training needs are not
+    published: stages 2 and 2b cannot go on from here, those behind them can.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    past = json.loads((directory / "training.json").read_text())
+    # Each with parts of its own: what a stage freezes, it freezes for itself.
+    stages: dict[str, nn.Module] = {
+        "vae": AutoencoderKL.from_pretrained(directory / "vae"),
+        "clip": _towers(directory),
+        "vision": vision.freeze_text(_towers(directory)),
+        "unet": UNet2DConditionModel.from_pretrained(directory / "unet"),
+        "controlnet": ControlNetModel.from_pretrained(directory / layout.CONTROLNET),
+    }
+    for plus, file in ((False, layout.BASE_FILE), (True, layout.PLUS_FILE)):
+        adapter = _adapter(directory, file, plus=plus)
+        stages[adapter.name] = adapter
+        stages[f"{adapter.name}-words"] = adapter.projection
+    for name, model in stages.items():
+        if name in past:
+            keep(model, past[name], out / f"{name}.pt")
+
+
+def keep(model: nn.Module, past: dict[str, float], checkpoint: Path) -> None:
+    """Write a checkpoint of `model` as it is, trained for the minutes and steps of `past`."""
+    state = {
+        "model": model.state_dict(),
+        "average": [p.detach() for p in model.parameters() if p.requires_grad],
+        "step": int(past["steps"]),
+        "seconds": 60 * past["minutes"],
+        "losses": [past["loss"]],
+    }
+    write_checkpoint(checkpoint, state)
+
+
+def _towers(directory: Path) -> Towers:
+    towers = Towers(architecture.SHAPES, int(clip.sentence_tokens().max()) + 1)
+    encoder = CLIPVisionModelWithProjection.from_pretrained(
+        directory / layout.ADAPTERS / "image_encoder"
+    )
+    towers.image_encoder.load_state_dict(encoder.state_dict())
+    first = CLIPTextModel.from_pretrained(directory / "text_encoder")
+    towers.text_encoder.load_state_dict(first.state_dict())
+    second = CLIPTextModelWithProjection.from_pretrained(directory / "text_encoder_2")
+    towers.text_encoder_2.load_state_dict(second.state_dict())
+    return towers
+
+
+def _adapter(directory: Path, file: str, *, plus: bool) -> Adapter:
+    base = UNet2DConditionModel.from_pretrained(directory / "unet")
+    adapter = Adapter(base, architecture.SHAPES, plus=plus)
+    weights = load_file(directory / layout.ADAPTERS / file)
+    for part, prefix in ((adapter.projection, "image_proj."), (adapter.attentions, "ip_adapter.")):
+        own = {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}
+        part.load_state_dict(own)
+    return adapter
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--directory", type=Path, default=Path("models/shapes"))
+    parser.add_argument("--out", type=Path, default=Path("work"))
+    given = parser.parse_args()
+    restore(given.directory, given.out)
