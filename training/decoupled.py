@@ -79,8 +79,24 @@ def attach(unet: UNet2DConditionModel, tokens: int) -> nn.ModuleDict:
     return added
 
 
+def _public(projection: nn.Module, attentions: nn.ModuleDict) -> dict[str, nn.Module]:
+    """Name the parts as the public files do."""
+    return {"image_proj": projection, "ip_adapter": attentions}
+
+
 def public_weights(projection: nn.Module, attentions: nn.ModuleDict) -> dict[str, Tensor]:
     """Name the trained weights as the public files do: `image_proj.*`, `ip_adapter.N.*`."""
-    weights = {f"image_proj.{key}": w for key, w in projection.state_dict().items()}
-    weights |= {f"ip_adapter.{key}": w for key, w in attentions.state_dict().items()}
-    return weights
+    return {
+        f"{name}.{key}": weight
+        for name, part in _public(projection, attentions).items()
+        for key, weight in part.state_dict().items()
+    }
+
+
+def load_public(
+    projection: nn.Module, attentions: nn.ModuleDict, weights: dict[str, Tensor]
+) -> None:
+    """Read back what `public_weights` named; raises RuntimeError where keys are missing or over."""
+    for name, part in _public(projection, attentions).items():
+        own = {k.removeprefix(f"{name}."): w for k, w in weights.items() if k.startswith(name)}
+        part.load_state_dict(own)

@@ -53,7 +53,7 @@ class Loop:
             betas=(0.9, 0.99),
             fused=True,
         )
-        self.step = self._cold = 0
+        self.step = 0
         self.seconds = self._since = 0.0
         self.losses: list[float] = []
         self.average = [p.detach().clone() for p in self.parameters] if budget.ema else []
@@ -91,9 +91,9 @@ class Loop:
         self.save()
 
     def _learn(self, loss: Tensor, progress: float) -> None:
-        rate = self.budget.learning_rate * min(
-            1.0, (self.step - self._cold + 1) / self.budget.warmup_steps
-        )
+        # The optimizer's own steps: after `training.restore` it begins anew, the stage does not.
+        taken = self.optimizer.state[self.parameters[0]].get("step", 0)
+        rate = self.budget.learning_rate * min(1.0, (int(taken) + 1) / self.budget.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1))))
         self.optimizer.zero_grad(set_to_none=True)
@@ -139,8 +139,6 @@ class Loop:
         self.step, self.seconds = state["step"], state["seconds"]
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
-        else:  # `training.restore`
-            self._cold = self.step
         if self.budget.ema:
             self.average = state["average"]
         self.losses = state["losses"]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from training import architecture, clip, layout, vision
+from training import architecture, clip, decoupled, layout, vision
 from training.adapter import Adapter
 from training.loop import write_checkpoint
 from training.towers import Towers
@@ -75,9 +75,7 @@ def _adapter(directory: Path, file: str, *, plus: bool) -> Adapter:
     base = UNet2DConditionModel.from_pretrained(directory / "unet")
     adapter = Adapter(base, architecture.SHAPES, plus=plus)
     weights = load_file(directory / layout.ADAPTERS / file)
-    for part, prefix in ((adapter.projection, "image_proj."), (adapter.attentions, "ip_adapter.")):
-        own = {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}
-        part.load_state_dict(own)
+    decoupled.load_public(adapter.projection, adapter.attentions, weights)
     return adapter
 
 
