@@ -30,7 +30,7 @@ from training import (
     vision,
 )
 from training.architecture import Architecture
-from training.loop import Budget, Loop
+from training.loop import Budget, Loop, fast
 from training.pool import TextFeatures, Views
 from training.projection import LinearProjection, Resampler
 from training.towers import leave_out, truth
@@ -44,10 +44,6 @@ ELSEWHERE: Final = 0.4
 #: Share of image prompts without any text.
 ALONE: Final = 0.45
 KEEP: Final = 0.4
-#: Where in a full caption ("a striped red star on a navy background" behind the first marker) the
-#: text encoders' output is what the image tokens say at first: its end, which has read all of it.
-SPOKEN: Final = (4, 7, 8, 9)
-SPOKEN_PLUS: Final = (2, 3, 4, 5, 6, 7, 8, 9)
 SPEAKING_BATCH: Final = 128
 
 
@@ -139,7 +135,7 @@ def speak(model: Adapter, frozen: Frozen, budget: Budget, out: Path, seed: int =
 
 def unsaid(model: Adapter, images: Tensor, text: TextFeatures, scenes: Scenes) -> Tensor:
     """Mean squared distance of the image tokens to the text's for the full captions."""
-    places = SPOKEN_PLUS if model.plus else SPOKEN
+    places = captions.SPOKEN_PLUS if model.plus else captions.SPOKEN
     said = text.context[clip.numbers(truth(scenes))][:, places]
     tokens: Tensor = model.projection(images)
     return (tokens - said).square().mean()
@@ -158,9 +154,11 @@ def train(model: Adapter, frozen: Frozen, budget: Budget, out: Path, seed: int =
         prompts = choose(scenes, rows, views, generator)
         seen = frozen.images[prompts.images].float()
         seen[prompts.no_image] = frozen.no_image
-        told = model.join(unet.conditions(frozen.text, prompts.sentences, size), seen)
         noised = diffusion.noise(frozen.latents[rows], generator)
-        return noised.loss(told.predict(frozen.unet, noised))
+        with fast():
+            told = model.join(unet.conditions(frozen.text, prompts.sentences, size), seen)
+            prediction = told.predict(frozen.unet, noised)
+        return noised.loss(prediction)
 
     loop.run(step)
     loop.averaged()

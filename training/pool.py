@@ -23,7 +23,7 @@ from training.towers import Towers, see
 from training.vae import to_model
 from training.world import Scenes
 
-SIZE: Final = 16_000
+SIZE: Final = 32_000
 SEED: Final = 7
 #: Few at a time: their activations then stay in the cache, which is five times as fast.
 CHUNK: Final = 8

@@ -25,7 +25,7 @@ def restore(directory: Path, out: Path) -> None:
     """Write a checkpoint to `out` for every stage that `directory` names in `training.json`.
 
     A stage's loss curve begins anew. The parts of CLIP that only its training needs are not
-    published: stages 2 and 2b cannot go on from here, those behind them can.
+    published: stage 2b goes on with fresh ones, and takes some minutes to be where it was.
     """
     out.mkdir(parents=True, exist_ok=True)
     past = json.loads((directory / "training.json").read_text())

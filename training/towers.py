@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from training import architecture, captions, drawing
 from training.architecture import Architecture
+from training.loop import fast
+from training.projection import LinearProjection
 from training.world import BACKGROUNDS, COLOURS, FILLS, SHAPES, Scenes, is_held_out
 
 #: CLIP's own normalisation (openai/CLIP, the default of CLIPImageProcessor).
@@ -51,8 +53,16 @@ class Towers(nn.Module):
         self.heads = nn.ModuleDict(
             {name: nn.Linear(shape.projection, classes) for name, classes in HEADS.items()}
         )
+        self.words = LinearProjection(shape.projection, shape.context, architecture.IMAGE_TOKENS)
 
-    def loss(self, pixels: Tensor, tokens: Tensor, named: Tensor, scenes: Scenes) -> Tensor:
+    def loss(
+        self,
+        pixels: Tensor,
+        tokens: Tensor,
+        named: Tensor,
+        scenes: Scenes,
+        said: Tensor | None = None,
+    ) -> Tensor:
         """Contrast pictures with captions for both text encoders, and read off the attributes.
 
         `pixels` as from `see`, `tokens` `(batch, MAX_TOKENS)` of one caption a picture, `named` the
@@ -60,13 +70,20 @@ class Towers(nn.Module):
         right answer for it: a batch holds many such when captions leave parts out. A caption that
         would make a held-out pair of a picture counts neither way, or the towers would learn that
         there are no such pairs.
+
+        `said` is what the base adapter's image tokens should say of each picture, `(batch, tokens,
+        context)`; where it is given, the embedding learns to be read by such a projection.
         """
-        seen = self.image_encoder(pixels, output_hidden_states=True)
-        image = seen.image_embeds
+        with fast():
+            seen = self.image_encoder(pixels, output_hidden_states=True)
+        image = seen.image_embeds.float()
         attributes = truth(scenes)
         true = true_of(named, attributes)
         untold = ~true & pairs_up(named, attributes)
-        total = self.read(image, scenes) + AREA * self.outline(seen.hidden_states[-2], scenes)
+        total = self.read(image, scenes)
+        total = total + AREA * self.outline(seen.hidden_states[-2].float(), scenes)
+        if said is not None:
+            total = total + functional.mse_loss(self.words(image), said)
         first = self.text_projection(self.text_encoder(tokens).pooler_output)
         second = self.text_encoder_2(tokens).text_embeds
         scale = self.scale.clamp(max=math.log(100)).exp()

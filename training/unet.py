@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training import architecture, captions, clip, diffusion, pool, vae
 from training.architecture import Architecture
-from training.loop import Budget, Loop, arguments
+from training.loop import Budget, Loop, arguments, fast
 from training.pool import TextFeatures
 from training.towers import leave_out, truth
 from training.world import Scenes
@@ -81,7 +81,9 @@ def train(
         rows = torch.randint(len(latents), (BATCH,), generator=generator)
         noised = diffusion.noise(latents[rows], generator)
         told = conditions(text, choose(scenes[rows], generator), shape.size)
-        return noised.loss(told.predict(model, noised))
+        with fast():
+            prediction = told.predict(model, noised)
+        return noised.loss(prediction)
 
     loop.run(step)
     loop.averaged()

@@ -22,6 +22,7 @@ from training import (
     towers,
     unet,
     vae,
+    vision,
     world,
 )
 from training.loop import Budget, Loop
@@ -101,6 +102,27 @@ def test_the_towers_learn_and_count_every_true_caption(scenes: world.Scenes) -> 
     learns(model, lambda: model.loss(pixels, chosen, named, scenes))
 
 
+def test_the_image_embedding_learns_what_image_tokens_shall_say(
+    scenes: world.Scenes, text: TextFeatures
+) -> None:
+    torch.manual_seed(0)
+    tokens = clip.sentence_tokens()
+    model = vision.freeze_text(Towers(TINY, int(tokens.max()) + 1))
+    pixels = see(drawing.draw(scenes, 64))
+    numbers = clip.numbers(truth(scenes))
+    said = text.context[numbers][:, captions.SPOKEN]
+
+    def unsaid() -> float:
+        with torch.no_grad():
+            words = model.words(model.image_encoder(pixels).image_embeds)
+        return (words - said).square().mean().item()
+
+    first, before = unsaid(), copy.deepcopy(model.text_encoder.state_dict())
+    learns(model, lambda: model.loss(pixels, tokens[numbers], truth(scenes), scenes, said))
+    assert unsaid() < first
+    assert same(before, model.text_encoder)
+
+
 def test_the_towers_are_not_told_that_held_out_pairs_are_wrong() -> None:
     star, ring, cyan, red, out = 3, 4, 6, 0, captions.LEFT_OUT
     pictures = torch.tensor([[star, red, 0, 0], [ring, cyan, 0, 0]])
@@ -147,7 +169,7 @@ def test_the_image_tokens_learn_what_the_caption_s_end_says(
     learns(model.projection, lambda: adapter.unsaid(model, images, text, scenes))
     sentence = clip.sentence_tokens()[clip.numbers(truth(scenes))[:1]]
     behind = (sentence[0] == sentence.max()).nonzero()[0].item()
-    assert max(adapter.SPOKEN) == max(adapter.SPOKEN_PLUS) == behind
+    assert max(captions.SPOKEN) == max(captions.SPOKEN_PLUS) == behind
 
 
 def test_a_fresh_adapter_copies_the_text_s_keys_and_values() -> None:
