@@ -98,7 +98,7 @@ def load(out: Path) -> UNet2DConditionModel:
 
 
 if __name__ == "__main__":
-    given = arguments(__doc__, minutes=140)
+    given = arguments(__doc__, minutes=130)
     frozen_vae = vae.load(given.out)
     frozen_text = pool.text_features(clip.load(given.out), clip.sentence_tokens())
     codes = pool.latents(frozen_vae, given.out, architecture.SHAPES.size)

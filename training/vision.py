@@ -48,7 +48,7 @@ def load(out: Path) -> Towers:
 
 
 if __name__ == "__main__":
-    given = arguments(__doc__, minutes=28)
+    given = arguments(__doc__, minutes=44)
     towers = train(given.minutes, given.out, given.seed + 1)
     if team.rank() == 0:
         print(json.dumps(clip.report(towers, seed=12345), indent=2))
