@@ -1,8 +1,9 @@
 """The CLIP towers as one trainable module, and their loss.
 
 Two text encoders as SDXL has, one image encoder, and the parts that only training needs: the first
-text encoder's projection, the temperature, and heads that read the attributes off the image
-embedding. It knows attributes and tokens, and draws no picture but the objects' areas.
+text encoder's projection, the temperature, heads that read the attributes off the image embedding,
+and a projection like the base adapter's. It knows attributes and tokens, and draws no picture but
+the objects' areas.
 """
 
 from __future__ import annotations
