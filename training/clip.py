@@ -40,7 +40,7 @@ def numbers(named: Tensor) -> Tensor:
 def loss(model: Towers, tokens: Tensor, seed: int, said: Tensor | None = None) -> Tensor:
     """Draw a batch of this seed and return the towers' loss on it.
 
-    `said` is what image tokens should say, for each of `captions.SENTENCES`; see `Towers.loss`.
+    `said` is what the text encoders say of each of `captions.SENTENCES`; see `Towers.loss`.
     """
     generator = torch.Generator().manual_seed(seed)
     scenes = world.sample(BATCH // team.size(), generator)

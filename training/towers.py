@@ -2,7 +2,7 @@
 
 Two text encoders as SDXL has, one image encoder, and the parts that only training needs: the first
 text encoder's projection, the temperature, heads that read the attributes off the image embedding,
-and a projection like the base adapter's. It knows attributes and tokens, and draws no picture but
+and projections like both adapters'. It knows attributes and tokens, and draws no picture but
 the objects' areas.
 """
 
@@ -18,7 +18,7 @@ from torch.nn import functional
 from training import architecture, captions, drawing
 from training.architecture import Architecture
 from training.loop import fast
-from training.projection import LinearProjection
+from training.projection import LinearProjection, Resampler
 from training.world import BACKGROUNDS, COLOURS, FILLS, SHAPES, Scenes, is_held_out
 
 #: CLIP's own normalisation (openai/CLIP, the default of CLIPImageProcessor).
@@ -55,6 +55,9 @@ class Towers(nn.Module):
             {name: nn.Linear(shape.projection, classes) for name, classes in HEADS.items()}
         )
         self.words = LinearProjection(shape.projection, shape.context, architecture.IMAGE_TOKENS)
+        self.words_plus = Resampler(
+            shape.vision, shape.context, shape.plus_tokens, shape.resampler, shape.resampler_heads
+        )
 
     def loss(
         self,
@@ -72,19 +75,23 @@ class Towers(nn.Module):
         would make a held-out pair of a picture counts neither way, or the towers would learn that
         there are no such pairs.
 
-        `said` is what the base adapter's image tokens should say of each picture, `(batch, tokens,
-        context)`; where it is given, the embedding learns to be read by such a projection.
+        `said` is what the text encoders say of each picture's full caption, `(batch, MAX_TOKENS,
+        context)`; where it is given, the embedding and the penultimate features learn to be read
+        by projections like the base adapter's and the Plus adapter's.
         """
         with fast():
             seen = self.image_encoder(pixels, output_hidden_states=True)
-        image = seen.image_embeds.float()
+        image, features = seen.image_embeds.float(), seen.hidden_states[-2].float()
         attributes = truth(scenes)
         true = true_of(named, attributes)
         untold = ~true & pairs_up(named, attributes)
         total = self.read(image, scenes)
-        total = total + AREA * self.outline(seen.hidden_states[-2].float(), scenes)
+        total = total + AREA * self.outline(features, scenes)
         if said is not None:
-            total = total + functional.mse_loss(self.words(image), said)
+            with fast():
+                plus = self.words_plus(features)
+            total = total + functional.mse_loss(self.words(image), said[:, captions.SPOKEN])
+            total = total + functional.mse_loss(plus.float(), said[:, captions.SPOKEN_PLUS])
         first = self.text_projection(self.text_encoder(tokens).pooler_output)
         second = self.text_encoder_2(tokens).text_embeds
         scale = self.scale.clamp(max=math.log(100)).exp()

@@ -1,8 +1,9 @@
 """Stage 2b: the image encoder alone, further, with both text encoders as they are.
 
 The image embedding learns here what the base adapter will ask of it: that one linear layer reads
-off what the text encoders say at a full caption's end. The UNet sees only the text encoders, so
-this can be trained beside or after stage 3; the adapters of stage 4 come after it.
+off what the text encoders say at a full caption's end; and the penultimate features, that a
+resampler does. The UNet sees only the text encoders, so this can be trained beside or after stage
+3; the adapters of stage 4 come after it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from training import captions, clip, pool, team
+from training import clip, pool, team
 from training.loop import Budget, Loop, arguments
 from training.towers import Towers
 
@@ -28,7 +29,7 @@ def train(minutes: float, out: Path, seed: int = 1) -> Towers:
     """Train for `minutes` in all on drawings of another seed than stage 2's; return the towers."""
     tokens = clip.sentence_tokens()
     model = freeze_text(clip.load(out))
-    said = pool.text_features(model, tokens).context[:, captions.SPOKEN]
+    said = pool.text_features(model, tokens).context
     budget = Budget(minutes, 6e-4, weight_decay=0.02, warmup_steps=100, ema=0.995)
     loop = Loop("vision", model, budget, out)
 

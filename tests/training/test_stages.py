@@ -102,20 +102,25 @@ def test_the_towers_learn_and_count_every_true_caption(scenes: world.Scenes) -> 
     learns(model, lambda: model.loss(pixels, chosen, named, scenes))
 
 
-def test_the_image_embedding_learns_what_image_tokens_shall_say(
-    scenes: world.Scenes, text: TextFeatures
+@pytest.mark.parametrize("plus", [False, True])
+def test_the_image_features_learn_what_image_tokens_shall_say(
+    scenes: world.Scenes, text: TextFeatures, *, plus: bool
 ) -> None:
     torch.manual_seed(0)
     tokens = clip.sentence_tokens()
     model = vision.freeze_text(Towers(TINY, int(tokens.max()) + 1))
     pixels = see(drawing.draw(scenes, 64))
     numbers = clip.numbers(truth(scenes))
-    said = text.context[numbers][:, captions.SPOKEN]
+    said = text.context[numbers]
 
     def unsaid() -> float:
         with torch.no_grad():
-            words = model.words(model.image_encoder(pixels).image_embeds)
-        return (words - said).square().mean().item()
+            seen = model.image_encoder(pixels, output_hidden_states=True)
+            if plus:
+                words = model.words_plus(seen.hidden_states[-2])
+                return (words - said[:, captions.SPOKEN_PLUS]).square().mean().item()
+            words = model.words(seen.image_embeds)
+            return (words - said[:, captions.SPOKEN]).square().mean().item()
 
     first, before = unsaid(), copy.deepcopy(model.text_encoder.state_dict())
     learns(model, lambda: model.loss(pixels, tokens[numbers], truth(scenes), scenes, said))
