@@ -30,7 +30,7 @@ KINDS: Final[Mapping[int, tuple[type[ServiceError], ...]]] = {
     415: (errors.UnsupportedMedia,),
     422: (errors.InvalidField, errors.IdempotencyMismatch),
     429: (errors.RateLimited,),
-    503: (errors.QueueFull, errors.DependencyUnavailable, errors.Stopping),
+    503: (errors.QueueFull, errors.Busy, errors.DependencyUnavailable, errors.Stopping),
     500: (errors.ServiceError,),
 }
 """Every error that a client may see, by its status."""
@@ -49,6 +49,7 @@ _DETAILS: Final[Mapping[type[ServiceError], str]] = {
     errors.IdempotencyMismatch: "This Idempotency-Key came before with another body",
     errors.RateLimited: "This key may send 60 requests a minute",
     errors.QueueFull: "1000 jobs are waiting, as many as may",
+    errors.Busy: "Too many bodies are coming in at the moment",
     errors.DependencyUnavailable: "The job store does not answer; nothing was changed",
     errors.Stopping: "The service is about to stop and the body has not come in; send it again",
     errors.ServiceError: "The request failed on our side; quote the request id.",

@@ -17,7 +17,7 @@ def read_cursor(text: str) -> tuple[float, str]:
     """(creation time, id) again. Raises `InvalidField` for what `write_cursor` did not write."""
     try:
         moment, job_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-    except (binascii.Error, ValueError, TypeError):
+    except (binascii.Error, ValueError, TypeError, RecursionError):
         raise _unknown() from None
     if not isinstance(moment, float) or not math.isfinite(moment) or not isinstance(job_id, str):
         raise _unknown()

@@ -7,7 +7,7 @@ queue again and again. How the future is reckoned stands in `service/forecast.py
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -166,7 +166,7 @@ class Estimates:
             oldest_created_at=float(oldest) if oldest else None,
         )
 
-    async def _learn_works(self, job_ids: Iterable[str]) -> None:
+    async def _learn_works(self, job_ids: Sequence[str]) -> None:
         """What each job asks for never changes, so it is read once and remembered."""
         unknown = [job_id for job_id in job_ids if job_id not in self._works]
         if unknown:
@@ -175,7 +175,9 @@ class Estimates:
                     pipeline.hget(keys.job(job_id), "request")
                 for job_id, text in zip(unknown, await pipeline.execute(), strict=True):
                     self._works[job_id] = self._work(job_id, text)
-        while len(self._works) > _COSTS_KEPT + len(unknown):
+        for job_id in job_ids:
+            self._works.move_to_end(job_id)
+        while len(self._works) > max(_COSTS_KEPT, len(job_ids)):
             self._works.popitem(last=False)
 
     def _work(self, job_id: str, text: str | None) -> Work:

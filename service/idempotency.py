@@ -4,14 +4,18 @@ A first request is marked as being taken in; the mark becomes the job's id in th
 makes the job, so there is no moment in which a crash could make two jobs of one key, or none.
 """
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import redis
 import redis.asyncio as aioredis
 
 from service.core import keys
@@ -97,7 +101,26 @@ class Idempotency:
     async def renew(self, mark: Mark) -> None:
         """Make sure that nobody else has begun meanwhile. Raises as `begin`."""
         if isinstance(await self._claim(mark), str):
-            raise IdempotencyInProgress("Another request with this key was faster")
+            raise IdempotencyInProgress(
+                "Another request with this key was faster", retry_after_seconds=1
+            )
+
+    @asynccontextmanager
+    async def kept(self, mark: Mark | None) -> AsyncIterator[None]:
+        """Keep a mark for as long as the context takes. What fails here, `renew` will tell."""
+        keeper = asyncio.create_task(self._keep(mark)) if mark else None
+        try:
+            yield
+        finally:
+            if keeper is not None:
+                keeper.cancel()
+                await asyncio.wait([keeper])
+
+    async def _keep(self, mark: Mark) -> None:
+        while True:
+            await asyncio.sleep(PENDING_SECONDS / 3)
+            with contextlib.suppress(IdempotencyInProgress, redis.RedisError):
+                await self._claim(mark)
 
     async def abandon(self, mark: Mark) -> None:
         """Free the key of a request that came to nothing."""

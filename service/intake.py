@@ -7,6 +7,7 @@ import asyncio
 import secrets
 import time
 import uuid
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -61,7 +62,7 @@ async def take_in(request: Request, services: Services, caller: Caller, *, waits
     if key is None:
         # A request that may stand for a job that is there already is never refused for room.
         await _check_room(services)
-    with await _read_body(request, services) as form:
+    with services.bodies.hold() as counted, await _read_body(request, services, counted) as form:
         services.metrics.uploaded_bytes.inc(form.size_bytes)
         fields = parse(form.texts)
         images = len(form.files.get(IMAGE, ()))
@@ -82,7 +83,8 @@ async def take_in(request: Request, services: Services, caller: Caller, *, waits
             if caller.key is not None and caller.key.max_jobs is not None:
                 await _reserve(request, services, caller.owner, job_id, caller.key.max_jobs)
                 undo.push_async_callback(services.limits.release, caller.owner, job_id)
-            stored = await services.uploads.store(job_id, form.files)
+            async with services.idempotency.kept(mark):
+                stored = await services.uploads.store(job_id, form.files)
             undo.push_async_callback(services.uploads.discard, job_id)
             now = time.time()
             job = Job(
@@ -155,7 +157,11 @@ async def _full(services: Services) -> QueueFull:
     )
 
 
-async def _read_body(request: Request, services: Services) -> Form:
+async def _read_body(
+    request: Request,
+    services: Services,
+    counted: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]],
+) -> Form:
     settings = services.settings
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > settings.max_body_bytes:
@@ -169,7 +175,7 @@ async def _read_body(request: Request, services: Services) -> Form:
     kind = request.headers.get("content-type", "")
     try:
         async with asyncio.timeout(settings.body_timeout_seconds):
-            return await read_form(kind, request.stream(), shape)
+            return await read_form(kind, counted(request.stream()), shape)
     except TimeoutError:
         raise MalformedBody(
             f"The body did not come in within {settings.body_timeout_seconds:g} seconds"

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.core import keys
 from service.core.settings import Settings
@@ -23,10 +24,36 @@ from service.gate import anonymous_allowed
 from service.grace import AFTERWARDS_SECONDS
 
 LOOPBACK: Final = "127.0.0.1"
+MAX_HEADERS_BYTES: Final = 2**16
 LOOK_SECONDS: Final = 2.0
 """How often Redis is asked for the first key, and how long it may take to answer."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class BoundedHeaders(HttpToolsProtocol):
+    """Answers 400 to a request whose headers are too long; uvicorn itself sets no bound."""
+
+    _open_bytes: int | None = None
+    """Of the headers that have not ended yet."""
+
+    def on_message_begin(self) -> None:
+        """Count from here."""
+        super().on_message_begin()
+        self._open_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        """Count no more."""
+        self._open_bytes = None
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes in."""
+        super().data_received(data)
+        if self._open_bytes is not None:
+            self._open_bytes += len(data)
+            if self._open_bytes > MAX_HEADERS_BYTES and not self.transport.is_closing():
+                self.send_400_response("The request's headers are too long.")
 
 
 class Server(uvicorn.Server):
@@ -43,6 +70,7 @@ class Server(uvicorn.Server):
             app,
             host=LOOPBACK if closed else host,
             port=port,
+            http=BoundedHeaders,
             log_config=None,
             access_log=False,
             server_header=False,

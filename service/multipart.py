@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Final, Self
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.core.errors import FieldError, InvalidField, MalformedBody, TooLarge
+from service.core.errors import Busy, FieldError, InvalidField, MalformedBody, TooLarge
 
 if TYPE_CHECKING:
     # It exists for type checkers alone.
@@ -64,8 +64,8 @@ class Form:
 async def read_form(content_type: str, body: AsyncIterator[bytes], shape: Shape) -> Form:
     """Read a body.
 
-    Raises `MalformedBody` (not multipart, cut off), `TooLarge`, or `InvalidField` for a field
-    that is unknown, comes too often or is not UTF-8.
+    Raises `MalformedBody` (not multipart, cut off), `TooLarge`, `Busy` where no file can be
+    written, or `InvalidField` for a field that is unknown, comes too often or is not UTF-8.
     """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
@@ -85,6 +85,8 @@ async def read_form(content_type: str, body: AsyncIterator[bytes], shape: Shape)
                     raise TooLarge(f"The body is larger than {shape.max_body_bytes} bytes")
                 if chunk:
                     parser.write(chunk)
+        except OSError:  # of a temporary file
+            raise Busy("There is no room for more uploads", retry_after_seconds=5) from None
         except FormParserError:
             raise MalformedBody("The body is not well-formed multipart/form-data") from None
         if not parts.complete:

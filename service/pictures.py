@@ -19,12 +19,14 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from service import png
+from service import jpeg, png
 from service.core.errors import InvalidImage, UnsupportedMedia
 
 _HEAD_BYTES: Final = 512
 MAX_SIDE: Final = 65_535
 """Of a JPEG by its format; a PNG one pixel wide would take three times the memory of its pixels."""
+MAX_SCANS: Final = 100
+"""Of a progressive JPEG; encoders write some ten. Each costs as much as all pixels."""
 QUICK_PIXELS: Final = 4 * 2**20
 """Up to here a picture is stored the quick way; above, its size counts more than the time."""
 _STORED_COMPRESSION: Final = 1
@@ -103,6 +105,11 @@ def read(file: IO[bytes], *, max_pixels: int) -> Picture:
     file.seek(0)
     opener = _opener(file, max_pixels)
     file.seek(0)
+    if opener is JpegImageFile:
+        scans = jpeg.count_scans(file.read())
+        if scans > MAX_SCANS:
+            raise InvalidImage(f"has {scans} scans; at most {MAX_SCANS} are served")
+        file.seek(0)
     try:
         opened = opener(file)
         _check(opened, max_pixels)

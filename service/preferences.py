@@ -12,7 +12,7 @@ from service.core.request import OutputFormat
 
 MAX_WAIT_SECONDS: Final = 60
 _JSON: Final = "application/json"
-_PREFERENCE: Final = re.compile(r"""\s*([\w-]+)\s*(?:=\s*"?([^",;]*)"?)?[^,]*""")
+_PREFERENCE: Final = re.compile(r"""([\w-]+)\s*(?:=\s*"?([^";]*)"?)?""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,10 @@ def read_prefer(values: Sequence[str]) -> Preferences:
     """The preferences in all `Prefer` headers; the first of a name counts (RFC 7240, 2)."""
     found: dict[str, str] = {}
     for value in values:
-        for match in _PREFERENCE.finditer(value):
-            found.setdefault(match[1].lower(), (match[2] or "").strip())
+        for piece in value.split(","):
+            match = _PREFERENCE.match(piece.strip())
+            if match is not None:
+                found.setdefault(match[1].lower(), (match[2] or "").strip())
     wait = found.get("wait", "")
     seconds = min(int(wait), MAX_WAIT_SECONDS) if re.fullmatch(r"[0-9]{1,9}", wait) else None
     return Preferences(seconds, "respond-async" in found)

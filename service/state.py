@@ -28,12 +28,16 @@ from service.follow import Follower
 from service.gate import Gate, anonymous_allowed
 from service.idempotency import Idempotency
 from service.limits import Limits
+from service.probe import StorageProbe
 from service.records import Records
+from service.room import Bodies
 from service.uploads import Uploads
 
 CONNECT_SECONDS = 2
 ANSWER_SECONDS = 5
 POLLING_CONNECTIONS = 64
+BODIES_AT_ONCE = 10
+"""As many as large as may be; 1,000 MiB of the 2 GiB that k8s/ gives to temporary files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,8 @@ class Services:
     records: Records
     estimates: Estimates
     follower: Follower
+    storage_probe: StorageProbe
+    bodies: Bodies
     uploads: Uploads
     gate: Gate
     limits: Limits
@@ -105,6 +111,8 @@ async def open_services(
             records=Records(client, settings.queue),
             estimates=Estimates(client, settings.queue, catalog),
             follower=follower,
+            storage_probe=StorageProbe(storage),
+            bodies=Bodies(BODIES_AT_ONCE * settings.max_body_bytes),
             uploads=Uploads(storage, max_pixels=settings.max_image_pixels),
             gate=Gate(client, allow_anonymous=anonymous_allowed(settings)),
             limits=Limits(client),

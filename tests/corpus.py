@@ -104,6 +104,18 @@ def _jpeg_claiming(width: int, height: int) -> bytes:
     return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
 
 
+def _jpeg_of_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    data = saved(picture(), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * count + data[-2:]
+
+
+def _around(jpeg: bytes, data: bytes) -> bytes:
+    """A JPEG with an application's segment of `data`."""
+    return jpeg[:2] + b"\xff\xef" + struct.pack(">H", 2 + len(data)) + data + jpeg[2:]
+
+
 def hostile_files() -> list[HostileFile]:
     """Every file that must be refused."""
     png, jpeg, webp = (saved(picture(), kind) for kind in ("PNG", "JPEG", "WEBP"))
@@ -133,6 +145,7 @@ def hostile_files() -> list[HostileFile]:
         HostileFile("animated GIF", _animated("GIF"), 415),
         HostileFile("PNG header of 50,000 x 50,000", png_of(50_000, 50_000, b"\0" * 99), 400),
         HostileFile("JPEG header of 60,000 x 60,000", _jpeg_claiming(60_000, 60_000), 400),
+        HostileFile("JPEG of 1,000 scans", _jpeg_of_scans(1000), 400),
         HostileFile("WebP header of 16,383 x 16,383", _webp_claiming(16_383, 16_383), 400),
         HostileFile("PNG of no pixels", png_of(0, 0, b""), 400),
         HostileFile("PNG of too few pixels", png_of(2000, 2000, b"\0" * 99), 400),
@@ -167,6 +180,7 @@ def honest_files() -> list[HonestFile]:
     """Every odd file that must be taken."""
     red = (200, 30, 60)
     png, jpeg = saved(picture(), "PNG"), saved(picture(), "JPEG", quality=98)
+    scans = b"\xff\xda" * 500
     marked = picture()
     marked.putpixel((SIZE[0] - 1, 0), (1, 2, 3))
     grey16 = Image.new("I;16", SIZE, 0x8000)
@@ -181,6 +195,9 @@ def honest_files() -> list[HonestFile]:
         HonestFile("PNG without a type", png, red, content_type=""),
         HonestFile("JPEG", jpeg, red, tolerance=60),
         HonestFile("WebP", saved(picture(), "WEBP", lossless=True), red),
+        HonestFile("progressive JPEG", _jpeg_of_scans(1), red, tolerance=60),
+        HonestFile("JPEG around what looks like scans", _around(jpeg, scans), red, tolerance=60),
+        HonestFile("JPEG before what looks like scans", jpeg + scans, red, tolerance=60),
         HonestFile("JPEG before a ZIP", jpeg + b"PK\x03\x04" + bytes(50), red, tolerance=60),
         HonestFile("16 bits of grey", saved(grey16, "PNG"), (128, 128, 128)),
         HonestFile("1 bit", saved(Image.new("1", SIZE, 1), "PNG"), white),

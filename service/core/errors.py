@@ -160,6 +160,14 @@ class Stopping(ServiceError):
     title = "About to stop"
 
 
+class Busy(ServiceError):
+    """Raised when the bodies of other requests fill all room that there is for them."""
+
+    status = 503
+    code = "busy"
+    title = "Too many uploads"
+
+
 class DependencyUnavailable(ServiceError):
     """Raised when Redis, the object storage or the workers cannot be reached."""
 

@@ -4,12 +4,14 @@ Units are in the names. Nothing here opens a connection. Secrets may come as fil
 IMAGEPROMPT_SECRETS_DIR=/run/secrets the file `imageprompt_redis_url` sets `redis_url`.
 """
 
+import base64
+import binascii
 import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, IPvAnyNetwork, SecretStr
+from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +91,19 @@ class Settings(BaseSettings):
     admin_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Port for docs, metrics and health alone; without it they are on `port`."""
     admin_host: str = "127.0.0.1"
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _signs(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            text = secret.get_secret_value().removeprefix("whsec_")
+            try:
+                key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+            except binascii.Error:
+                key = b""
+            if not key:
+                raise ValueError("must be base64, with or without whsec_ before it")
+        return secret
 
     # Keeping
     sweep_seconds: Annotated[float, Field(gt=0)] = 300

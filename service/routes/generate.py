@@ -82,6 +82,8 @@ async def generate(request: Request, services: Use, caller: Generates) -> Respon
     waits = bool(prefer.wait_seconds) and services.follower.has_room
     taken = await take_in(request, services, caller, waits=waits)
     request.state.changed = f"the job is queued as {taken.job_id}"
+    if taken.replayed:
+        await _stored(services, taken, caller)  # of a deleted job there is nothing to wait for
     ended = waits and await services.follower.wait(taken.job_id, float(prefer.wait_seconds or 0))
     found = await _stored(services, taken, caller)
     answer = None

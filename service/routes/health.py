@@ -3,7 +3,6 @@
 import asyncio
 import time
 
-from anyio import to_thread
 from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -12,13 +11,11 @@ from redis.exceptions import RedisError
 
 from service.contract import success
 from service.core import keys
-from service.core.storage import StorageError
+from service.probe import PATIENCE_SECONDS
 from service.state import Services, Use
 
 router = APIRouter()
 
-PATIENCE_SECONDS = 8
-"""A dependency that has not answered by then counts as away."""
 SCRAPE_PATIENCE_SECONDS = 3
 """The same for the figures that are read from Redis; Prometheus waits 5 s for the whole page."""
 
@@ -56,7 +53,7 @@ async def live() -> Alive:
 )
 async def ready(services: Use) -> Response:
     """Whether Redis, the storage and at least one warm worker answer."""
-    workers, storage = await asyncio.gather(_workers(services), _storage_answers(services))
+    workers, storage = await asyncio.gather(_workers(services), services.storage_probe.answers())
     state = Readiness(
         ready=bool(workers) and storage,
         redis=workers is not None,
@@ -109,12 +106,3 @@ async def _workers(services: Services) -> int | None:
             return sum(presence.ready for presence in await services.estimates.presences())
     except (RedisError, TimeoutError):
         return None
-
-
-async def _storage_answers(services: Services) -> bool:
-    try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await to_thread.run_sync(services.storage.check, abandon_on_cancel=True)
-    except (StorageError, TimeoutError):
-        return False
-    return True

@@ -1,12 +1,14 @@
 """Brings the outbox to its receivers: a few at a time, few to one host, again and again.
 
 A slow receiver holds one of its own host's places, and all of one caller's together half of all, so
-that neither one host nor one caller with many names delays the others.
+that neither one host nor one caller with many names delays the others. What finds no place comes up
+again in turn, a few of a caller's a second, or its backlog would be all that is ever looked at.
 """
 
 import asyncio
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -30,6 +32,8 @@ AT_ONCE: Final = 64
 AT_ONCE_TO_ONE_HOST: Final = 4
 AT_ONCE_OF_ONE_OWNER: Final = 32
 BUSY_SECONDS: Final = 2
+AGAIN_A_SECOND: Final = 16
+"""Of one caller's deferred entries come up so many."""
 DELAYS_SECONDS: Final = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800)
 """Before each further attempt; some sixteen hours altogether, within a job's retention."""
 
@@ -56,6 +60,7 @@ class Delivery:
         self._jitter = jitter
         self._running: set[asyncio.Task[None]] = set()
         self._places: Counter[str] = Counter()
+        self._turns: dict[str, float] = {}
 
     async def step(self) -> None:
         """Begin with all that is due and fits. Raises `redis.RedisError`."""
@@ -87,7 +92,7 @@ class Delivery:
         host = f"host {urlsplit(job.request.webhook_url).hostname}"
         owner = f"owner {job.owner}"
         if self._places[host] >= AT_ONCE_TO_ONE_HOST or self._places[owner] >= AT_ONCE_OF_ONE_OWNER:
-            await self._outbox.defer(job_id, BUSY_SECONDS)
+            await self._outbox.defer(job_id, self._turn(job.owner))
             return
         self._places.update((host, owner))
         try:
@@ -99,6 +104,13 @@ class Delivery:
             self._places.subtract((host, owner))
             self._places += Counter()  # forgets those that hold none
         await self._conclude(job_id, attempt, outcome)
+
+    def _turn(self, owner: str) -> float:
+        """Seconds until another of an owner's deferred entries may come up."""
+        now = time.monotonic()
+        self._turns = {name: at for name, at in self._turns.items() if at > now}
+        self._turns[owner] = max(now + BUSY_SECONDS, self._turns.get(owner, 0) + 1 / AGAIN_A_SECOND)
+        return self._turns[owner] - now
 
     async def _conclude(self, job_id: str, attempt: int, outcome: Outcome) -> None:
         if outcome is Outcome.BUSY:

@@ -67,7 +67,8 @@ class Sender:
                 status = await self._post(url, message_id, body, secret)
         except LookupsBusy:
             return Outcome.BUSY
-        except (AddressRefused, httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError) as error:
+        except (AddressRefused, httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            # ValueError: of a name that nothing could be called by, as one with an empty label.
             log.info("a webhook failed", message_id=message_id, cause=type(error).__name__)
             return Outcome.FAILED
         if status == HTTPStatus.GONE:
@@ -81,7 +82,9 @@ class Sender:
         target = httpx.URL(url)
         if target.scheme != "https":
             raise AddressRefused("only https is sent to")
-        address = await resolve(target.host, self._networks, self._lookups)
+        # As on the wire: `target.host` is Unicode, which sockets and TLS encode by an older IDNA.
+        name = target.raw_host.decode("ascii")
+        address = await resolve(name, self._networks, self._lookups)
         now = datetime.now(UTC)
         # The connection goes to the address that was checked; TLS and Host keep the name.
         request = self._client.build_request(
@@ -96,7 +99,7 @@ class Sender:
                 "webhook-timestamp": str(int(now.timestamp())),
                 "webhook-signature": Webhook(secret).sign(message_id, now, body),
             },
-            extensions={"sni_hostname": target.host},
+            extensions={"sni_hostname": name},
         )
         answer = await self._client.send(request, stream=True)
         await answer.aclose()  # its body is not read, however long it may be

@@ -96,6 +96,14 @@ def test_settings_come_from_the_environment_and_from_secret_files(
     assert "secret@" not in repr(loaded)
 
 
+def test_a_secret_that_cannot_sign_is_refused() -> None:
+    for wrong in ("abcde", "whsec_", "whsec_a!b"):
+        with pytest.raises(ValidationError, match="webhook_secret"):
+            Settings(webhook_secret=wrong)
+    for right in ("whsec_c2VjcmV0", "c2VjcmV0", "c2VjcmU"):
+        assert Settings(webhook_secret=right).webhook_secret
+
+
 def test_a_setting_out_of_range_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEPROMPT_MAX_QUEUED_JOBS", "0")
     with pytest.raises(ValidationError, match="max_queued_jobs"):

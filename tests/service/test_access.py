@@ -256,6 +256,16 @@ def test_others_cannot_connect_before_redis_has_answered(
             server.stop()
 
 
+def test_headers_without_an_end_are_not_read_for_ever(api: Api) -> None:
+    for filler in (b"x" * 2**20, b"a: b\r\n" * 2**17):
+        with socket.create_connection(("127.0.0.1", api.running.port), timeout=60) as connection:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(b"GET /healthz/live HTTP/1.1\r\nHost: x\r\nlong: " + filler)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+    long = httpx.get(f"{api.running.url}/healthz/live", headers={"x": "y" * 60_000}, timeout=60)
+    assert long.status_code == 200
+
+
 def test_off_loopback_everybody_is_served_where_the_operator_says_so(
     make_api: Callable[..., Running], redis_url: str, storage_url: str
 ) -> None:

@@ -1,5 +1,6 @@
 """Live, ready, figures, models, and how the API bears the absence of its dependencies."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 from service.cli.redis_server import RedisServer
 from service.core import keys
+from service.core.settings import Settings
+from service.core.storage import Storage
+from service.probe import StorageProbe
 from tests.deploy import exposition
 from tests.proxy import Mode, Proxy
 from tests.running import KEEP, Running, until
@@ -26,6 +30,20 @@ def test_ready_needs_a_warm_worker(api: Api) -> None:
 def test_ready_when_all_is_there(api: Api) -> None:
     answer = api.client.get("/healthz/ready")
     assert (answer.status_code, answer.json()["ready"]) == (200, True)
+
+
+def test_the_storage_is_asked_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage.from_settings(Settings(storage_url=tmp_path.as_uri()))
+    asked = []
+    check = storage.check
+    monkeypatch.setattr(Storage, "check", lambda _: (asked.append(1), check()))
+
+    async def run() -> list[bool]:
+        probe = StorageProbe(storage)
+        return list(await asyncio.gather(*(probe.answers() for _ in range(20))))
+
+    assert asyncio.run(run()) == [True] * 20
+    assert len(asked) < 20, "an answer serves all that ask within a second"
 
 
 OF_REDIS = {

@@ -1,13 +1,17 @@
 """The same Idempotency-Key is the same job, however often and however fast it is sent."""
 
+import asyncio
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import redis.asyncio as aioredis
 
+from service import idempotency
 from service.core import keys
+from service.core.errors import IdempotencyInProgress
 from tests import corpus
 from tests.service.conftest import PNG, Api, problem
 
@@ -115,6 +119,28 @@ def test_a_key_whose_job_was_deleted_makes_no_new_one(api: Api) -> None:
     job_id = api.post(headers=headers).json()["id"]
     api.client.delete(f"/jobs/{job_id}")
     problem(api.post(headers=headers), 410)
+    held = headers | {"prefer": "wait=60"}
+    problem(api.post(headers=held, timeout=30), 410)  # there is nothing to wait for
+
+
+def test_a_key_stays_taken_however_long_the_first_request_takes(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency, "PENDING_SECONDS", 1)
+
+    async def run() -> None:
+        client = aioredis.Redis.from_url(redis_url, decode_responses=True)
+        marks = idempotency.Idempotency(client, kept_seconds=60)
+        mark = await marks.begin("me", "key", "body")
+        assert isinstance(mark, idempotency.Mark)
+        async with marks.kept(mark):
+            await asyncio.sleep(2.5)
+            with pytest.raises(IdempotencyInProgress):
+                await marks.begin("me", "key", "body")
+        await marks.renew(mark)
+        await client.aclose()
+
+    asyncio.run(run())
 
 
 def test_the_second_request_may_wait_for_the_first_ones_job(api: Api) -> None:

@@ -165,7 +165,9 @@ def test_jobs_are_listed_newest_first_page_by_page(api: Api) -> None:
     assert (seen, pages) == (jobs[::-1], 3)
 
 
-@pytest.mark.parametrize("cursor", ["x", "e30", "WzEsMl0", "%00", "WyJ4IiwgMV0", "bnVsbA"])
+@pytest.mark.parametrize(
+    "cursor", ["x", "e30", "WzEsMl0", "%00", "WyJ4IiwgMV0", "bnVsbA", "W1tb" * 2000]
+)
 def test_a_foreign_cursor_is_422(api: Api, cursor: str) -> None:
     body = problem(api.client.get(f"/jobs?cursor={cursor}"), 422)
     assert body["errors"] == [{"field": "cursor", "message": "is none that this service gave out"}]

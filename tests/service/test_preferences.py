@@ -26,6 +26,8 @@ PNG, JPEG, WEBP = OutputFormat.PNG, OutputFormat.JPEG, OutputFormat.WEBP
         (["wait"], Preferences()),
         ([",,;=,"], Preferences()),
         (["return=minimal"], Preferences()),
+        (['foo; wait="1", wait="2" , wait=3'], Preferences(2)),
+        (["x," + " " * 1_000_000 + ",wait=4"], Preferences(4)),
     ],
 )
 def test_prefer(values: list[str], expected: Preferences) -> None:

@@ -10,7 +10,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisAway
 from starlette.testclient import TestClient
 
-from service import intake
+from service import estimates, intake
 from service.app import create_app
 from service.core.settings import Settings
 from service.core.storage import Storage, StorageError
@@ -80,3 +80,14 @@ def test_a_job_that_may_be_queued_is_not_called_unchanged(
     again = client.post("/generate", files=FILES, headers={"idempotency-key": "k"})
     assert again.headers["idempotency-replayed"] == "true"
     assert redis.llen("rq:queue:imageprompt") == 1
+
+
+def test_jobs_that_wait_are_not_forgotten_by_the_estimates(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "_COSTS_KEPT", 2)
+    monkeypatch.setattr(estimates, "SNAPSHOT_SECONDS", 0)
+    jobs = [client.post("/generate", files=FILES).json()["id"] for _ in range(5)]
+    for ahead, job_id in enumerate(jobs):
+        shown = client.get(f"/jobs/{job_id}")
+        assert (shown.status_code, shown.json()["queue_position"]) == (200, ahead)

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ from service.core.metrics import ApiMetrics
 from service.core.queue import enqueue, open_queue
 from service.core.transitions import Claim, Transitions
 from service.webhooks import lookup
-from service.webhooks.delivery import AT_ONCE, DELAYS_SECONDS, Delivery
+from service.webhooks.delivery import AGAIN_A_SECOND, AT_ONCE, DELAYS_SECONDS, Delivery
 from service.webhooks.sender import Sender
 from tests.requests import generate_request
 from tests.running import Running, until
@@ -183,6 +184,22 @@ def test_slow_receivers_delay_nobody(desk: Desk, make_receiver: Callable[[], Rec
         )
     assert {payload["data"]["id"] for payload in verified(quick)} == set(jobs)
     assert len(slow.seen) == 4, "one host has so many places and no more"
+
+
+def test_a_backlog_comes_up_again_a_few_at_a_time(desk: Desk, receiver: Receiver) -> None:
+    receiver.delay_seconds = 60
+    count = 3 * AT_ONCE
+    for _ in range(count):
+        desk.end_job(receiver.url)
+
+    def all_are_deferred() -> bool:
+        return len(receiver.seen) >= 4 and not desk.redis.zcount(keys.OUTBOX, "-inf", time.time())
+
+    desk.deliver(trusting(receiver, timeout_seconds=60), all_are_deferred)
+    due = Counter(int(at) for _, at in desk.redis.zrange(keys.OUTBOX, 0, -1, withscores=True))
+    # Redis tells whole seconds, so two of the caller's may fall into one.
+    assert max(due.values()) <= 2 * AGAIN_A_SECOND
+    assert sum(due.values()) == count
 
 
 def test_names_that_nobody_answers_for_delay_nobody(desk: Desk, receiver: Receiver) -> None:

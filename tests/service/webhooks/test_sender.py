@@ -45,6 +45,23 @@ def test_the_name_is_looked_up_once_and_kept_for_tls(
     assert receiver.seen[0][1]["Host"] == f"{NAME}:{receiver.port}"
 
 
+def test_a_name_is_called_as_it_is_written(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's own IDNA takes "xn--strae-oqa" to "strasse", which may be somebody else's."""
+    asked = []
+
+    def answer(host: str, *_: object, **__: object) -> object:
+        asked.append(host)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    names = ("xn--strae-oqa.de", "xn--ls8h.la", f"{'a' * 64}.de")
+    for name in names:
+        assert send(f"https://{name}/", trusting(receiver)) is Outcome.FAILED
+    assert asked == list(names)
+
+
 def test_it_is_not_sent_where_it_must_not_be(receiver: Receiver) -> None:
     tls = ssl.create_default_context(cafile=str(receiver.certificate))
     cases = [
@@ -53,6 +70,7 @@ def test_it_is_not_sent_where_it_must_not_be(receiver: Receiver) -> None:
         (receiver.url.replace("https", "http"), lambda: Sender(LOOPBACK, tls=tls)),
         ("https://127.0.0.1:9/", lambda: Sender(LOOPBACK, tls=tls)),
         ("https://no-such-name.invalid/", lambda: Sender(LOOPBACK, tls=tls)),
+        (f"https://{'a' * 64}.invalid/", lambda: Sender(LOOPBACK, tls=tls)),
     ]
     assert [send(*case) for case in cases] == [Outcome.FAILED] * len(cases)
     assert receiver.seen == []
