@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 
 setup: $(READY)
 
-$(READY): requirements/dev.txt pyproject.toml
+$(READY): $(wildcard requirements/*.txt) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -25,6 +25,7 @@ from service.core.request import (
 )
 
 MAX_IMAGES: Final = 8
+MAX_PICTURES: Final = 4
 IMAGE: Final = "image"
 CONTROL: Final = "control_image"
 
@@ -97,7 +98,7 @@ class Fields(BaseModel):
         le=2**32 - 1,
         description="Drawn by default, and returned. Picture i of a job uses seed + i.",
     )
-    num_images: int = Field(default=1, ge=1, le=4)
+    num_images: int = Field(default=1, ge=1, le=MAX_PICTURES)
     output_format: OutputFormat | None = Field(
         default=None,
         description="png by default, or what `Accept` asks for where the answer is the picture.",

@@ -30,7 +30,7 @@ from service.core.errors import (
 from service.core.job import Job, Status
 from service.core.queue import enqueue, list_key
 from service.core.request import OutputFormat
-from service.fields import CONTROL, IMAGE, MAX_IMAGES, Fields, invalid, parse
+from service.fields import CONTROL, IMAGE, MAX_IMAGES, MAX_PICTURES, Fields, invalid, parse
 from service.gate import Caller
 from service.idempotency import Mark, fingerprint, read_key
 from service.limits import no_room_headers
@@ -95,7 +95,7 @@ async def take_in(request: Request, services: Services, caller: Caller, *, waits
                     stored[IMAGE],
                     stored[CONTROL][0] if CONTROL in stored else None,
                     output_format=_format(request, fields, waits=waits),
-                    drawn_seed=secrets.randbelow(2**32),
+                    drawn_seed=secrets.randbelow(2**32 - MAX_PICTURES),  # so that each can be sent
                 ),
                 created_at=now,
                 deadline_at=now + services.settings.queue_deadline_seconds,

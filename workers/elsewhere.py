@@ -6,7 +6,7 @@ takes it, or until its deadline, which says how long waiting for a worker makes 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final
 
 from pydantic import ValidationError
@@ -27,19 +27,22 @@ class Elsewhere:
         self,
         redis: Redis,
         serves: Callable[[GenerateRequest], bool],
+        models: Container[str],
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`serves` is this worker's engine's."""
+        """`serves` and `models` are this worker's engine's."""
         self._redis = redis
         self._serves = serves
+        self._models = models
         self._clock = clock
 
     def is_awaited(self, record: dict[str, str]) -> bool:
         """Whether a job that this worker cannot do may still find one that can.
 
         A worker that says it serves the model counts for longer than the deadline, for a job that
-        was started once has none any more. Raises `redis.RedisError`.
+        was started once has none any more. Not where this one has the model as well: then it is an
+        adapter or a ControlNet that is served no more. Raises `redis.RedisError`.
         """
         try:
             job = Job.from_hash(record)
@@ -49,4 +52,5 @@ class Elsewhere:
             return False
         if self._clock() <= (job.deadline_at or 0.0):
             return True
-        return presence.is_served(self._redis, job.request.model)
+        model = job.request.model
+        return model not in self._models and presence.is_served(self._redis, model)

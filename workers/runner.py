@@ -50,11 +50,15 @@ class Runner(BaseWorker):
         *,
         name: str,
         task: Task,
+        accepting: Callable[[], bool],
         transitions: Transitions,
         slots: int,
         lease_seconds: float,
     ) -> None:
-        """Register nothing yet. Raises `redis.RedisError` where Redis does not answer."""
+        """Register nothing yet. Raises `redis.RedisError` where Redis does not answer.
+
+        While `accepting` says no, no job is taken.
+        """
         queue = open_queue(queue_name, redis, QueuedJob)
         worker_registration.clean_worker_registry(queue)  # names of killed ones would stay
         super().__init__(
@@ -67,6 +71,7 @@ class Runner(BaseWorker):
         self.birth_date = now()
         self.leases = Leases(queue, worker_name=name, lease_seconds=lease_seconds)
         self._task = task
+        self._accepting = accepting
         self._transitions = transitions
         self._slots = threading.BoundedSemaphore(slots)
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="job")
@@ -123,11 +128,8 @@ class Runner(BaseWorker):
 
     def _take_one(self) -> bool:
         """Dequeue and start one job; `False` where there was none to start."""
-        job_id = self.leases.dequeue(DEQUEUE_SECONDS)
+        job_id = self._dequeue()
         if job_id is None:
-            return False
-        if self._stop.is_set():
-            self.leases.undo_dequeue(job_id)
             return False
         try:
             check(QueuedJob.fetch(job_id, self.connection, JSONSerializer))
@@ -147,6 +149,16 @@ class Runner(BaseWorker):
         with self._lock:
             self._held[lease] = self._pool.submit(self._run, lease)
         return True
+
+    def _dequeue(self) -> str | None:
+        if not self._accepting():
+            self._stop.wait(RETRY_SECONDS)
+            return None
+        job_id = self.leases.dequeue(DEQUEUE_SECONDS)
+        if job_id is not None and (self._stop.is_set() or not self._accepting()):
+            self.leases.undo_dequeue(job_id)
+            return None
+        return job_id
 
     def _run(self, lease: Lease) -> None:
         log = logger.bind(job_id=lease.job_id)

@@ -26,7 +26,7 @@ from service.core.storage import Storage, StorageError
 from service.core.transitions import Claim, Transitions
 from workers import patience, pictures
 from workers.elsewhere import PAUSE_SECONDS, Elsewhere
-from workers.engine.types import Canceled, EngineJob, EngineResult, Listener, Ticket
+from workers.engine.types import Canceled, EngineDied, EngineJob, EngineResult, Listener, Ticket
 from workers.inputs import PATIENCE_SECONDS, Inputs
 from workers.isolation import Isolation
 from workers.reporter import Reporter
@@ -133,6 +133,8 @@ class _Generation:
             return self._succeed(job, images, metrics)
         except (Canceled, patience.Interrupted):
             return self._stopped()
+        except EngineDied:
+            return self._handed_back()
         except JobFailed as error:
             failure = error
         except Exception:  # noqa: BLE001  one job must never end the worker
@@ -224,10 +226,14 @@ class _Generation:
 
     def _stopped(self) -> Outcome:
         """Go on from a job that was dropped: canceled, taken away, or handed back by us."""
-        if self._let_go.is_set() and self._shared.transitions.hand_back(self._claim):
-            self._log.info("job handed back")
-            return Outcome.RETURNED
-        return self._whose()
+        return self._handed_back() if self._let_go.is_set() else self._whose()
+
+    def _handed_back(self) -> Outcome:
+        """Leave the job to another worker, the attempt not counted."""
+        if not self._redis(lambda: self._shared.transitions.hand_back(self._claim)):
+            return self._whose()
+        self._log.info("job handed back")
+        return Outcome.RETURNED
 
     def _whose(self) -> Outcome:
         """Tell a job that is over from one that another worker holds."""

@@ -248,12 +248,5 @@ class EngineFault(JobFailed):
     retryable = True
 
 
-class AttemptsExhausted(JobFailed):
-    """Raised when a job has been started as often as allowed and never came to an end."""
-
-    code = "attempts-exhausted"
-    title = "Given up"
-
-
 class ConfigurationError(Exception):
     """Raised when settings, `models.yaml` or model files do not fit together at start-up."""

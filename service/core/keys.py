@@ -34,7 +34,7 @@ def idempotency(owner: str, digest: str) -> str:
 
 
 def embedding(fingerprint: str) -> str:
-    """String: one cached image embedding."""
+    """String: one cached embedding of an image or a text."""
     return f"{PREFIX}embedding:{fingerprint}"
 
 
@@ -45,6 +45,12 @@ def worker(name: str) -> str:
 
 API_KEYS = f"{PREFIX}apikeys"
 """Hash: the records of all API keys by their ids; the keys themselves as hashes only."""
+
+EMBEDDINGS_USED = f"{PREFIX}embeddings:used"
+"""Sorted set: fingerprints of cached embeddings by when they were last used."""
+
+EMBEDDINGS_BYTES = f"{PREFIX}embeddings:bytes"
+"""Hash: the size of each of them, and that of all together under `total`."""
 
 OUTBOX = f"{PREFIX}outbox"
 """Sorted set: ids of ended jobs whose webhook is still to be delivered, by when it is due."""

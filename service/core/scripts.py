@@ -50,6 +50,8 @@ if not status then return 'missing' end
 if status ~= 'queued' and status ~= 'processing' then
   return ended_by(ARGV[2]) and ended(status) or status
 end
+-- Asked again, when the first answer was lost: the fence goes where a job ends or is handed back.
+if redis.call('HGET', KEYS[1], 'fence') == ARGV[2] then return 'claimed' end
 local now, keep, tombstone = tonumber(ARGV[4]), tonumber(ARGV[6]), tonumber(ARGV[7])
 redis.call('ZREM', 'DEADLINES', id)
 local deadline = redis.call('HGET', KEYS[1], 'deadline_at')

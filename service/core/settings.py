@@ -140,6 +140,9 @@ class Settings(BaseSettings):
     """Embeddings of image prompts, and as many of texts, in a worker's memory; 0 keeps none."""
     embedding_cache_seconds: Annotated[int, Field(gt=0)] = 7 * 24 * 3600
     """How long Redis keeps an embedding after its last use, whether its jobs are deleted or not."""
+    embedding_cache_bytes: Annotated[int, Field(ge=0)] = 128 * 2**20
+    """How many bytes Redis keeps of them at most; one of an SDXL text has 0.3 MB, one for a Plus
+    adapter 0.7 MB. It holds the jobs, too, and refuses them when it is full."""
     preview_every_steps: Annotated[int, Field(ge=0)] = 0
     """Send a small preview event every so many steps; 0 sends none."""
 

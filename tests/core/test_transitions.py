@@ -323,6 +323,25 @@ def test_an_end_whose_answer_was_lost_is_told_when_it_is_asked_for_again(
     assert told == [("tiny", "succeeded"), ("tiny", "expired")]
 
 
+def test_a_claim_whose_answer_was_lost_is_one_attempt(
+    redis: Redis, transitions: Transitions
+) -> None:
+    job_id = new_job(redis, transitions)
+    claim, other = claim_of(job_id), claim_of(job_id)
+    assert transitions.claim(claim, "w")  # who asked does not learn of it
+    assert transitions.progress(claim, 2, 5)
+    before, said = redis.hgetall(keys.job(job_id)), events(redis, job_id)
+    assert transitions.claim(claim, "w")
+    assert redis.hgetall(keys.job(job_id)) == before
+    assert events(redis, job_id) == said
+    assert transitions.claim(other, "w2")
+    assert stored(redis, job_id).attempt == 2
+    assert transitions.hand_back(other)
+    assert transitions.claim(other, "w2"), "it was given back, so this is a new claim"
+    assert stored(redis, job_id).attempt == 2
+    assert stored(redis, job_id).status is Status.PROCESSING
+
+
 @pytest.mark.parametrize("request_text", [b"{", b"7", b'{"model": 3}', None])
 def test_the_end_of_a_damaged_record_is_told_without_a_model(
     redis: Redis, telling: Transitions, told: list[tuple[str, str]], request_text: bytes | None

@@ -81,4 +81,5 @@ def test_redis_keeps_an_append_only_file_and_evicts_nothing() -> None:
     secrets = (ROOT / "docker" / COMPOSE["secrets"]["redis.conf"]["file"]).read_text()
     assert "appendonly yes" in secrets
     assert "maxmemory-policy noeviction" in secrets
+    assert "maxmemory 320mb" in secrets, "without a limit it would be killed instead of refusing"
     assert "redis:/data" in SERVICES["redis"]["volumes"]

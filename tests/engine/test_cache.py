@@ -1,12 +1,14 @@
 """Embeddings kept by content, in the process and in a shared store."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from service.core.request import Crop
-from workers.engine import cache
+from workers.engine import cache, files
 from workers.engine.cache import EmbeddingCache
 
 LAYOUT = {"embedding": (3,)}
@@ -67,6 +69,21 @@ def test_a_spoilt_entry_is_a_miss(data: bytes) -> None:
     """Nothing that the store gives back is believed unseen."""
     store = Store({"a": data})
     assert EmbeddingCache(8, store).get("a", LAYOUT, torch.float32) is None
+
+
+def test_an_encoder_s_fingerprint_tells_its_tokenizer_and_configuration(tiny_model: Path) -> None:
+    encoder = CLIPTextModel.from_pretrained(tiny_model / "text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_model / "tokenizer")
+    first = files.fingerprint(encoder, tokenizers=(tokenizer,))
+    assert files.fingerprint(encoder) != first
+    again = CLIPTokenizer.from_pretrained(tiny_model / "tokenizer", pad_token="!")
+    assert files.fingerprint(encoder, tokenizers=(again,)) != first
+    encoder.config.hidden_act = "relu"
+    fresh = CLIPTokenizer.from_pretrained(tiny_model / "tokenizer")
+    assert files.fingerprint(encoder, tokenizers=(fresh,)) != first
+    encoder.config.hidden_act = "gelu"
+    encoder.config.name_or_path = "elsewhere"
+    assert files.fingerprint(encoder, tokenizers=(fresh,)) == first
 
 
 def test_a_fingerprint_depends_on_pixels_encoder_crop_and_kind() -> None:

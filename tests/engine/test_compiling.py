@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.engine.conftest import Counts, Rows, job, request, together
+from workers.engine import caps
 from workers.engine.compiling import CompiledNetworks
 from workers.engine.engine import Engine
 from workers.engine.types import Options
@@ -132,3 +133,53 @@ def test_where_the_compiler_fails_the_model_runs_uncompiled(
         networks.prepare(8, 8, [2])
     assert networks.padded(1, 8, 8) == 1
     assert sum("uncompiled" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("while_compiling", [True, False])
+def test_what_does_not_fit_compiled_lowers_the_cap_only(
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    while_compiling: bool,
+) -> None:
+    """Out of memory above two places at warm-up: the worker starts, and runs two at a time."""
+
+    def full(*_arguments: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    def small(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
+        shapes = [one.shape for one in examples if isinstance(one, Tensor)]
+        if not any(shape[1:] == (4, 8, 8) and shape[0] > 2 for shape in shapes):
+            return graph.forward
+        return full() if while_compiling else full
+
+    monkeypatch.setattr(caps, "choose", max)
+    observer = Recompiles()
+    tight = Engine(
+        engine.models,
+        "tiny",
+        Options(slots=2, threads=1, observer=observer),
+        device=torch.device("cpu"),
+        networks=partial(CompiledNetworks, on_recompile=observer.on_recompile, backend=small),
+    )
+    try:
+        tight.warm_up()
+        assert tight._caps.of(("tiny", 64, 64, "")) == 2
+        assert tight._networks["tiny"].padded(1, 8, 8) == 1
+        together(tight, [job(request(seed=seed), f"{seed}") for seed in range(2)])
+        assert (observer.recompiles, observer.out_of_memory) == (0, 0)
+        assert sum("does not fit" in record.message for record in caplog.records) == 1
+    finally:
+        tight.stop()
+
+
+def test_a_device_lost_while_compiling_is_told(engine: Engine) -> None:
+    """It is no reason to go on uncompiled."""
+
+    def lost(_graph: torch.fx.GraphModule, _examples: list[Tensor]) -> Callable[..., Any]:
+        raise torch.AcceleratorError("unspecified launch failure")
+
+    networks = CompiledNetworks(engine.models["tiny"], on_recompile=lambda: None, backend=lost)
+    with torch.inference_mode(), pytest.raises(Exception, match="unspecified launch failure"):
+        networks.prepare(8, 8, [2])

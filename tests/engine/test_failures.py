@@ -1,6 +1,7 @@
 """What goes wrong with one job or with the device costs as few jobs as it can."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from workers.engine.engine import Engine
 from workers.engine.networks import Networks
 from workers.engine.previews import Previews
 from workers.engine.rows import Row
-from workers.engine.types import Options
+from workers.engine.types import EngineDied, Options
 
 
 @pytest.fixture
@@ -188,19 +189,29 @@ def test_a_listener_that_fails_hurts_nobody(engine: Engine) -> None:
     assert engine.submit(job(request()), Steps(2, fail)).result(60).images
 
 
-def test_a_lost_device_leaves_nobody_waiting(engine: Engine) -> None:
-    """The jobs in hand end with an error that is tried again elsewhere, and so do later ones."""
+def lost(*_arguments: object) -> Any:
+    """What any use of a lost device comes to."""
+    raise torch.AcceleratorError("unspecified launch failure")
+
+
+LOSSES: dict[str, Callable[[Engine], None]] = {
+    "admission": lambda engine: setattr(engine._admission, "rows_of", lost),
+    "step": lambda engine: setattr(engine._batchers["tiny"]._networks, "denoise", lost),
+    "decode": lambda engine: setattr(engine._decoder, "decode", lost),
+    "pixels": lambda engine: setattr(engine._decoder, "decode", lambda *_: lost),
+}
+
+
+@pytest.mark.parametrize("place", LOSSES)
+def test_a_lost_device_leaves_nobody_waiting(engine: Engine, place: str) -> None:
+    """The jobs in hand end with an error that is tried again elsewhere; later ones do not begin."""
     doomed = Engine(engine.models, "tiny", Options(threads=1), device=torch.device("cpu"))
     doomed.start()
-
-    def lost(*_arguments: object) -> Tensor:
-        raise torch.AcceleratorError("unspecified launch failure")
-
-    doomed._batchers["tiny"]._networks.denoise = lost
-    for _ in range(2):
-        with pytest.raises(EngineFault) as failure:
-            doomed.submit(job(request())).result(60)
-        assert failure.value.retryable
-    doomed._stepper._thread.join(60)
-    assert not doomed.alive
+    LOSSES[place](doomed)
+    with pytest.raises(EngineFault) as failure:
+        doomed.submit(job(request())).result(60)
+    assert failure.value.retryable
+    assert not doomed.alive, "before anybody hears of it"
+    with pytest.raises(EngineDied):
+        doomed.submit(job(request())).result(60)
     doomed.stop()

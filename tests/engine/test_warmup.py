@@ -1,6 +1,8 @@
 """What an engine does and knows when it reports ready; previews are fitted then, too."""
 
 import itertools
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from service.core.catalog import Catalog
 from service.core.settings import Device
 from tests.engine.conftest import Counts, Steps, job, request
 from tests.running import until
-from workers.engine import preview
-from workers.engine.engine import load_engine
+from workers.engine import preview, warmup
+from workers.engine.engine import Engine, load_engine
 from workers.engine.silent import Silent
 from workers.engine.types import Canceled, Options
 
@@ -75,6 +77,25 @@ def test_a_warm_engine_has_run_every_class_and_knows_its_rate(catalog: Catalog) 
         assert np.abs(last - small).mean() < np.abs(noise - small).mean()
     finally:
         engine.stop()
+
+
+def test_a_batch_is_timed_at_as_many_places_as_it_says(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is believed of 16 places was measured on 16."""
+    batcher, timed = engine._batchers["tiny"], []
+    denoise = batcher._networks.denoise
+
+    def counting(sample: torch.Tensor, *rest: Any) -> torch.Tensor:
+        timed.append(len(sample))
+        return denoise(sample, *rest)
+
+    monkeypatch.setattr(batcher._networks, "denoise", counting)
+    monkeypatch.setattr(warmup, "GAIN", 0.0)  # larger batches are tried though they should not pay
+    profiler = warmup.Profiler("tiny", engine.models["tiny"], batcher, engine._admission.rows_of)
+    measured = engine._stepper.ask(partial(profiler.seconds, (64, 64), 16))
+    assert list(measured) == [2, 4, 8, 16]
+    assert timed == [places for places in measured for _ in range(warmup.REPEATS)]
 
 
 def test_a_stopped_engine_takes_nothing_in_and_leaves_nobody_waiting(catalog: Catalog) -> None:

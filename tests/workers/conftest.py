@@ -94,7 +94,7 @@ def shared(
         storage=storage,
         transitions=transitions,
         submit=engine.submit,
-        elsewhere=Elsewhere(redis, engine.serves),
+        elsewhere=Elsewhere(redis, engine.serves, engine.models),
         reporter=Reporter(redis, transitions),
         isolation=Isolation(),
         metrics=metrics,

@@ -42,11 +42,12 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.models = {"tiny"}
+        self.lost_adapters: set[str] = set()
         self.tickets: list[FakeTicket] = []
         self.answer: Callable[[EngineJob], EngineResult | Exception] | None = None
 
     def serves(self, request: GenerateRequest) -> bool:
-        return request.model in self.models
+        return request.model in self.models and request.adapter not in self.lost_adapters
 
     def submit(self, job: EngineJob, listener: Listener | None) -> FakeTicket:
         ticket = FakeTicket(job, listener)

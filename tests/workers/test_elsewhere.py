@@ -86,6 +86,31 @@ def test_started_once_it_waits_after_its_deadline_only_where_a_worker_serves_it(
         assert read(unknown.id).error.type == "urn:imageprompt:error:unservable-request"
 
 
+def test_it_does_not_wait_for_ever_for_an_adapter_that_is_served_no_more(
+    read, redis: Redis, run, unknown, transitions, engine: FakeEngine
+) -> None:
+    engine.models.add("new")
+    engine.lost_adapters.add(unknown.request.adapter)
+    start_once(transitions, unknown)
+    assert run(unknown) is Outcome.ELSEWHERE, "until its deadline another worker may have it"
+    redis.hset(keys.job(unknown.id), "deadline_at", time.time() - 1)
+    announce(
+        redis,
+        Presence(
+            name="this",
+            ready=True,
+            models=("new",),
+            device="cpu",
+            slots=1,
+            running=0,
+            row_steps_per_second=1.0,
+            at=time.time(),
+        ),
+    )
+    assert run(unknown) is Outcome.ENDED
+    assert read(unknown.id).error.type == "urn:imageprompt:error:unservable-request"
+
+
 def test_it_is_over_when_it_is_canceled(run, unknown, transitions) -> None:
     transitions.cancel(unknown.id)
     assert run(unknown) is Outcome.ENDED

@@ -5,6 +5,7 @@ import pickle
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -13,12 +14,15 @@ from rq import Callback, Queue, Worker
 from rq.serializers import JSONSerializer
 
 from service.cli.redis_server import RedisServer
+from service.core.errors import EngineFault
 from service.core.job import Status
 from service.core.queue import connect, open_queue
 from service.core.transitions import Transitions
 from tests.running import until
+from tests.workers.fake_engine import FakeEngine
+from workers.engine.types import EngineDied, EngineJob
 from workers.runner import Runner
-from workers.task import Outcome
+from workers.task import Outcome, generate
 
 
 class Task:
@@ -46,12 +50,20 @@ def work(redis_url: str, transitions: Transitions, task: Task):
     """Start a runner on a thread."""
     runners, clients = [], ExitStack()
 
-    def start(*, slots: int = 2, url: str = redis_url, drain_seconds: float = 30) -> Runner:
+    def start(
+        *,
+        slots: int = 2,
+        url: str = redis_url,
+        drain_seconds: float = 30,
+        task: Callable[[str, threading.Event], Outcome] = task,
+        accepting: Callable[[], bool] = lambda: True,
+    ) -> Runner:
         runner = Runner(
             clients.enter_context(connect(url)),
             "test",
             name=f"runner-{len(runners)}",
             task=task,
+            accepting=accepting,
             transitions=transitions,
             slots=slots,
             lease_seconds=6,
@@ -145,6 +157,46 @@ def test_job_of_another_worker_lets_those_behind_it_have_their_turn(
     work(slots=1)
     until(lambda: task.started == [mine.id])
     assert queue.job_ids == [other.id]
+
+
+def test_worker_whose_engine_has_died_fails_no_job_and_leaves_the_others(
+    add_job, queue, read, work, shared, engine: FakeEngine
+) -> None:
+    alive = True
+
+    def die(_job: EngineJob) -> Exception:
+        nonlocal alive
+        answer = EngineFault("The engine has lost its device.") if alive else EngineDied()
+        alive = False
+        return answer
+
+    engine.answer = die
+    jobs = [add_job() for _ in range(6)]
+    runner = work(
+        task=lambda job_id, let_go: generate(job_id, shared, let_go=let_go),
+        accepting=lambda: alive,
+    )
+    ids = {job.id for job in jobs}
+    until(lambda: engine.tickets and not runner.held and set(queue.job_ids) == ids)
+    time.sleep(0.3)
+    assert sorted(queue.job_ids) == sorted(ids)
+    now = [read(job.id) for job in jobs]
+    assert {one.status for one in now} == {Status.QUEUED}
+    assert sum(one.attempt for one in now) == 1, "of the one that was running"
+
+
+def test_job_dequeued_while_the_engine_dies_goes_back(add_job, queue, work, task) -> None:
+    asked: list[int] = []
+
+    def accepting() -> bool:
+        asked.append(1)
+        return len(asked) == 1  # before the first dequeue
+
+    work(accepting=accepting)
+    until(lambda: asked)
+    job = add_job()
+    until(lambda: len(asked) > 2)
+    assert (queue.job_ids, task.started) == ([job.id], [])
 
 
 class Planted:

@@ -22,6 +22,7 @@ from tests.running import until
 from tests.workers.conftest import QUEUE
 from tests.workers.fake_engine import FakeEngine, result
 from workers import refusal
+from workers.engine.types import EngineDied
 from workers.leases import Leases
 from workers.reporter import NOTES_KEPT, Reporter
 from workers.task import Outcome, generate
@@ -238,6 +239,17 @@ def test_running_job_is_handed_back_without_counting_the_attempt(
     until(lambda: engine.tickets)
     start.let_go.set()
     assert running.result(30) is Outcome.RETURNED
+    now = read(job.id)
+    assert (now.status, now.attempt, now.worker) == (Status.QUEUED, 0, None)
+
+
+def test_job_that_came_to_a_dead_engine_is_handed_back_without_counting_the_attempt(
+    add_job, read, engine: FakeEngine, start
+) -> None:
+    engine.answer = lambda _: EngineDied()
+    job = add_job()
+    for _ in range(5):
+        assert start(job.id).result(30) is Outcome.RETURNED
     now = read(job.id)
     assert (now.status, now.attempt, now.worker) == (Status.QUEUED, 0, None)
 

@@ -1,12 +1,14 @@
 """Health that tells the truth, a watchdog that acts on it, and small helpers of the worker."""
 
 import threading
+import time
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 from redis import Redis
 
+from service.core import keys
 from workers import patience
 from workers.embedding_store import RedisEmbeddingStore
 from workers.health import HealthServer
@@ -74,14 +76,37 @@ def test_health_and_metrics_are_served() -> None:
 
 
 def test_embeddings_are_shared_through_redis(redis: Redis) -> None:
-    store = RedisEmbeddingStore(redis, keep_seconds=60)
+    store, other = (RedisEmbeddingStore(redis, keep_seconds=60, most_bytes=99) for _ in range(2))
     assert store.get("a") is None
     store.put("a", b"\x00\xff")
-    assert RedisEmbeddingStore(redis, keep_seconds=60).get("a") == b"\x00\xff"
+    assert other.get("a") == b"\x00\xff"
+
+
+def test_embeddings_do_not_fill_redis(redis: Redis) -> None:
+    store = RedisEmbeddingStore(redis, keep_seconds=60, most_bytes=100)
+
+    def held() -> str:
+        return "".join(name for name in "abcdef" if redis.exists(keys.embedding(name)))
+
+    for number, name in enumerate("abc"):
+        store.put(name, bytes(30))
+        redis.zadd(keys.EMBEDDINGS_USED, {name: time.time() - 10 + number})
+    store.get("a")
+    store.put("a", bytes(30))
+    assert held() == "abc", "one that comes again takes no more room"
+    store.put("d", bytes(30))
+    assert held() == "acd", "the one used longest ago makes room"
+    store.put("e", bytes(101))
+    assert held() == "acd", "one that is too large is not kept"
+    redis.zadd(keys.EMBEDDINGS_USED, {"c": 1})
+    redis.delete(keys.embedding("c"))  # as its time to live does
+    store.put("f", bytes(40))
+    assert held() == "adf"
+    assert int(redis.hget(keys.EMBEDDINGS_BYTES, "total")) == 100
 
 
 def test_embedding_store_without_redis_is_only_slower() -> None:
-    store = RedisEmbeddingStore(Redis(port=1, retry=None), keep_seconds=60)
+    store = RedisEmbeddingStore(Redis(port=1, retry=None), keep_seconds=60, most_bytes=99)
     store.put("a", b"x")
     assert store.get("a") is None
 

@@ -62,7 +62,7 @@ class Batcher:
     def _predict(self, rows: Sequence[Row]) -> Predictions:
         self._ran_out = False
         inputs, errors = self._inputs(rows)
-        places = [Place(row, side) for row in inputs for side in row.sides]
+        places = [Place(row, side) for row in rows if row in inputs for side in row.sides]
         outputs, more_errors = self._run(places, inputs) if places else ({}, {})
         errors |= more_errors
         well = tuple(row for row in rows if row not in errors)

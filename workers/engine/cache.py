@@ -24,20 +24,20 @@ Layout = Mapping[str, tuple[int, ...]]
 """The names and shapes that an embedding must have."""
 Level = Literal["process", "store", "miss"]
 
-_VERSION: Final = "1"
+_VERSION: Final = "2"
 """Changes when the way from content to embedding does, so that old entries are never read."""
 
 
 def image_fingerprint(pixels_sha256: str, encoder: str, crop: Crop, kind: str) -> str:
     """Name an image embedding by all that it depends on (hex SHA-256).
 
-    `encoder` is the SHA-256 of the encoder's weights, `kind` which of its outputs is meant.
+    `encoder` is the encoder's own fingerprint, `kind` which of its outputs is meant.
     """
     return _digest("image", pixels_sha256, encoder, crop.value, kind)
 
 
 def text_fingerprint(text: str, encoders: str) -> str:
-    """Name a text embedding; `encoders` is the SHA-256 of the text encoders' weights."""
+    """Name a text embedding; `encoders` is the fingerprint of text encoders and tokenizers."""
     return _digest("text", encoders, text)
 
 

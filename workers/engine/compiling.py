@@ -6,7 +6,7 @@ nothing is compiled while serving, and what is all the same is counted.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -67,23 +67,36 @@ class CompiledNetworks(Networks):
             default=places,
         )
 
-    def prepare(self, height: int, width: int, counts: Iterable[int]) -> None:
+    def prepare(self, height: int, width: int, counts: Sequence[int]) -> int:
         """Compile every network for latents of `height` x `width` and each of `counts` rows.
 
-        A machine whose compiler fails goes on uncompiled, with one line in the log.
+        Where memory runs out, the smaller counts stay. A machine whose compiler fails goes on
+        uncompiled. Either is one line in the log.
         """
         # The setting holds for the thread that makes it: this one, which runs the networks.
         torch._dynamo.config.recompile_limit = VARIANTS  # noqa: SLF001 (its public name is this)
-        counts = tuple(sorted(counts))
-        self._counts[height, width] = counts
+        fit: tuple[int, ...] = ()
         try:
             for count in counts:
+                self._counts[height, width] = (*fit, count)
                 self._run_all(count, height, width)
+                fit = self._counts[height, width]
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:  # noqa: SLF001
-            if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+            if isinstance(_cause(error), torch.AcceleratorError):
                 raise
-            log.warning("torch.compile does not work here, the model runs uncompiled: %s", error)
-            del self._counts[height, width]
+            if not isinstance(_cause(error), torch.OutOfMemoryError):
+                log.warning(
+                    "torch.compile does not work here, the model runs uncompiled: %s", error
+                )
+                del self._counts[height, width]
+                return counts[-1]
+            log.warning("a compiled batch of %d places does not fit into memory", count)
+        else:
+            return counts[-1]
+        # Only here are the frames gone that held the memory.
+        self.free_memory()
+        self._counts[height, width] = fit
+        return max(fit, default=0)
 
     def seal(self) -> None:
         """From now on a compilation is one too many."""
@@ -185,6 +198,12 @@ class CompiledNetworks(Networks):
             self.denoise(sample, emb, context, None)
             if residuals is not None:
                 self.denoise(sample, emb, context, residuals)
+
+
+def _cause(error: Exception) -> Exception:
+    """What a compiler raised, of which dynamo makes an error of its own."""
+    cause: Exception = getattr(error, "inner_exception", error)
+    return cause
 
 
 def _denoise(

@@ -20,7 +20,7 @@ from service.core.catalog import Catalog
 from service.core.errors import EngineFault, JobFailed, UnservableRequest
 from service.core.request import GenerateRequest
 from service.core.settings import AttentionBackend, Device
-from workers.engine import inputs, warmup
+from workers.engine import caps, inputs, warmup
 from workers.engine.admission import Admission
 from workers.engine.backends import choose_device, choose_kernel
 from workers.engine.batch import Batcher
@@ -38,7 +38,7 @@ from workers.engine.rows import Work, now
 from workers.engine.silent import Silent
 from workers.engine.stepper import Stepper
 from workers.engine.ticket import EngineTicket
-from workers.engine.types import Canceled, EngineJob, Listener, Options, Ticket
+from workers.engine.types import Canceled, EngineDied, EngineJob, Listener, Options, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether the engine's thread runs; once it has died the process must be restarted."""
-        return self._stepper.alive
+        # A thread that dies still runs while it tells its jobs.
+        return self._stepper.alive and not self._dead
 
     def start(self) -> None:
         """Start the engine's threads, once."""
@@ -160,21 +161,25 @@ class Engine:
             measured = self._stepper.ask(
                 partial(profiler.seconds, (width, height), self._caps.limit)
             )
-            cap, rates[width, height] = warmup.best_rate(measured)
+            cap = self._prepare(name, model, (width, height), caps.choose(measured))
             self._caps.set(name, height, width, cap)
-            self._prepare(name, model, (width, height), cap)
+            rates[width, height] = cap / measured[cap]
         if self._previews.wanted:
             colours = self._stepper.ask(partial(profiler.colours, self._decoder, default))
             self._previews.learn(name, colours)
         return rates[default]
 
-    def _prepare(self, name: str, model: LoadedModel, size: tuple[int, int], cap: int) -> None:
-        """Compile for batches of every power of two up to the cap, where anything is compiled."""
+    def _prepare(self, name: str, model: LoadedModel, size: tuple[int, int], cap: int) -> int:
+        """Compile for batches of every power of two up to `cap`, where anything is compiled.
+
+        Returns the largest of them that fits into memory, or the two places of a guided row.
+        """
         self._on_stage(f"preparing {name} at {size[0]} x {size[1]}")
         factor = model.pipe.vae_scale_factor
         counts = [1 << power for power in range(cap.bit_length())]
         networks = self._networks[name]
-        self._stepper.ask(partial(networks.prepare, size[1] // factor, size[0] // factor, counts))
+        prepare = partial(networks.prepare, size[1] // factor, size[0] // factor, counts)
+        return max(2, self._stepper.ask(prepare))
 
     def serves(self, request: GenerateRequest) -> bool:
         """Whether the model, adapter and ControlNet that a request names are loaded here."""
@@ -203,7 +208,7 @@ class Engine:
         )
         with self._lock:
             if self._stopped or self._dead or not self._started:
-                ticket.fail(DIED if self._dead else Canceled())
+                ticket.fail(EngineDied() if self._dead else Canceled())
                 return ticket
             self._open.add(work)
             ticket.on_end = lambda: self._end(work)

@@ -4,16 +4,21 @@ Turns a `Source` of `models.yaml` into what the loaders take. It loads no weight
 """
 
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-from torch import nn
+from transformers import PreTrainedModel
 
 from service.core.catalog import Adapter, Source
 from service.core.errors import ConfigurationError
+
+_NO_MATTER: Final = frozenset({"_name_or_path", "transformers_version"})
+"""Of a configuration: they change nothing of what comes out."""
 
 
 def name_of(source: Source, *parts: str) -> str:
@@ -73,10 +78,20 @@ def encoder_source(adapter: Adapter) -> Source:
     return Source(path=adapter.path, repo=adapter.repo, revision=adapter.revision, subfolder=folder)
 
 
-def fingerprint(*modules: nn.Module) -> str:
-    """The SHA-256 of the weights of loaded modules, hex; dtypes count, file layouts do not."""
+def fingerprint(*encoders: PreTrainedModel, tokenizers: Sequence[Any] = ()) -> str:
+    """The SHA-256 of all that loaded encoders and their tokenizers make of their inputs, hex.
+
+    Weights and their dtypes, configurations, vocabularies and special tokens; not where they lie.
+    """
     digest = hashlib.sha256()
-    for module in modules:
+    for tokenizer in tokenizers:
+        rules = tokenizer.backend_tokenizer.to_str()
+        rest = [tokenizer.special_tokens_map, tokenizer.model_max_length]
+        digest.update(json.dumps([rules, *rest], sort_keys=True, default=str).encode())
+    for module in encoders:
+        config = module.config.to_dict()
+        said = {name: value for name, value in config.items() if name not in _NO_MATTER}
+        digest.update(json.dumps(said, sort_keys=True, default=str).encode())
         for name, weight in sorted(module.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
             digest.update(weight.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy())

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
 from PIL.Image import Image
 
 from service.core.errors import EngineFault, JobFailed
@@ -16,6 +17,8 @@ from workers.engine.rows import Work, now
 from workers.engine.types import EngineResult
 
 log = logging.getLogger(__name__)
+Lost = Callable[[torch.AcceleratorError], None]
+"""Hears of a device that was lost."""
 
 
 class Finisher:
@@ -25,9 +28,12 @@ class Finisher:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="engine-finish")
         self._lock = threading.Lock()
 
-    def picture(self, work: Work, index: int, wait: Callable[[], Image]) -> None:
-        """Take in picture `index` of a job once its pixels are there; the last ends the job."""
-        self._pool.submit(self._picture, work, index, wait)
+    def picture(self, work: Work, index: int, wait: Callable[[], Image], lost: Lost) -> None:
+        """Take in picture `index` of a job once its pixels are there; the last ends the job.
+
+        A device that was lost on the way ends no job here: that is left to `lost`.
+        """
+        self._pool.submit(self._picture, work, index, wait, lost)
 
     def share(self, embeddings: Sequence[tuple[EmbeddingCache, str, Embedding]]) -> None:
         """Hand embeddings to the store behind their cache."""
@@ -38,9 +44,12 @@ class Finisher:
         """Finish what was handed in and end the threads."""
         self._pool.shutdown()
 
-    def _picture(self, work: Work, index: int, wait: Callable[[], Image]) -> None:
+    def _picture(self, work: Work, index: int, wait: Callable[[], Image], lost: Lost) -> None:
         try:
             image = wait()
+        except torch.AcceleratorError as error:
+            lost(error)
+            return
         except JobFailed as error:
             work.ticket.fail(error)
             return

@@ -161,7 +161,9 @@ def load_model(
     for control_name, source in entry.controlnets.items():
         on_stage(f"loading {name}: ControlNet {control_name}")
         controlnets[control_name] = _controlnet(source, pipe.unet, dtype, kernel)
-    text = files.fingerprint(pipe.text_encoder, pipe.text_encoder_2)
+    text = files.fingerprint(
+        pipe.text_encoder, pipe.text_encoder_2, tokenizers=(pipe.tokenizer, pipe.tokenizer_2)
+    )
     model = LoadedModel(name, entry, pipe, layers, adapters, controlnets, text, device, dtype)
     _place(model)
     return model

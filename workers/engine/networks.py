@@ -4,7 +4,7 @@ This is the seam for memory: everything large that a step allocates is allocated
 tests take its place to run out of it. It knows nothing of rows.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -27,8 +27,12 @@ class Networks:
         """The batch size at which `places` of latents `height` x `width` are run."""
         return places
 
-    def prepare(self, height: int, width: int, counts: Iterable[int]) -> None:
-        """Make ready for latents of `height` x `width` in batches of `counts`; here, nothing."""
+    def prepare(self, height: int, width: int, counts: Sequence[int]) -> int:  # noqa: ARG002 (as above)
+        """Make ready for latents of `height` x `width` in batches of `counts`; here, nothing.
+
+        `counts` ascend. Returns the largest that may be run, 0 where not even the first fits.
+        """
+        return counts[-1]
 
     def seal(self) -> None:
         """Everything is ready; here, nothing changes."""

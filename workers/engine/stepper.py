@@ -109,6 +109,14 @@ class Stepper:
         """Run `action` on the thread between two steps. Safe from any thread."""
         self._inbox.put(action)
 
+    def lose(self, error: torch.AcceleratorError) -> None:
+        """End the thread by what another one has met of a lost device. Safe from any thread."""
+
+        def end() -> None:
+            raise error
+
+        self.call(end)
+
     def ask(self, action: Callable[[], R]) -> R:
         """Run `action` on the thread between two steps and return what it returns."""
         answer: Future[R] = Future()
@@ -184,6 +192,8 @@ class Stepper:
             work = self._waiting.popleft()
             try:
                 self._admit(work)
+            except torch.AcceleratorError:
+                raise  # the device is lost, and with it everything on it
             except JobFailed as error:
                 work.ticket.fail(error)
             except Exception as error:  # noqa: BLE001 (one job's fault must not end the others)
@@ -206,12 +216,14 @@ class Stepper:
         try:
             with by_rule() if work.job.request.deterministic else nullcontext():
                 wait = self._decoder.decode(work.model, row.latents)
+        except torch.AcceleratorError:
+            raise  # as above
         except JobFailed as error:
             work.ticket.fail(error)
         except Exception as error:  # noqa: BLE001 (one job's fault must not end the others)
             self._fail(work, error)
         else:
-            self._finisher.picture(work, row.index, wait)
+            self._finisher.picture(work, row.index, wait, self.lose)
 
     # 4. Steps.
 
@@ -222,7 +234,7 @@ class Stepper:
         try:
             predictions = self._batchers[work.model.name].predict(rows)
         except torch.AcceleratorError:
-            raise  # the device is lost, and with it everything on it
+            raise  # as above
         except Exception as error:  # noqa: BLE001 (the engine lives on)
             for row in rows:
                 self._fail(row.work, error)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from service.core.errors import JobFailed
-from workers.engine.types import Canceled, EngineResult
+from workers.engine.types import Canceled, EngineDied, EngineResult
 
 
 class EngineTicket:
@@ -30,7 +30,7 @@ class EngineTicket:
         """End the job with its pictures."""
         self._end(result=result)
 
-    def fail(self, error: JobFailed | Canceled) -> None:
+    def fail(self, error: JobFailed | Canceled | EngineDied) -> None:
         """End the job with an error."""
         self._end(error=error)
 

@@ -15,6 +15,10 @@ class Canceled(Exception):
     """Raised by `Ticket.result` when the job was canceled or the engine was stopped."""
 
 
+class EngineDied(Exception):
+    """Raised by `Ticket.result` when the engine had died before the job came: it did not begin."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineJob:
     """One job with its pixels at hand but not yet read.
@@ -62,8 +66,8 @@ class Ticket(Protocol):
     def result(self, timeout: float | None = None) -> EngineResult:
         """Wait for the pictures.
 
-        Raises `JobFailed` (service.core.errors), `Canceled`, or `TimeoutError` after `timeout`
-        seconds, which leaves the job running.
+        Raises `JobFailed` (service.core.errors), `Canceled`, `EngineDied`, or `TimeoutError` after
+        `timeout` seconds, which leaves the job running.
         """
 
 

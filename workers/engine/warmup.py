@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from service.core.request import Control, GenerateRequest, ImagePrompt
-from workers.engine import caps, inputs, preview
+from workers.engine import inputs, preview
 from workers.engine.batch import Batcher
 from workers.engine.cache import EmbeddingCache
 from workers.engine.decoding import Decoder
@@ -156,12 +156,6 @@ class Profiler:
         self._batcher.predict(rows)
         _finish(self._model.device)
         return time.perf_counter() - started
-
-
-def best_rate(measured: dict[int, float]) -> tuple[int, float]:
-    """The cap and the places per second at it."""
-    cap = caps.choose(measured)
-    return cap, cap / measured[cap]
 
 
 def _finish(device: torch.device) -> None:
