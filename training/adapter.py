@@ -2,8 +2,8 @@
 
 Everything is frozen but the projection and K', V'. It needs stages 1 to 3 and leaves them as they
 are. Three deviations, all written up in docs/model.md: the image prompt is another view of the
-target's object, not the target itself; the projection first learns to say what the caption says;
-and the learning rate is ten times the paper's, for a training of minutes.
+target's object, not the target itself; the projection begins as stage 2b's, which says what the
+caption says; and the learning rate is ten times the paper's, for a training of minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from training import (
     decoupled,
     diffusion,
     pool,
-    team,
     unet,
     vae,
     vision,
@@ -44,7 +43,6 @@ ELSEWHERE: Final = 0.4
 #: Share of image prompts without any text.
 ALONE: Final = 0.45
 KEEP: Final = 0.4
-SPEAKING_BATCH: Final = 128
 
 
 class Adapter(nn.Module):
@@ -105,6 +103,8 @@ def choose(scenes: Scenes, rows: Tensor, views: Views, generator: torch.Generato
 class Frozen:
     """The earlier stages' work, read once, with scaled `latents` and `images` of the pool.
 
+    `words` is the projection that learnt beside the image encoder to say what captions say. K' and
+    V' begin as copies of the text's, so the UNet understands such tokens at once.
     `no_image` is the feature that stands for a dropped image: zeros for the base (paper, section
     3.3), the encoder's features of an all-zero input for Plus, as public pipelines feed them.
     """
@@ -114,31 +114,7 @@ class Frozen:
     text: TextFeatures
     images: Tensor
     no_image: Tensor
-
-
-def speak(model: Adapter, frozen: Frozen, budget: Budget, out: Path, seed: int = 0) -> None:
-    """Teach `model`'s projection the text encoders' output for the captions of the pool's pictures.
-
-    K' and V' begin as copies of the text's, so that such tokens are understood before the UNet has
-    been asked once.
-    """
-    loop = Loop(f"{model.name}-words", model.projection, budget, out)
-    scenes = pool.scenes(len(frozen.images))
-
-    def step(number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        rows = torch.randint(len(scenes), (SPEAKING_BATCH // team.size(),), generator=generator)
-        return unsaid(model, frozen.images[rows].float(), frozen.text, scenes[rows])
-
-    loop.run(step)
-
-
-def unsaid(model: Adapter, images: Tensor, text: TextFeatures, scenes: Scenes) -> Tensor:
-    """Mean squared distance of the image tokens to the text's for the full captions."""
-    places = captions.SPOKEN_PLUS if model.plus else captions.SPOKEN
-    said = text.context[clip.numbers(truth(scenes))][:, places]
-    tokens: Tensor = model.projection(images)
-    return (tokens - said).square().mean()
+    words: nn.Module
 
 
 def train(model: Adapter, frozen: Frozen, budget: Budget, out: Path, seed: int = 0) -> Adapter:
@@ -187,13 +163,13 @@ def frozen_parts(out: Path, *, plus: bool) -> Frozen:
         none = seen.hidden_states[-2][0]
     latents = pool.latents(autoencoder, out, size) * autoencoder.config.scaling_factor
     text = pool.text_features(towers, clip.sentence_tokens())
-    return Frozen(unet.load(out), latents, text, images, none)
+    words = towers.words_plus if plus else towers.words
+    return Frozen(unet.load(out), latents, text, images, none, words)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, help="in all, resumed or not (12; Plus 14)")
-    parser.add_argument("--words", type=float, help="minutes before those (1; Plus 6)")
+    parser.add_argument("--minutes", type=float, help="in all, resumed or not (14; Plus 20)")
     parser.add_argument("--out", type=Path, default=Path("work"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plus", action="store_true", help="the resampler over patch features")
@@ -201,8 +177,7 @@ if __name__ == "__main__":
     read = frozen_parts(given.out, plus=given.plus)
     torch.manual_seed(given.seed)
     trained = Adapter(read.unet, architecture.SHAPES, plus=given.plus)
-    words, minutes = (6, 14) if given.plus else (1, 12)
-    speaking = Budget(given.words or words, 2e-3, warmup_steps=50)
-    speak(trained, read, speaking, given.out, given.seed)
-    learning = Budget(given.minutes or minutes, 1e-3, ema=0.998, warmup_steps=100)
+    trained.projection.load_state_dict(read.words.state_dict())
+    minutes = given.minutes or (20 if given.plus else 14)
+    learning = Budget(minutes, 1e-3, ema=0.998, warmup_steps=100)
     train(trained, read, learning, given.out, given.seed)

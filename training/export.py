@@ -32,9 +32,7 @@ STAGES = (
     "clip",
     "vision",
     "unet",
-    "adapter-words",
     "adapter",
-    "adapter-plus-words",
     "adapter-plus",
     "controlnet",
 )

@@ -25,22 +25,26 @@ def restore(directory: Path, out: Path) -> None:
     """Write a checkpoint to `out` for every stage that `directory` names in `training.json`.
 
     A stage's loss curve begins anew. The parts of CLIP that only its training needs are not
-    published: stage 2b goes on with fresh ones, and takes some minutes to be where it was.
+    published: stage 2b goes on with fresh heads and the adapters' own projections, and takes some
+    minutes to be where it was.
     """
     out.mkdir(parents=True, exist_ok=True)
     past = json.loads((directory / "training.json").read_text())
+    base = _adapter(directory, layout.BASE_FILE, plus=False)
+    plus = _adapter(directory, layout.PLUS_FILE, plus=True)
+    encoder = _towers(directory)
+    encoder.words.load_state_dict(base.projection.state_dict())
+    encoder.words_plus.load_state_dict(plus.projection.state_dict())
     # Each with parts of its own: what a stage freezes, it freezes for itself.
     stages: dict[str, nn.Module] = {
         "vae": AutoencoderKL.from_pretrained(directory / "vae"),
         "clip": _towers(directory),
-        "vision": vision.freeze_text(_towers(directory)),
+        "vision": vision.freeze_text(encoder),
         "unet": UNet2DConditionModel.from_pretrained(directory / "unet"),
         "controlnet": ControlNetModel.from_pretrained(directory / layout.CONTROLNET),
+        base.name: base,
+        plus.name: plus,
     }
-    for plus, file in ((False, layout.BASE_FILE), (True, layout.PLUS_FILE)):
-        adapter = _adapter(directory, file, plus=plus)
-        stages[adapter.name] = adapter
-        stages[f"{adapter.name}-words"] = adapter.projection
     for name, model in stages.items():
         if name in past:
             keep(model, past[name], out / f"{name}.pt")

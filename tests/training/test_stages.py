@@ -164,17 +164,11 @@ def test_the_adapter_learns_while_the_unet_stays_frozen(
     assert before.keys() == kept.keys()
 
 
-@pytest.mark.parametrize("plus", [False, True])
-def test_the_image_tokens_learn_what_the_caption_s_end_says(
-    scenes: world.Scenes, text: TextFeatures, *, plus: bool
-) -> None:
-    torch.manual_seed(0)
-    model = adapter.Adapter(architecture.unet(TINY), TINY, plus=plus)
-    images = torch.randn((N, 50, TINY.vision) if plus else (N, TINY.projection))
-    learns(model.projection, lambda: adapter.unsaid(model, images, text, scenes))
-    sentence = clip.sentence_tokens()[clip.numbers(truth(scenes))[:1]]
-    behind = (sentence[0] == sentence.max()).nonzero()[0].item()
-    assert max(captions.SPOKEN) == max(captions.SPOKEN_PLUS) == behind
+def test_image_tokens_say_the_caption_up_to_its_end() -> None:
+    sentences = clip.sentence_tokens()
+    full = sentences[clip.numbers(world.attributes(held_out=False))]
+    ends = (full == sentences.max()).float().argmax(1)
+    assert ends.unique().tolist() == [max(captions.SPOKEN)] == [max(captions.SPOKEN_PLUS)]
 
 
 def test_a_fresh_adapter_copies_the_text_s_keys_and_values() -> None:
