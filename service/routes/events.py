@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import StreamingResponse
@@ -12,7 +12,7 @@ from service.access import Reads
 from service.contract import failures
 from service.core import keys
 from service.core.errors import DependencyUnavailable, Gone, NotFound
-from service.core.job import EventName, Job
+from service.core.job import EventName, Job, Status
 from service.follow import FIRST, Event
 from service.records import Found
 from service.routes.answers import view
@@ -85,8 +85,9 @@ async def _stream(
                     yield await _done(request, services, job, last)
                     return
                 yield _frame(event)
-            elif await _is_deleted(services, job):
-                return  # its last event may have come and gone between two looks
+            elif await _is_over(services, job, last):
+                yield await _done(request, services, job, last)
+                return
             elif time.monotonic() - sent_at < HEARTBEAT_SECONDS:
                 continue
             else:
@@ -94,10 +95,17 @@ async def _stream(
             sent_at = time.monotonic()
 
 
-async def _is_deleted(services: Services, job: Job) -> bool:
-    """Whether there is no record of the job any more; not while Redis is away."""
+async def _is_over(services: Services, job: Job, last: str) -> bool:
+    """Whether no event will come after `last`; not while Redis is away.
+
+    The job was deleted, and its last event came and went between two looks; or `last` is an id that
+    the client made up, later than all.
+    """
     try:
-        return not await services.redis.exists(keys.job(job.id))
+        status: Any = await services.redis.hget(keys.job(job.id), "status")
+        if status is not None and not Status(status).is_terminal:
+            return False
+        return not await services.follower.has_news(job.id, last)
     except RedisError:
         return False
 

@@ -145,7 +145,7 @@ async def get_image(
         "Content-Disposition": f'inline; filename="{download_name(job, number)}"',
     }
     known = request.headers.get("if-none-match", "")
-    if etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+    if not {etag, "*"}.isdisjoint(tag.strip().removeprefix("W/") for tag in known.split(",")):
         return Response(status_code=304, headers=headers)
     try:
         data = await services.storage.get_async(image.key)

@@ -76,6 +76,15 @@ def test_a_stream_that_missed_the_last_event_of_a_deleted_job_ends(api: Api) -> 
         assert not [line for line in lines if line.startswith("event: ")]
 
 
+def test_a_stream_after_an_event_that_never_was_ends_with_its_job(api: Api) -> None:
+    job_id = api.job()
+    future = {"last-event-id": "9999999999999-0"}
+    with api.client.stream("GET", f"/jobs/{job_id}/events", headers=future) as answer:
+        lines = (line for line in answer.iter_lines() if line.startswith("event: "))
+        api.finish(job_id)
+        assert list(lines) == ["event: done"]
+
+
 def test_a_wrong_last_event_id_is_named(api: Api) -> None:
     job_id = api.job()
     answer = api.client.get(f"/jobs/{job_id}/events", headers={"last-event-id": "$"})

@@ -140,6 +140,8 @@ def test_a_picture_comes_with_what_a_browser_must_know(api: Api) -> None:
     etag = answer.headers["etag"]
     again = api.client.get(f"/jobs/{job_id}/images/0", headers={"if-none-match": f'"x", {etag}'})
     assert (again.status_code, again.content) == (304, b"")
+    any_is_known = api.client.get(f"/jobs/{job_id}/images/0", headers={"if-none-match": "*"})
+    assert any_is_known.status_code == 304
     problem(api.client.get(f"/jobs/{job_id}/images/1"), 404)
     problem(api.client.get(f"/jobs/{job_id}/images/9"), 422)
 
