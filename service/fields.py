@@ -18,6 +18,7 @@ from pydantic import (
 
 from service.core.errors import FieldError, InvalidField
 from service.core.request import (
+    MAX_PICTURES,
     Crop,
     Name,
     OutputFormat,
@@ -25,7 +26,6 @@ from service.core.request import (
 )
 
 MAX_IMAGES: Final = 8
-MAX_PICTURES: Final = 4
 IMAGE: Final = "image"
 CONTROL: Final = "control_image"
 

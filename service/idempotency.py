@@ -5,13 +5,12 @@ makes the job, so there is no moment in which a crash could make two jobs of one
 """
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import re
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -119,7 +118,7 @@ class Idempotency:
     async def _keep(self, mark: Mark) -> None:
         while True:
             await asyncio.sleep(PENDING_SECONDS / 3)
-            with contextlib.suppress(IdempotencyInProgress, redis.RedisError):
+            with suppress(IdempotencyInProgress, redis.RedisError):
                 await self._claim(mark)
 
     async def abandon(self, mark: Mark) -> None:

@@ -7,7 +7,6 @@ import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +28,8 @@ from service.core.errors import (
 )
 from service.core.job import Job, Status
 from service.core.queue import enqueue, list_key
-from service.core.request import OutputFormat
-from service.fields import CONTROL, IMAGE, MAX_IMAGES, MAX_PICTURES, Fields, invalid, parse
+from service.core.request import MAX_PICTURES, OutputFormat
+from service.fields import CONTROL, IMAGE, MAX_IMAGES, Fields, invalid, parse
 from service.gate import Caller
 from service.idempotency import Mark, fingerprint, read_key
 from service.limits import no_room_headers
@@ -38,6 +37,7 @@ from service.multipart import Form, Shape, read_form
 from service.plan import Plan
 from service.preferences import wanted_format
 from service.problems import AWAY_SECONDS
+from service.room import Counted
 from service.state import Services
 from service.webhooks.address import may_be_called
 
@@ -157,11 +157,7 @@ async def _full(services: Services) -> QueueFull:
     )
 
 
-async def _read_body(
-    request: Request,
-    services: Services,
-    counted: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]],
-) -> Form:
+async def _read_body(request: Request, services: Services, counted: Counted) -> Form:
     settings = services.settings
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > settings.max_body_bytes:

@@ -15,6 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.core.errors import Busy, FieldError, InvalidField, MalformedBody, TooLarge
+from service.room import BUSY_SECONDS
 
 if TYPE_CHECKING:
     # It exists for type checkers alone.
@@ -86,7 +87,9 @@ async def read_form(content_type: str, body: AsyncIterator[bytes], shape: Shape)
                 if chunk:
                     parser.write(chunk)
         except OSError:  # of a temporary file
-            raise Busy("There is no room for more uploads", retry_after_seconds=5) from None
+            raise Busy(
+                "There is no room for more uploads", retry_after_seconds=BUSY_SECONDS
+            ) from None
         except FormParserError:
             raise MalformedBody("The body is not well-formed multipart/form-data") from None
         if not parts.complete:

@@ -19,6 +19,10 @@ LARGE_PIXELS: Final = 4 * 2**20
 SMALL_PIXELS: Final = 5 * LARGE_PIXELS
 """What all others have together."""
 BUSY_SECONDS: Final = 5
+"""After so long a body that found no room may be sent again."""
+
+Counted = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
+"""A stream of chunks that are counted as they pass."""
 
 
 class Room:
@@ -52,7 +56,7 @@ class Bodies:
         self._held = 0
 
     @contextmanager
-    def hold(self) -> Iterator[Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]]:
+    def hold(self) -> Iterator[Counted]:
         """Give what counts a body that comes in; its bytes are free again after the context.
 
         The counting stream raises `Busy` where there is no room for more.

@@ -31,7 +31,6 @@ from training import (
 from training.architecture import Architecture
 from training.loop import Budget, Loop, fast
 from training.pool import TextFeatures, Views
-from training.projection import LinearProjection, Resampler
 from training.towers import leave_out, truth
 from training.world import Scenes
 
@@ -53,13 +52,8 @@ class Adapter(nn.Module):
         model.requires_grad_(requires_grad=False)
         self.plus = plus
         self.name = "adapter-plus" if plus else "adapter"
-        tokens = shape.plus_tokens if plus else architecture.IMAGE_TOKENS
-        self.projection: nn.Module = (
-            Resampler(shape.vision, shape.context, tokens, shape.resampler, shape.resampler_heads)
-            if plus
-            else LinearProjection(shape.projection, shape.context, tokens)
-        )
-        self.attentions = decoupled.attach(model, tokens)
+        self.projection = architecture.projection(shape, plus=plus)
+        self.attentions = decoupled.attach(model, architecture.image_tokens(shape, plus=plus))
 
     def join(self, text: unet.Conditions, image: Tensor) -> unet.Conditions:
         """Put the image's tokens behind the text's."""

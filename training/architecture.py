@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -17,6 +18,8 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
+
+from training.projection import LinearProjection, Resampler
 
 #: Longest caption in tokens, both markers included: ten are needed.
 MAX_TOKENS: Final = 16
@@ -209,6 +212,21 @@ def image_encoder(shape: Architecture) -> CLIPVisionModelWithProjection:
         hidden_act="gelu",
     )
     return _xavier(CLIPVisionModelWithProjection(config))
+
+
+def image_tokens(shape: Architecture, *, plus: bool) -> int:
+    """Count the tokens that an image prompt becomes."""
+    return shape.plus_tokens if plus else IMAGE_TOKENS
+
+
+def projection(shape: Architecture, *, plus: bool) -> nn.Module:
+    """Return the base adapter's projection or Plus' resampler, untrained."""
+    tokens = image_tokens(shape, plus=plus)
+    if plus:
+        return Resampler(
+            shape.vision, shape.context, tokens, shape.resampler, shape.resampler_heads
+        )
+    return LinearProjection(shape.projection, shape.context, tokens)
 
 
 def _xavier(model: Any) -> Any:  # the three towers share no narrower type

@@ -13,8 +13,7 @@ import torch
 from diffusers import ControlNetModel
 
 from training import architecture, decoupled, layout, tokenizer
-from training.architecture import IMAGE_TOKENS, Architecture
-from training.projection import LinearProjection, Resampler
+from training.architecture import Architecture
 
 
 def parts(shape: Architecture) -> layout.Parts:
@@ -28,15 +27,12 @@ def parts(shape: Architecture) -> layout.Parts:
         if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond_embedding")):
             torch.nn.init.normal_(weight, std=0.2)
     plain = unet.attn_processors  # set_attn_processor empties the dict it is given
-    tokens, plus_tokens = IMAGE_TOKENS, shape.plus_tokens
-    linear = LinearProjection(shape.projection, shape.context, tokens)
-    adapter = decoupled.public_weights(linear, decoupled.attach(unet, tokens))
-    unet.set_attn_processor(dict(plain))
-    resampler = Resampler(
-        shape.vision, shape.context, plus_tokens, shape.resampler, shape.resampler_heads
-    )
-    adapter_plus = decoupled.public_weights(resampler, decoupled.attach(unet, plus_tokens))
-    unet.set_attn_processor(dict(plain))
+    adapters = {}
+    for plus in (False, True):
+        projection = architecture.projection(shape, plus=plus)
+        attached = decoupled.attach(unet, architecture.image_tokens(shape, plus=plus))
+        adapters[plus] = decoupled.public_weights(projection, attached)
+        unet.set_attn_processor(dict(plain))
     return layout.Parts(
         vae=architecture.vae(shape),
         unet=unet,
@@ -44,8 +40,8 @@ def parts(shape: Architecture) -> layout.Parts:
         text_encoder=architecture.text_encoder(shape, len(words)),
         text_encoder_2=architecture.text_encoder_2(shape, len(words)),
         image_encoder=architecture.image_encoder(shape),
-        adapter=adapter,
-        adapter_plus=adapter_plus,
+        adapter=adapters[False],
+        adapter_plus=adapters[True],
         controlnet=controlnet,
     )
 

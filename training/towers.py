@@ -18,7 +18,6 @@ from torch.nn import functional
 from training import architecture, captions, drawing
 from training.architecture import Architecture
 from training.loop import fast
-from training.projection import LinearProjection, Resampler
 from training.world import BACKGROUNDS, COLOURS, FILLS, SHAPES, Scenes, is_held_out
 
 #: CLIP's own normalisation (openai/CLIP, the default of CLIPImageProcessor).
@@ -54,10 +53,8 @@ class Towers(nn.Module):
         self.heads = nn.ModuleDict(
             {name: nn.Linear(shape.projection, classes) for name, classes in HEADS.items()}
         )
-        self.words = LinearProjection(shape.projection, shape.context, architecture.IMAGE_TOKENS)
-        self.words_plus = Resampler(
-            shape.vision, shape.context, shape.plus_tokens, shape.resampler, shape.resampler_heads
-        )
+        self.words = architecture.projection(shape, plus=False)
+        self.words_plus = architecture.projection(shape, plus=True)
 
     def loss(
         self,

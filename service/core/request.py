@@ -4,9 +4,12 @@ Frozen and JSON both ways. It holds the keys of stored objects, never pixels.
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
+
+MAX_PICTURES: Final = 4
+"""Of one job."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ObjectKey = Annotated[str, Field(pattern=r"^[a-z]+/[0-9a-z-]{1,64}/[0-9a-z.-]{1,64}$")]
@@ -100,7 +103,7 @@ class GenerateRequest(_Frozen):
     """Part of the denoising after which guidance is off; 1 keeps it on throughout."""
     scheduler: SchedulerName
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
-    num_images: Annotated[int, Field(ge=1, le=4)] = 1
+    num_images: Annotated[int, Field(ge=1, le=MAX_PICTURES)] = 1
     output_format: OutputFormat = OutputFormat.PNG
     deterministic: bool = False
     webhook_url: str | None = None

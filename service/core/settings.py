@@ -92,19 +92,6 @@ class Settings(BaseSettings):
     """Port for docs, metrics and health alone; without it they are on `port`."""
     admin_host: str = "127.0.0.1"
 
-    @field_validator("webhook_secret")
-    @classmethod
-    def _signs(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is not None:
-            text = secret.get_secret_value().removeprefix("whsec_")
-            try:
-                key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-            except binascii.Error:
-                key = b""
-            if not key:
-                raise ValueError("must be base64, with or without whsec_ before it")
-        return secret
-
     # Keeping
     sweep_seconds: Annotated[float, Field(gt=0)] = 300
     """How often a local storage folder is swept of pictures whose job has expired, and of uploads
@@ -149,6 +136,19 @@ class Settings(BaseSettings):
     # Logs
     log_level: str = "INFO"
     log_format: LogFormat = LogFormat.JSON
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _signs(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            text = secret.get_secret_value().removeprefix("whsec_")
+            try:
+                key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+            except binascii.Error:
+                key = b""
+            if not key:
+                raise ValueError("must be base64, with or without whsec_ before it")
+        return secret
 
 
 def load_settings() -> Settings:

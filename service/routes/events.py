@@ -71,10 +71,7 @@ async def _stream(
     job, last = found.job, after
     with services.follower.seat():
         yield f"retry: {RETRY_MILLISECONDS}\n\n"
-        # The client may have seen the last event already, or the stream may have expired; then
-        # no other event would ever come.
-        ended = job.status.is_terminal
-        if ended and not await services.follower.has_news(job.id, after):
+        if await _is_over(services, job, after):
             yield await _done(request, services, job, last)
             return
         sent_at = time.monotonic()
@@ -98,8 +95,8 @@ async def _stream(
 async def _is_over(services: Services, job: Job, last: str) -> bool:
     """Whether no event will come after `last`; not while Redis is away.
 
-    The job was deleted, and its last event came and went between two looks; or `last` is an id that
-    the client made up, later than all.
+    The client has seen the last one already or made its id up, the stream has expired, or the job
+    was deleted and its last event came and went between two looks.
     """
     try:
         status: Any = await services.redis.hget(keys.job(job.id), "status")

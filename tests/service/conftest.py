@@ -16,10 +16,11 @@ from service.cli import processes
 from service.cli.redis_server import RedisServer
 from service.core import keys
 from service.core.job import JobMetrics, StoredImage
-from service.core.presence import Presence, announce, withdraw
+from service.core.presence import announce, withdraw
 from service.core.storage import Storage
 from service.core.transitions import Claim, Transitions
 from tests import corpus
+from tests.presence import presence
 from tests.running import KEEP, Running, start_api, until
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
@@ -146,13 +147,9 @@ def announce_warm(redis: Redis, *, row_steps_per_second: float) -> None:
     """Let a worker say that it is warm, however long the test takes."""
     announce(
         redis,
-        Presence(
+        presence(
             name="hand",
-            ready=True,
-            models=("shapes",),
-            device="cpu",
             slots=4,
-            running=0,
             row_steps_per_second=row_steps_per_second,
             at=time.time() + 3600,
         ),

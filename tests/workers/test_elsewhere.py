@@ -9,8 +9,9 @@ from redis import Redis
 from service.core import keys
 from service.core.errors import UnservableRequest
 from service.core.job import EventName, Status
-from service.core.presence import Presence, announce
+from service.core.presence import announce
 from service.core.transitions import Claim
+from tests.presence import presence
 from tests.workers.fake_engine import FakeEngine
 from workers import task
 from workers.task import Outcome, generate
@@ -67,17 +68,7 @@ def test_started_once_it_waits_after_its_deadline_only_where_a_worker_serves_it(
 ) -> None:
     start_once(transitions, unknown)
     redis.hset(keys.job(unknown.id), "deadline_at", time.time() - 1)
-    presence = Presence(
-        name="another",
-        ready=True,
-        models=(model,),
-        device="cpu",
-        slots=1,
-        running=0,
-        row_steps_per_second=1.0,
-        at=time.time(),
-    )
-    announce(redis, presence)
+    announce(redis, presence(models=(model,)))
     if model == "new":
         assert run(unknown) is Outcome.ELSEWHERE
         assert read(unknown.id).status is Status.QUEUED
@@ -94,19 +85,7 @@ def test_it_does_not_wait_for_ever_for_an_adapter_that_is_served_no_more(
     start_once(transitions, unknown)
     assert run(unknown) is Outcome.ELSEWHERE, "until its deadline another worker may have it"
     redis.hset(keys.job(unknown.id), "deadline_at", time.time() - 1)
-    announce(
-        redis,
-        Presence(
-            name="this",
-            ready=True,
-            models=("new",),
-            device="cpu",
-            slots=1,
-            running=0,
-            row_steps_per_second=1.0,
-            at=time.time(),
-        ),
-    )
+    announce(redis, presence(name="this", models=("new",)))
     assert run(unknown) is Outcome.ENDED
     assert read(unknown.id).error.type == "urn:imageprompt:error:unservable-request"
 
