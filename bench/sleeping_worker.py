@@ -15,9 +15,9 @@ from PIL import Image
 from redis import Redis
 
 from service.core.errors import JobFailed
-from service.core.request import GenerateRequest
+from service.core.params import GenerateRequest
 from workers import __main__ as worker
-from workers.engine.types import Canceled, EngineJob, EngineResult, Listener
+from workers.engine.api import Canceled, EngineJob, EngineResult, Listener
 
 STEP_SECONDS: Final = float(os.environ.get("BENCH_STEP_SECONDS", "0.1"))
 

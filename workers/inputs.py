@@ -12,9 +12,9 @@ import structlog
 from PIL import Image, UnidentifiedImageError
 
 from service.core.errors import InputLost, StorageFailed
-from service.core.request import GenerateRequest
+from service.core.params import GenerateRequest
 from service.core.storage import ObjectMissing, Storage, StorageError
-from workers import patience
+from workers import retry
 
 logger = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ class Inputs:
                 raise InputLost(f"The upload of {what} is no longer in storage.") from None
 
         try:
-            data = patience.persist(
+            data = retry.persist(
                 get,
                 StorageError,
                 interrupt=self._interrupt,
@@ -64,7 +64,7 @@ class Inputs:
             return Image.open(io.BytesIO(data)).convert("RGB")
         except StorageError:
             raise StorageFailed(f"The upload of {what} could not be read from storage.") from None
-        except patience.Interrupted:
+        except retry.Interrupted:
             raise StorageFailed(f"Reading {what} was interrupted.") from None
         except (UnidentifiedImageError, OSError):
             raise InputLost(f"The upload of {what} is damaged in storage.") from None

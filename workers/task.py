@@ -1,8 +1,8 @@
 """The life of one job on a worker: claim, read, generate, store, end.
 
-Knows nothing of RQ: `workers/runner.py` says which job, and puts back what is returned. A finished
-picture is never given up because Redis or the storage is away: both are tried again until they
-answer or the worker is told to let go.
+`workers/consumer.py` says which job, and puts back what is returned. A finished picture is never
+dropped because Redis or the storage does not answer: both are tried again until they answer or the
+worker is told to stop.
 """
 
 import time
@@ -18,18 +18,18 @@ from opentelemetry.trace import Tracer
 from pydantic import ValidationError
 from redis import Redis, RedisError
 
-from service.core import keys, tracing
+from service.core import redis_keys, tracing
 from service.core.errors import EngineFault, JobFailed, StorageFailed
 from service.core.job import Job, JobError, JobMetrics, StoredImage
 from service.core.metrics import STAGES, WorkerMetrics
 from service.core.storage import Storage, StorageError
 from service.core.transitions import Claim, Transitions
-from workers import patience, pictures
-from workers.elsewhere import PAUSE_SECONDS, Elsewhere
-from workers.engine.types import Canceled, EngineDied, EngineJob, EngineResult, Listener, Ticket
+from workers import images, retry
+from workers.eligibility import PAUSE_SECONDS, Elsewhere
+from workers.engine.api import Canceled, EngineDied, EngineJob, EngineResult, Listener, Ticket
 from workers.inputs import PATIENCE_SECONDS, Inputs
 from workers.isolation import Isolation
-from workers.reporter import Reporter
+from workers.progress import Reporter
 
 R = TypeVar("R")
 logger = structlog.get_logger(__name__)
@@ -105,7 +105,7 @@ class _Generation:
             return self._run(job)
 
     def _record(self) -> dict[str, str]:
-        fields = self._redis(lambda: self._shared.redis.hgetall(keys.job(self._claim.job_id)))
+        fields = self._redis(lambda: self._shared.redis.hgetall(redis_keys.job(self._claim.job_id)))
         return {_text(name): _text(value) for name, value in fields.items()}
 
     def _run(self, job: Job) -> Outcome:
@@ -131,7 +131,7 @@ class _Generation:
                 }
             )
             return self._succeed(job, images, metrics)
-        except (Canceled, patience.Interrupted):
+        except (Canceled, retry.Interrupted):
             return self._stopped()
         except EngineDied:
             return self._handed_back()
@@ -179,10 +179,10 @@ class _Generation:
 
         stored = []
         for index, image in enumerate(result.images):
-            file = pictures.encode(image, job.request, index)
-            key = keys.result(job.id, f"{index}-{self._claim.token[:12]}.{file.extension}")
+            file = images.encode(image, job.request, index)
+            key = redis_keys.result(job.id, f"{index}-{self._claim.token[:12]}.{file.extension}")
             try:
-                patience.persist(
+                retry.persist(
                     lambda key=key, file=file: self._shared.storage.put(  # type: ignore[misc]
                         key, file.data, file.content_type
                     ),
@@ -238,7 +238,7 @@ class _Generation:
     def _whose(self) -> Outcome:
         """Tell a job that is over from one that another worker holds."""
         status = self._redis(
-            lambda: self._shared.redis.hget(keys.job(self._claim.job_id), "status")
+            lambda: self._shared.redis.hget(redis_keys.job(self._claim.job_id), "status")
         )
         return Outcome.LOST if status in (b"queued", b"processing") else Outcome.ENDED
 
@@ -261,7 +261,7 @@ class _Generation:
         def note(error: Exception) -> None:
             self._log.warning("Redis does not answer", cause=type(error).__name__)
 
-        return patience.persist(action, RedisError, interrupt=self._let_go, on_error=note)
+        return retry.persist(action, RedisError, interrupt=self._let_go, on_error=note)
 
 
 def _text(value: bytes | str) -> str:

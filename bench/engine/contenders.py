@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from bench.engine.plain import Plain
+from workers.engine.api import EngineJob, Ticket
 from workers.engine.engine import Engine
-from workers.engine.types import EngineJob, Ticket
 
 
 class Contender(Protocol):

@@ -9,9 +9,9 @@ from typing import Final
 import yaml
 
 from service.core.catalog import Catalog, load_catalog
-from service.core.request import Control, GenerateRequest, ImagePrompt
+from service.core.params import Control, GenerateRequest, ImagePrompt
 from service.core.settings import ROOT
-from workers.engine.types import EngineJob
+from workers.engine.api import EngineJob
 from workers.engine.warmup import digest, noise
 
 Size = tuple[int, int]

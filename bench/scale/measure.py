@@ -14,10 +14,10 @@ from PIL import Image
 
 from bench.scale.simulation import Device
 from service.core.catalog import Catalog, load_catalog
-from service.core.request import GenerateRequest, ImagePrompt
+from service.core.params import GenerateRequest, ImagePrompt
 from service.core.settings import load_settings
+from workers.engine.api import EngineJob, Options
 from workers.engine.engine import Engine, load_engine
-from workers.engine.types import EngineJob, Options
 
 OUT: Final = Path("out/bench/device.json")
 TOGETHER: Final = 8

@@ -1,4 +1,4 @@
-"""A cluster's workers start offline from a cache that `python -m workers.fetch` filled."""
+"""A cluster's workers start offline from a cache that `python -m workers.download` filled."""
 
 import os
 import subprocess
@@ -94,5 +94,5 @@ def test_what_was_fetched_once_loads_without_a_network(
     assert not any(name.endswith((".bin", "big-checkpoint.safetensors")) for name in weights)
     assert len(weights) == len(set(weights)), "weights were sent twice"
     offline = {**cache, "HF_HUB_OFFLINE": "1", "IMAGEPROMPT_DEVICE": "cpu"}
-    run("-m", "workers.fetch", "--wait", environment=offline)
+    run("-m", "workers.download", "--wait", environment=offline)
     run("-c", LOAD, environment=offline)

@@ -12,12 +12,12 @@ from PIL import Image
 
 from bench.engine.plain import Plain
 from service.core.catalog import Catalog, load_catalog
-from service.core.request import Control, GenerateRequest, ImagePrompt
+from service.core.params import Control, GenerateRequest, ImagePrompt
 from service.core.settings import Device
+from workers.engine.api import EngineJob, EngineResult, Options
 from workers.engine.engine import Engine, load_engine
 from workers.engine.rows import Row, Work
 from workers.engine.silent import Silent
-from workers.engine.types import EngineJob, EngineResult, Options
 from workers.engine.warmup import digest, noise
 
 SIZE = 64

@@ -10,12 +10,12 @@ from PIL import Image
 
 from bench.engine.plain import Plain
 from service.core.catalog import BlockScales, Catalog
-from service.core.request import GenerateRequest
+from service.core.params import GenerateRequest
 from service.core.settings import Device
 from tests.engine.conftest import Counts, Rows, control_map, job, picture, request, together
 from tests.running import until
+from workers.engine.api import Options
 from workers.engine.engine import Engine, load_engine
-from workers.engine.types import Options
 
 SAME_AS_PLAIN = 1e-3
 SAME_IN_COMPANY = 1e-4

@@ -8,8 +8,8 @@ from torch import nn
 
 from service.core.errors import EngineFault, InputLost, UnservableRequest
 from tests.engine.conftest import Counts, job, picture, request
+from workers.engine.api import EngineJob
 from workers.engine.engine import Engine
-from workers.engine.types import EngineJob
 
 
 def test_nothing_that_does_not_depend_on_the_step_is_done_at_a_step(engine: Engine) -> None:

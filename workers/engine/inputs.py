@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from service.core.errors import UnservableRequest
-from service.core.request import GenerateRequest
+from service.core.params import GenerateRequest
 from workers.engine import crop
+from workers.engine.api import EngineJob
 from workers.engine.cache import Embedding, EmbeddingCache, image_fingerprint, text_fingerprint
 from workers.engine.loading import LoadedAdapter, LoadedModel
-from workers.engine.types import EngineJob
 
 
 @dataclass(frozen=True, slots=True)

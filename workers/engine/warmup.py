@@ -12,16 +12,16 @@ from typing import Final
 import torch
 from PIL import Image
 
-from service.core.request import Control, GenerateRequest, ImagePrompt
+from service.core.params import Control, GenerateRequest, ImagePrompt
 from workers.engine import inputs, preview
+from workers.engine.api import EngineJob
 from workers.engine.batch import Batcher
 from workers.engine.cache import EmbeddingCache
-from workers.engine.decoding import Decoder
+from workers.engine.decode import Decoder
 from workers.engine.loading import LoadedModel
 from workers.engine.rows import Row, Work, now
 from workers.engine.silent import Silent
 from workers.engine.ticket import EngineTicket
-from workers.engine.types import EngineJob
 
 STEPS: Final = 2
 REPEATS: Final = 3
