@@ -200,15 +200,15 @@ def test_a_picture_made_of_several_strips_is_the_same(monkeypatch: pytest.Monkey
 
 HELD = """
 import sys, threading
-from service import pictures
-from service.core import heap
-heap.give_back()
+from service.submission import images
+from service.core import malloc
+malloc.give_back()
 def held():
     lines = open("/proc/self/status").readlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024
 def look():
     with open(sys.argv[1], "rb") as file:
-        pictures.read(file, max_pixels=40_000_000)
+        images.read(file, max_pixels=40_000_000)
 before = held()
 for _ in range(3):
     thread = threading.Thread(target=look)
