@@ -13,7 +13,7 @@ from training import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
-TWICE = "from workers import fetch; assert fetch.main([]) == fetch.main([]) == 0"
+TWICE = "from workers import download; assert download.main([]) == download.main([]) == 0"
 LOAD = """
 import torch
 from service.core.catalog import load_catalog
