@@ -18,10 +18,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.api_keys import anonymous_allowed
 from service.core import redis_keys
 from service.core.settings import Settings
-from service.gate import anonymous_allowed
-from service.grace import AFTERWARDS_SECONDS
+from service.middleware import AFTER_BODIES_SECONDS
 
 LOOPBACK: Final = "127.0.0.1"
 MAX_HEADERS_BYTES: Final = 2**16
@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             lifespan="on",
-            timeout_graceful_shutdown=math.ceil(grace_seconds + AFTERWARDS_SECONDS),
+            timeout_graceful_shutdown=math.ceil(grace_seconds + AFTER_BODIES_SECONDS),
         )
         super().__init__(config)
 

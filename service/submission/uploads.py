@@ -12,11 +12,11 @@ from anyio import CapacityLimiter, fail_after, to_thread
 
 from service.core import redis_keys
 from service.core.errors import FieldError, InvalidImage, ServiceError, UnsupportedMedia
+from service.core.params import StoredUpload
 from service.core.storage import Storage, StorageError
 from service.submission import images
 from service.submission.form import Upload
 from service.submission.room import Room
-from service.submission.validate import StoredUpload
 
 DECODES_AT_ONCE: Final = 2
 """Threads; how many pixels they may hold stands in `service/submission/room.py`."""

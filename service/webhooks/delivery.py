@@ -19,11 +19,10 @@ import redis.asyncio as aioredis
 import structlog
 from pydantic import SecretStr
 
-from service.api_keys import ApiKey
+from service.api_keys import ANONYMOUS, ApiKey
 from service.core import redis_keys
 from service.core.job import Job
 from service.core.metrics import ApiMetrics
-from service.gate import ANONYMOUS
 from service.jobs.views import job_view
 from service.webhooks.outbox import Outbox
 from service.webhooks.sender import Outcome, Sender

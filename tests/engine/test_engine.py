@@ -13,6 +13,7 @@ from service.core.catalog import BlockScales, Catalog
 from service.core.params import GenerateRequest
 from service.core.settings import Device
 from tests.engine.conftest import Counts, Rows, control_map, job, picture, request, together
+from tests.requests import changed
 from tests.running import until
 from workers.engine.api import Options
 from workers.engine.engine import Engine, load_engine
@@ -61,7 +62,7 @@ def test_an_engine_serves_what_it_has_loaded(engine: Engine) -> None:
         {"adapter": "new"},
         {"control": served.control.model_copy(update={"type": "new"})},
     ):
-        assert not engine.serves(served.model_copy(update=change))
+        assert not engine.serves(changed(served, **change))
 
 
 CHANGES = {
@@ -81,7 +82,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_every_parameter_matters(engine: Engine, rows: Rows, change: dict[str, object]) -> None:
     """Each condition changes the picture by more than the tolerance of the comparisons."""
-    for name, wanted in (("before", request()), ("after", request().model_copy(update=change))):
+    for name, wanted in (("before", request()), ("after", changed(request(), **change))):
         engine.submit(job(wanted, name)).result(60)
     difference = np.abs(rows.decoded("before") - rows.decoded("after")).max()
     assert difference > 10 * SAME_AS_PLAIN
@@ -155,7 +156,7 @@ def test_equal_image_weights_change_nothing(engine: Engine, rows: Rows) -> None:
     wanted = request(images=2)
     halves = tuple(image.model_copy(update={"weight": 0.5}) for image in wanted.images)
     engine.submit(job(wanted, "ones")).result(60)
-    engine.submit(job(wanted.model_copy(update={"images": halves}), "halves")).result(60)
+    engine.submit(job(changed(wanted, images=halves), "halves")).result(60)
     assert np.array_equal(rows.decoded("ones"), rows.decoded("halves"))
 
 
@@ -165,8 +166,8 @@ def test_an_image_of_weight_zero_is_not_there(engine: Engine, rows: Rows) -> Non
 
     def weighted(weight: float) -> np.ndarray:
         second = both.images[1].model_copy(update={"weight": weight})
-        changed = both.model_copy(update={"images": (both.images[0], second)})
-        engine.submit(job(changed, "weighted")).result(60)
+        other = changed(both, images=(both.images[0], second))
+        engine.submit(job(other, "weighted")).result(60)
         return rows.decoded("weighted")
 
     engine.submit(job(request(), "first only")).result(60)
@@ -180,7 +181,7 @@ def test_without_any_image_the_base_model_answers(engine: Engine, rows: Rows, pl
     """With every image prompt at weight 0 the picture is the plain model's for the text alone."""
     only = request(prompt="a red star")
     nothing = tuple(image.model_copy(update={"weight": 0.0}) for image in only.images)
-    engine.submit(job(only.model_copy(update={"images": nothing}), "none")).result(60)
+    engine.submit(job(changed(only, images=nothing), "none")).result(60)
     theirs = plain.pictures(only.model_copy(update={"ip_scale": 0.0}), [picture(0)])
     assert np.abs(rows.decoded("none") - theirs).max() <= SAME_AS_PLAIN
 

@@ -1,13 +1,9 @@
 """Large pictures wait for one another, small ones do not wait for them; bodies are counted."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
-import pytest
-
-from service.core.errors import Busy
-from service.submission.room import LARGE_PIXELS, SMALL_PIXELS, Bodies, Room
+from service.submission.room import LARGE_PIXELS, SMALL_PIXELS, Room
 
 
 async def settle() -> None:
@@ -47,23 +43,3 @@ def test_small_pictures_have_so_many_pixels_together() -> None:
     held = asyncio.run(held_at_once([LARGE_PIXELS, 1] * 20))
     assert sum(held) <= SMALL_PIXELS
     assert len(held) >= 5
-
-
-def test_bodies_are_refused_where_others_fill_the_room() -> None:
-    async def chunks(count: int) -> AsyncIterator[bytes]:
-        for _ in range(count):
-            yield bytes(10)
-
-    async def read(stream: AsyncIterator[bytes]) -> int:
-        return sum([len(chunk) async for chunk in stream])
-
-    async def run() -> None:
-        bodies = Bodies(100)
-        with bodies.hold() as first, bodies.hold() as second:
-            assert await read(first(chunks(6))) == 60
-            with pytest.raises(Busy):
-                await read(second(chunks(5)))
-        with bodies.hold() as third:
-            assert await read(third(chunks(10))) == 100
-
-    asyncio.run(run())
