@@ -1,7 +1,4 @@
-"""Where the API listens: at loopback alone while it knows of no API key, else where it is told.
-
-It knows no requests; who may send them is decided in `service/gate.py`.
-"""
+"""The HTTP server: on loopback only until an API key exists, then on the configured host."""
 
 import asyncio
 import contextlib
@@ -25,8 +22,8 @@ from service.grace import AFTERWARDS_SECONDS
 
 LOOPBACK: Final = "127.0.0.1"
 MAX_HEADERS_BYTES: Final = 2**16
-LOOK_SECONDS: Final = 2.0
-"""How often Redis is asked for the first key, and how long it may take to answer."""
+FIRST_KEY_POLL_SECONDS: Final = 2.0
+"""How often Redis is polled for the first key, and how long it may take to answer."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -57,18 +54,18 @@ class BoundedHeaders(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Listens at `host`; a closed one at loopback until it is opened.
+    """Serves one application on `host`, or on loopback until `listen_publicly` is called.
 
-    The process listens to signals for it.
+    Signals are handled by the process (`service/__main__.py`).
     """
 
     def __init__(
-        self, app: FastAPI, host: str, port: int, *, closed: bool, grace_seconds: float
+        self, app: FastAPI, host: str, port: int, *, loopback_only: bool, grace_seconds: float
     ) -> None:
         self._host = host
         config = uvicorn.Config(
             app,
-            host=LOOPBACK if closed else host,
+            host=LOOPBACK if loopback_only else host,
             port=port,
             http=BoundedHeaders,
             log_config=None,
@@ -79,35 +76,35 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
 
-    async def open(self) -> None:
-        """Listen at `host` instead of loopback; who is connected stays so. Raises `OSError`."""
+    async def listen_publicly(self) -> None:
+        """Listen on `host` instead of loopback; open connections stay open. Raises `OSError`."""
         for listener in self.servers:
-            listener.close()  # first: the host may be all addresses, loopback among them
+            listener.close()  # first: `host` may be all addresses, loopback among them
         listener = await asyncio.get_running_loop().create_server(
             self._protocol, host=self._host, port=self.config.port, backlog=self.config.backlog
         )
         self.servers = [listener]
 
     def _protocol(self) -> asyncio.Protocol:
-        """What uvicorn makes of a connection; as in its `Server.startup`."""
+        """The protocol of one connection, made as in uvicorn's `Server.startup`."""
         return self.config.http_protocol_class(  # type: ignore[call-arg]  # it is typed as any protocol's
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
+        """Install no signal handlers."""
         yield
 
 
-async def may_open(settings: Settings) -> bool:
-    """Whether other machines may connect: a key is stored, or the operator wants none."""
+async def may_listen_publicly(settings: Settings) -> bool:
+    """Whether other machines may connect: an API key exists, or anonymous use is allowed."""
     if anonymous_allowed(settings):
         return True
     client = aioredis.Redis.from_url(
         settings.redis_url.get_secret_value(),
-        socket_connect_timeout=LOOK_SECONDS,
-        socket_timeout=LOOK_SECONDS,
+        socket_connect_timeout=FIRST_KEY_POLL_SECONDS,
+        socket_timeout=FIRST_KEY_POLL_SECONDS,
         retry=Retry(NoBackoff(), 0),
     )
     try:
@@ -118,17 +115,19 @@ async def may_open(settings: Settings) -> bool:
         await client.aclose()
 
 
-async def open_with_first_key(settings: Settings, servers: Sequence[Server]) -> None:
-    """Open closed servers as soon as there is an API key. Raises `OSError`."""
+async def listen_publicly_after_first_key(settings: Settings, servers: Sequence[Server]) -> None:
+    """Listen on the configured host as soon as an API key exists. Raises `OSError`."""
     log.warning(
-        "listening on 127.0.0.1 only, because no API key is stored or Redis does not answer; "
-        "make one with `imageprompt keys create NAME`, and others can connect within seconds",
+        "listening on 127.0.0.1 only, because no API key exists or Redis does not answer; after "
+        "`imageprompt keys create NAME` other machines can connect within seconds",
         host=settings.host,
     )
     while True:
-        await asyncio.sleep(LOOK_SECONDS)
-        if all(server.started for server in servers) and await may_open(settings):
+        await asyncio.sleep(FIRST_KEY_POLL_SECONDS)
+        if all(server.started for server in servers) and await may_listen_publicly(settings):
             break
     for server in servers:
-        await server.open()
-    log.info("there is an API key: others can connect", host=settings.host, port=settings.port)
+        await server.listen_publicly()
+    log.info(
+        "an API key exists: other machines can connect", host=settings.host, port=settings.port
+    )
