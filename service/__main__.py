@@ -15,24 +15,42 @@ from service.core.errors import ConfigurationError
 from service.core.metrics import ApiMetrics
 from service.core.settings import Settings, load_settings
 from service.gate import is_loopback
-from service.server import Server, listen_publicly_after_first_key, may_listen_publicly
+from service.server import (
+    Server,
+    connection_capacity,
+    listen_publicly_after_first_key,
+    may_listen_publicly,
+)
 
 USAGE_ERROR = 2
+ADMIN_CONNECTIONS = 64
+"""On the port of docs, metrics and health."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service")
 
 
 def _servers(settings: Settings, stopping: asyncio.Event, *, loopback_only: bool) -> list[Server]:
     metrics = ApiMetrics()
+    capacity = connection_capacity(settings.max_connections + ADMIN_CONNECTIONS)
     server = partial(Server, loopback_only=loopback_only, grace_seconds=settings.grace_seconds)
     if settings.admin_port is None:
         app = create_app(settings, stopping, metrics=metrics)
-        return [server(app, settings.host, settings.port)]
+        return [server(app, settings.host, settings.port, max_connections=capacity)]
     clients = create_app(settings, stopping, side=Side.PUBLIC, metrics=metrics)
     operators = create_app(settings, stopping, side=Side.ADMIN, metrics=metrics)
     return [
-        server(clients, settings.host, settings.port),
-        server(operators, settings.admin_host, settings.admin_port),
+        server(
+            clients,
+            settings.host,
+            settings.port,
+            max_connections=max(1, capacity - ADMIN_CONNECTIONS),
+        ),
+        server(
+            operators,
+            settings.admin_host,
+            settings.admin_port,
+            max_connections=ADMIN_CONNECTIONS,
+        ),
     ]
 
 
