@@ -95,7 +95,7 @@ async def _serve(settings: Settings) -> bool:
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status."""
-    malloc.give_back()
+    malloc.trim_freed()
     settings = load_settings()
     logging.configure(settings.log_level, settings.log_format)
     try:

@@ -21,7 +21,7 @@ import structlog
 from pydantic import SecretStr
 
 from service.api_keys import ApiKey
-from service.core import redis_keys
+from service.core import redis_keys, scripts
 from service.core.job import Job
 from service.core.metrics import ApiMetrics
 from service.gate import ANONYMOUS
@@ -39,26 +39,6 @@ RETRY_DELAYS_SECONDS: Final = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800)
 CLAIM_SECONDS: Final = 60
 """How long a process owns an entry that it took; after that the entry is due again."""
 
-# KEYS: outbox, attempts. ARGV: limit, seconds of the claim
-_TAKE = """
-local now = tonumber(redis.call('TIME')[1])
-local taken = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
-  redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), id)
-  taken[#taken + 1] = id
-  taken[#taken + 1] = redis.call('HINCRBY', KEYS[2], id, 1)
-end
-return taken
-"""
-
-# KEYS: outbox, attempts. ARGV: job id, seconds until it is due, change of the attempts
-_POSTPONE = """
-if redis.call('ZSCORE', KEYS[1], ARGV[1]) then
-  redis.call('ZADD', KEYS[1], tonumber(redis.call('TIME')[1]) + tonumber(ARGV[2]), ARGV[1])
-  redis.call('HINCRBY', KEYS[2], ARGV[1], ARGV[3])
-end
-"""
-
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
@@ -72,8 +52,8 @@ class Outbox:
 
     def __init__(self, redis: "aioredis.Redis") -> None:
         self._redis = redis
-        self._take = redis.register_script(_TAKE)
-        self._postpone = redis.register_script(_POSTPONE)
+        self._take = redis.register_script(scripts.load("outbox_take"))
+        self._postpone = redis.register_script(scripts.load("outbox_postpone"))
 
     async def take(self, limit: int) -> list[tuple[str, int]]:
         """Claim entries that are due: (job id, number of this attempt from 1)."""
