@@ -10,15 +10,15 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from service import problems
-from service.background import repeat
-from service.context import RequestContext
 from service.core.metrics import ApiMetrics
 from service.core.settings import Settings
 from service.deadlines import Deadlines
+from service.dependencies import Services, open_services
 from service.document import describe
 from service.grace import Grace
+from service.middleware import RequestContext
+from service.periodic import repeat
 from service.routes import events, generate, health, jobs, models, pages
-from service.state import Services, open_services
 from service.sweep import Sweep
 from service.webhooks.delivery import Delivery
 from service.webhooks.sender import Sender
@@ -83,7 +83,8 @@ def create_app(
     if side is not Side.ADMIN:
         for part in (generate, jobs, events, models):
             _include(app, part.router, counted)
-        _include(app, pages.page, counted)
+        if settings.page:
+            _include(app, pages.page, counted)
     if side is not Side.PUBLIC:
         _include(app, health.router, counted)
         _include(app, pages.console, counted)
