@@ -19,17 +19,19 @@ from fastapi.responses import Response
 from service import docs_page
 from service.core.errors import NotFound
 from service.core.settings import ROOT
+from service.dependencies import Services, Use
 from service.document import describe
 
 STATIC: Final = Path(__file__).resolve().parents[1] / "static"
 EXAMPLES: Final = ROOT / "examples"
 """Pictures that the page offers to try; an installation without them offers none."""
 FORM: Final = "form.json"
-"""The schema of the form and the names of the examples; made, not stored."""
+"""What the page has to know of the service; made, not stored."""
 MEDIA_TYPES: Final[Mapping[str, str]] = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".md": "text/markdown; charset=utf-8",
     ".json": "application/json",
     ".png": "image/png",
     ".svg": "image/svg+xml",
@@ -99,10 +101,11 @@ class Site:
 
 
 @cache
-def _site() -> Site:
+def _site(*, console_here: bool) -> Site:
     """Read once, when the first request comes."""
     bodies = dict(_page_files())
-    bodies[FORM] = json.dumps(form(), separators=(",", ":")).encode()
+    known = form() | {"console": console_here}
+    bodies[FORM] = json.dumps(known, separators=(",", ":")).encode()
     version = hashlib.sha256(
         b"".join(name.encode() + body for name, body in sorted(bodies.items()))
     ).hexdigest()[:16]
@@ -112,6 +115,11 @@ def _site() -> Site:
         _of_bytes("index.html", index),
         {name: _of_bytes(name, body) for name, body in bodies.items()},
     )
+
+
+def _of(services: Services) -> Site:
+    """The page as this process serves it: with a port for operators, the console is there."""
+    return _site(console_here=services.settings.admin_port is None)
 
 
 def _page_files() -> Iterator[tuple[str, bytes]]:
@@ -146,16 +154,16 @@ def _inlined(node: Any, document: Mapping[str, Any]) -> Any:
 
 
 @page.api_route("/", methods=_METHODS)
-async def index(request: Request) -> Response:
+async def index(request: Request, services: Use) -> Response:
     """The page."""
     headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": REVALIDATE}
-    return _site().index.answer(request, headers)
+    return _of(services).index.answer(request, headers)
 
 
 @page.api_route("/static/{version}/{name:path}", methods=_METHODS)
-async def static_file(request: Request, version: str, name: str) -> Response:
+async def static_file(request: Request, services: Use, version: str, name: str) -> Response:
     """A file of the page; one of another version is not kept."""
-    site = _site()
+    site = _of(services)
     if name not in site.files:
         raise NotFound("There is nothing at this path")
     kept = FOR_GOOD if version == site.version else REVALIDATE
@@ -185,7 +193,8 @@ async def docs(request: Request) -> Response:
 
 @cache
 def _plain() -> StaticFile:
-    return _of_bytes("plain.html", docs_page.render(describe()).encode())
+    guide = (STATIC / "console" / "guide.md").read_text(encoding="utf-8")
+    return _of_bytes("plain.html", docs_page.render(describe(), guide).encode())
 
 
 @console.api_route("/docs/plain", methods=_METHODS)

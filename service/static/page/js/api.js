@@ -49,9 +49,9 @@ export async function call(path, { headers = {}, ...options } = {}) {
 
 export const getJson = async (path, options) => (await call(path, options)).json();
 
-/** Bytes of a finished picture. */
+/** Bytes of a finished picture; from the service itself, since the page may ask no other host. */
 export const getImage = async (jobId, number) =>
-  (await call(`jobs/${jobId}/images/${number}`)).blob();
+  (await call(`jobs/${jobId}/images/${number}?redirect=false`)).blob();
 
 export const cancelJob = async (jobId) =>
   (await call(`jobs/${jobId}/cancel`, { method: "POST" })).json();

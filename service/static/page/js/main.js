@@ -55,7 +55,7 @@ function useForm(schema) {
   return [state, change, setState];
 }
 
-function App({ schema, examples }) {
+function App({ schema, examples, hasConsole }) {
   const [state, change, setState] = useForm(schema);
   const [jobId, setJobId] = useState(jobInUrl);
   const [sending, setSending] = useState(false);
@@ -189,7 +189,7 @@ function App({ schema, examples }) {
     <header class="bar">
       <h1><img src=${new URL("icon.svg", assets).href} alt="" width="24" height="24" /> imageprompt</h1>
       <nav aria-label="Service">
-        <a class="button plain" href="docs">API</a>
+        ${hasConsole && html`<a class="button plain" href="docs">API</a>`}
         <${Button} icon="key" kind="plain" quiet=${apiKey() ? "API key: set" : "API key: none"} onClick=${() => setDialog({ kind: "key" })} />
         <${Theme} />
       </nav>
@@ -253,7 +253,7 @@ function Start() {
     setLoaded({});
     try {
       const [form, models] = await Promise.all([getJson(new URL("form.json", assets)), getJson("models")]);
-      setLoaded({ schema: new Schema(form.schema, models), examples: form.examples });
+      setLoaded({ schema: new Schema(form.schema, models), examples: form.examples, hasConsole: form.console });
     } catch (problem) {
       setLoaded({ problem });
     }
