@@ -8,10 +8,8 @@ is not parsed before the one ahead of it is answered.
 import asyncio
 import contextvars
 import re
-import uuid
 from dataclasses import dataclass
 from enum import Enum, auto
-from http import HTTPStatus
 from typing import Any, Final
 
 import httptools
@@ -20,9 +18,17 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service import problems
 from service.connections import Connections
-from service.core.errors import URN
+from service.http_refusals import (
+    FRAMING_TOO_LARGE,
+    HEAD_TOO_LARGE,
+    MALFORMED,
+    TOO_MANY_CONNECTIONS,
+    TOO_SLOW,
+    WRONG_HOST,
+    Refusal,
+    RefusedError,
+)
 
 _END: Final = b"\r\n\r\n"
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
@@ -76,62 +82,6 @@ class _Phase(Enum):
     """The response is complete, the request's body is not."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    """The response to what is not, or no longer, a request."""
-
-    status: HTTPStatus
-    detail: str
-
-    def render(self) -> bytes:
-        """The response with a problem document; the connection ends after it."""
-        instance = f"urn:uuid:{uuid.uuid4()}"
-        document = problems.Problem(
-            type=URN + self.status.phrase.lower().replace(" ", "-"),
-            title=self.status.phrase,
-            status=self.status,
-            detail=self.detail,
-            instance=instance,
-        )
-        body = document.model_dump_json(exclude_none=True).encode()
-        lines = [
-            f"HTTP/1.1 {self.status.value} {self.status.phrase}",
-            f"Content-Type: {problems.MEDIA_TYPE}",
-            f"Content-Length: {len(body)}",
-            f"X-Request-Id: {instance}",
-            "Connection: close",
-        ]
-        if self.status is HTTPStatus.SERVICE_UNAVAILABLE:
-            lines.append("Retry-After: 5")
-        return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-class _RefusedError(Exception):
-    """Raised to end the connection with a refusal."""
-
-    def __init__(self, refusal: _Refusal) -> None:
-        super().__init__(refusal.detail)
-        self.refusal = refusal
-
-
-_MALFORMED: Final = _Refusal(HTTPStatus.BAD_REQUEST, "The request is not well-formed HTTP/1.1")
-_HOST_WRONG: Final = _Refusal(
-    HTTPStatus.BAD_REQUEST, "The request must have exactly one well-formed Host header"
-)
-_HEAD_TOO_LARGE: Final = _Refusal(
-    HTTPStatus.BAD_REQUEST, "The request's headers are too long or too many"
-)
-_FRAMING_TOO_LARGE: Final = _Refusal(
-    HTTPStatus.BAD_REQUEST, "The chunk extensions or trailers of the body are too long"
-)
-_TOO_SLOW: Final = _Refusal(
-    HTTPStatus.REQUEST_TIMEOUT, "The request did not arrive in time; send it again"
-)
-_TOO_MANY: Final = _Refusal(
-    HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections are open; try again later"
-)
-
-
 class HttpProtocol(HttpToolsProtocol):
     """One connection. An offer to upgrade is ignored, as RFC 9110 (7.8) allows."""
 
@@ -174,7 +124,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._check_timer = self.loop.call_later(self._limits.check_seconds, self._check)
         if not self._open_connections.add(self, self.client[0] if self.client else ""):
-            self._refuse(_TOO_MANY)
+            self._refuse(TOO_MANY_CONNECTIONS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Release what the connection holds."""
@@ -216,14 +166,14 @@ class HttpProtocol(HttpToolsProtocol):
         """Start a request whose head is complete. False where it is not."""
         try:
             head = self._take_head()
-        except _RefusedError as error:
+        except RefusedError as error:
             self._refuse(error.refusal)
             return False
         if head is None:
             return False
         self._feed(head)
         if self._phase is _Phase.HEAD:  # the parser waits for something else, as after HTTP/2's PRI
-            self._refuse(_MALFORMED)
+            self._refuse(MALFORMED)
         return True
 
     def _hold_pipelined(self) -> None:
@@ -233,18 +183,18 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _take_head(self) -> bytes | None:
-        """Remove one complete head from what has come in. Raises `_RefusedError`."""
+        """Remove one complete head from what has come in. Raises `RefusedError`."""
         if self._unparsed[0] in b"\r\n":
             self._unparsed = self._unparsed.lstrip(b"\r\n")  # RFC 9112 2.2
             self._searched_bytes = 0
         end = self._unparsed.find(_END, max(0, self._searched_bytes - len(_END) + 1))
         size = end + len(_END) if end >= 0 else len(self._unparsed)
         if size > self._limits.head_bytes:
-            raise _RefusedError(_HEAD_TOO_LARGE)
+            raise RefusedError(HEAD_TOO_LARGE)
         if end < 0:
             self._searched_bytes = size
             if not _may_become_a_head(self._unparsed):
-                raise _RefusedError(_MALFORMED)
+                raise RefusedError(MALFORMED)
             return None
         head = bytes(self._unparsed[:size])
         del self._unparsed[:size]
@@ -276,35 +226,35 @@ class HttpProtocol(HttpToolsProtocol):
             self.parser.feed_data(piece)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            self._refuse(cause.refusal if isinstance(cause, _RefusedError) else _MALFORMED)
+            self._refuse(cause.refusal if isinstance(cause, RefusedError) else MALFORMED)
             return
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._refuse(_MALFORMED)
+            self._refuse(MALFORMED)
             return
         limits = self._limits
         if in_body and (
             self._framing_bytes_since_data > limits.framing_bytes
             or self._framing_bytes > 2**16 + limits.framing_ratio * self._body_bytes
         ):
-            self._refuse(_FRAMING_TOO_LARGE)
+            self._refuse(FRAMING_TOO_LARGE)
 
     # What the parser found
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header field; trailers are dropped. Raises `_RefusedError`."""
+        """Keep a header field; trailers are dropped. Raises `RefusedError`."""
         if self._in_body:
             return
         if len(self.headers) >= self._limits.header_fields:
-            raise _RefusedError(_HEAD_TOO_LARGE)
+            raise RefusedError(HEAD_TOO_LARGE)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start the request. Raises `_RefusedError`."""
+        """Start the request. Raises `RefusedError`."""
         hosts = [value for name, value in self.headers if name == b"host"]
         if hosts and (len(hosts) > 1 or not _HOST.fullmatch(hosts[0])):
-            raise _RefusedError(_HOST_WRONG)
+            raise RefusedError(WRONG_HOST)
         if not hosts and self.parser.get_http_version() == "1.1":
-            raise _RefusedError(_HOST_WRONG)
+            raise RefusedError(WRONG_HOST)
         lengths = [int(value) for name, value in self.headers if name == b"content-length"]
         chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
         self._body_bytes_left = None if chunked else sum(lengths)
@@ -359,7 +309,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._phase_seconds += seconds
         if self._phase is _Phase.HEAD:
             if self._phase_seconds > limits.head_seconds:
-                self._refuse(_TOO_SLOW if self._unparsed else None)
+                self._refuse(TOO_SLOW if self._unparsed else None)
         elif self._phase is _Phase.BODY:
             self._check_body()
         elif self._phase is _Phase.DISCARD and (
@@ -375,7 +325,7 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._phase_seconds > window:
             least = self._limits.body_bytes_per_second * window
             if self._body_bytes - self._phase_body_bytes < least:
-                self._refuse(_TOO_SLOW)
+                self._refuse(TOO_SLOW)
             else:
                 self._enter(_Phase.BODY)
 
@@ -404,9 +354,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's own hook
         """Refuse what is not HTTP."""
-        self._refuse(_MALFORMED)
+        self._refuse(MALFORMED)
 
-    def _refuse(self, refusal: _Refusal | None) -> None:
+    def _refuse(self, refusal: Refusal | None) -> None:
         """End the connection, with a response where none has begun."""
         self._unparsed.clear()
         if self.transport.is_closing():
