@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.engine.conftest import Counts, job, request
 from workers.engine import attention
 from workers.engine.engine import Engine
-from workers.engine.layers import CrossAttention, SelfAttention
+from workers.engine.models.layers import CrossAttention, SelfAttention
 
 BY_RULE, BY_TIMING = (False, True), (True, False)
 """cuDNN's (benchmark, deterministic)."""

@@ -4,9 +4,9 @@ Runs on the engine's thread between two steps. All that the steps of a job share
 """
 
 from workers.engine import schedulers
-from workers.engine.conditions import Conditioner
+from workers.engine.conditioning.control import Conditioner
+from workers.engine.conditioning.text import Encoders
 from workers.engine.determinism import by_rule
-from workers.engine.encoding import Encoders
 from workers.engine.finishing import Finisher
 from workers.engine.rows import Row, Work, start_row
 

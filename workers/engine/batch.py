@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from service.core.errors import EngineFault, JobFailed, OutOfMemory
-from workers.engine.contexts import Contexts, Place
+from workers.engine.conditioning.base import Contexts, Place
 from workers.engine.device import to_device
 from workers.engine.networks import Networks
 from workers.engine.rows import Row

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from workers.engine.attention import Context
-from workers.engine.forward import control_forward, unet_forward
-from workers.engine.loading import LoadedModel
+from workers.engine.models.forward import control_forward, unet_forward
+from workers.engine.models.unet import LoadedModel
 from workers.engine.networks import Networks
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from service.core.errors import NotFinite, OutOfMemory
-from workers.engine.loading import LoadedModel
+from workers.engine.models.unet import LoadedModel
 
 log = logging.getLogger(__name__)
 

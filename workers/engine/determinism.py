@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from workers.engine import attention
-from workers.engine.layers import CrossAttention, SelfAttention
+from workers.engine.models.layers import CrossAttention, SelfAttention
 
 
 @contextmanager

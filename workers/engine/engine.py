@@ -28,11 +28,11 @@ from workers.engine.batch import Batcher
 from workers.engine.cache import EmbeddingCache
 from workers.engine.caps import Caps
 from workers.engine.compile import CompiledNetworks
+from workers.engine.conditioning.text import Encoders
 from workers.engine.decode import Decoder
 from workers.engine.determinism import find_the_fastest
-from workers.engine.encoding import Encoders
 from workers.engine.finishing import Finisher
-from workers.engine.loading import LoadedModel, load_model
+from workers.engine.models.unet import LoadedModel, load_model
 from workers.engine.networks import Networks
 from workers.engine.previews import Previews
 from workers.engine.rows import Work, now

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from service.core.errors import UnservableRequest
 from service.core.params import GenerateRequest
-from workers.engine import crop
 from workers.engine.api import EngineJob
 from workers.engine.cache import Embedding, EmbeddingCache, image_fingerprint, text_fingerprint
-from workers.engine.loading import LoadedAdapter, LoadedModel
+from workers.engine.conditioning import image_prompt
+from workers.engine.models.unet import LoadedAdapter, LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def _image(job: EngineJob, index: int, adapter: LoadedAdapter, cache: EmbeddingC
     found = cache.get(key, {"embedding": adapter.embedding_shape}, encoder.model.dtype)
     if found is not None:
         return ImageInput(key, prompt.weight, found, None)
-    picture = crop.square(job.load_image(index), request.crop, encoder.size)
+    picture = image_prompt.square(job.load_image(index), request.crop, encoder.size)
     pixels: Tensor = encoder.processor(picture, return_tensors="pt").pixel_values
     return ImageInput(key, prompt.weight, None, pixels)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from workers.engine.attention import Context
 from workers.engine.determinism import by_rule
-from workers.engine.forward import control_forward, unet_forward
-from workers.engine.loading import LoadedModel
+from workers.engine.models.forward import control_forward, unet_forward
+from workers.engine.models.unet import LoadedModel
 
 
 class Networks:

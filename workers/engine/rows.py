@@ -14,9 +14,9 @@ from torch import Tensor
 
 from workers.engine import schedulers
 from workers.engine.api import EngineJob, Listener
-from workers.engine.conditions import NEGATIVE, POSITIVE, Conditions
+from workers.engine.conditioning.control import NEGATIVE, POSITIVE, Conditions
 from workers.engine.inputs import Inputs
-from workers.engine.loading import LoadedModel
+from workers.engine.models.unet import LoadedModel
 from workers.engine.ticket import EngineTicket
 
 Group = tuple[str, int, int, str]

@@ -18,7 +18,7 @@ from workers.engine.api import EngineJob
 from workers.engine.batch import Batcher
 from workers.engine.cache import EmbeddingCache
 from workers.engine.decode import Decoder
-from workers.engine.loading import LoadedModel
+from workers.engine.models.unet import LoadedModel
 from workers.engine.rows import Row, Work, now
 from workers.engine.silent import Silent
 from workers.engine.ticket import EngineTicket

@@ -13,7 +13,7 @@ from workers.engine.api import Observer
 from workers.engine.cache import Embedding, EmbeddingCache
 from workers.engine.device import to_device
 from workers.engine.inputs import Inputs, TextInput
-from workers.engine.loading import LoadedAdapter, LoadedModel
+from workers.engine.models.unet import LoadedAdapter, LoadedModel
 
 
 @dataclass(frozen=True, slots=True)

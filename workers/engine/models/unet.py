@@ -16,10 +16,10 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from service.core.catalog import Adapter, BlockScales, ModelEntry, Source
 from service.core.errors import ConfigurationError
-from workers.engine import checks, files
 from workers.engine.attention import Kernel
-from workers.engine.checks import BASE_TOKENS
-from workers.engine.layers import CrossAttention, image_memory, install
+from workers.engine.models import checks, hub
+from workers.engine.models.checks import BASE_TOKENS
+from workers.engine.models.layers import CrossAttention, image_memory, install
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,7 +161,7 @@ def load_model(
     for control_name, source in entry.controlnets.items():
         on_stage(f"loading {name}: ControlNet {control_name}")
         controlnets[control_name] = _controlnet(source, pipe.unet, dtype, kernel)
-    text = files.fingerprint(
+    text = hub.fingerprint(
         pipe.text_encoder, pipe.text_encoder_2, tokenizers=(pipe.tokenizer, pipe.tokenizer_2)
     )
     model = LoadedModel(name, entry, pipe, layers, adapters, controlnets, text, device, dtype)
@@ -170,13 +170,13 @@ def load_model(
 
 
 def _base(name: str, entry: ModelEntry, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    files.check_folder(entry.base, f"the base of {name}")
+    hub.check_folder(entry.base, f"the base of {name}")
     if entry.base.subfolder is not None:
         raise ConfigurationError(f"the base of {name} has a `subfolder`; a pipeline has none")
-    files.find(entry.base, "model_index.json")
-    arguments = files.loader_arguments(entry.base) | {"dtype": dtype}
+    hub.find(entry.base, "model_index.json")
+    arguments = hub.loader_arguments(entry.base) | {"dtype": dtype}
     if entry.vae is not None:
-        files.check_folder(entry.vae, f"the VAE of {name}")
+        hub.check_folder(entry.vae, f"the VAE of {name}")
         arguments["vae"] = _loaded(AutoencoderKL, entry.vae, dtype)
     return _from_pretrained(
         StableDiffusionXLPipeline, entry.base, arguments | {"add_watermarker": False}
@@ -191,12 +191,12 @@ def _adapter(
     dtype: torch.dtype,
 ) -> LoadedAdapter:
     subfolder = adapter.subfolder or ""
-    name = files.name_of(adapter, subfolder, adapter.weight_name)
+    name = hub.name_of(adapter, subfolder, adapter.weight_name)
     if not adapter.weight_name.endswith(".safetensors"):
         raise ConfigurationError(f"adapter file {name} is not a .safetensors file")
-    header = checks.read_adapter(files.find(adapter, subfolder, adapter.weight_name), name)
-    source = files.encoder_source(adapter)
-    encoder_name = files.name_of(source, source.subfolder or "")
+    header = checks.read_adapter(hub.find(adapter, subfolder, adapter.weight_name), name)
+    source = hub.encoder_source(adapter)
+    encoder_name = hub.name_of(source, source.subfolder or "")
     if encoder_name not in encoders:
         encoders[encoder_name] = _encoder(source, dtype)
     encoder = encoders[encoder_name]
@@ -237,30 +237,30 @@ def _scale_blocks(pipe: StableDiffusionXLPipeline, scales: BlockScales, name: st
 
 
 def _encoder(source: Source, dtype: torch.dtype) -> ImageEncoder:
-    files.find(source, source.subfolder or "", "config.json")
+    hub.find(source, source.subfolder or "", "config.json")
     model = _loaded(CLIPVisionModelWithProjection, source, dtype)
     size = model.config.image_size
     processor = CLIPImageProcessor(size=size, crop_size=size)
-    return ImageEncoder(model, processor, size, files.fingerprint(model))
+    return ImageEncoder(model, processor, size, hub.fingerprint(model))
 
 
 def _controlnet(source: Source, unet: Any, dtype: torch.dtype, kernel: Kernel) -> LoadedControlNet:
-    name = files.name_of(source, source.subfolder or "")
-    files.check_folder(source, "a ControlNet")
+    name = hub.name_of(source, source.subfolder or "")
+    hub.check_folder(source, "a ControlNet")
     model = _loaded(ControlNetModel, source, dtype)
     checks.check_controlnet(model, name, unet)
     return LoadedControlNet(model, install(model, kernel, name=name))
 
 
 def _loaded(kind: Any, source: Source, dtype: torch.dtype) -> Any:
-    return _from_pretrained(kind, source, files.loader_arguments(source) | {"dtype": dtype})
+    return _from_pretrained(kind, source, hub.loader_arguments(source) | {"dtype": dtype})
 
 
 def _from_pretrained(kind: Any, source: Source, arguments: dict[str, Any]) -> Any:
     try:
         return kind.from_pretrained(source.location, **arguments)
     except (OSError, ValueError, KeyError) as error:
-        name = files.name_of(source, source.subfolder or "")
+        name = hub.name_of(source, source.subfolder or "")
         raise ConfigurationError(f"{kind.__name__} could not be loaded from {name}: {error}") from (
             error
         )

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 
 from workers.engine.attention import Context
-from workers.engine.conditions import Conditions, ControlConditions
+from workers.engine.conditioning.control import Conditions, ControlConditions
 from workers.engine.rows import Row
 
 KEPT: Final = 4

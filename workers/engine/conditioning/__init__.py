@@ -1,0 +1,1 @@
+"""The ways to steer a row, one file for each."""
