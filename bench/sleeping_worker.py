@@ -106,7 +106,8 @@ class SleepingEngine:
             self._jobs.remove(sleeper)
         if not sleeper.future.done():
             try:
-                colour = sleeper.job.load_image(0).resize((1, 1)).getpixel((0, 0))
+                upload = sleeper.job.read(request.images[0].key)
+                colour = upload.resize((1, 1)).getpixel((0, 0))
             except JobFailed as error:
                 sleeper.future.set_exception(error)
                 return

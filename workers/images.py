@@ -1,24 +1,71 @@
-"""Finished pictures as files that carry the parameters they were made with.
+"""The pictures of a job: uploads read from storage, and finished pictures encoded as files.
 
-PNG: a text chunk named `imageprompt`. JPEG and WebP: EXIF UserComment. Both hold the JSON of
-`parameters`, from which the picture can be made again. There is no job id and no time in it, so
-that the same request gives the same bytes.
+A finished picture carries the parameters that it was made with, as the JSON of `parameters`: a PNG
+in a text chunk named `imageprompt`, a JPEG or WebP in the UserComment of its EXIF data. From it the
+picture can be made again. It holds no job id and no time, so that the same request gives the same
+bytes.
 """
 
 import hashlib
 import io
 import json
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+from threading import Event
 from typing import Any, Final
 
-from PIL import ExifTags
+import structlog
+from PIL import ExifTags, UnidentifiedImageError
 from PIL.Image import Exif, Image
+from PIL.Image import open as open_image
 from PIL.PngImagePlugin import PngInfo
 
+from service.core.errors import InputLost, StorageFailed
 from service.core.params import GenerateRequest, OutputFormat
+from service.core.storage import ObjectMissing, Storage, StorageError
+from workers import retry
+
+logger = structlog.get_logger(__name__)
+
+STORAGE_RETRY_SECONDS: Final = 300.0
+"""How long reads and writes of the storage are retried before the attempt fails."""
 
 TEXT_CHUNK: Final = "imageprompt"
 _ASCII: Final = b"ASCII\0\0\0"  # EXIF 2.32, 4.6.5: the character code of a UserComment
+
+
+def read_upload(storage: Storage, key: str, *, interrupt: Event) -> Image:
+    """Read one upload of a job as RGB, with retries while the storage does not answer.
+
+    `interrupt` ends the retries: the job is no longer wanted here. Raises `InputLost` where the
+    object is gone or damaged, `StorageFailed` after `STORAGE_RETRY_SECONDS` or an interrupt.
+    """
+    name = PurePosixPath(key).stem
+
+    def note(error: Exception) -> None:
+        logger.warning("storage does not answer", key=key, cause=str(error))
+
+    def get() -> bytes:
+        try:
+            return storage.get(key)
+        except ObjectMissing:
+            raise InputLost(f"The upload {name} is no longer in storage.") from None
+
+    try:
+        data = retry.persist(
+            get,
+            StorageError,
+            interrupt=interrupt,
+            patience_seconds=STORAGE_RETRY_SECONDS,
+            on_error=note,
+        )
+        return open_image(io.BytesIO(data)).convert("RGB")
+    except StorageError:
+        raise StorageFailed(f"The upload {name} could not be read from storage.") from None
+    except retry.Interrupted:
+        raise StorageFailed(f"Reading the upload {name} was interrupted.") from None
+    except (UnidentifiedImageError, OSError):
+        raise InputLost(f"The upload {name} is damaged in storage.") from None
 
 
 @dataclass(frozen=True, slots=True)

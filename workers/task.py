@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from threading import Event
 from typing import Final, TypeVar
 from uuid import uuid4
@@ -27,7 +28,6 @@ from service.core.transitions import Claim, Transitions
 from workers import images, retry
 from workers.eligibility import PAUSE_SECONDS, Elsewhere
 from workers.engine.api import Canceled, EngineDied, EngineJob, EngineResult, Listener, Ticket
-from workers.inputs import PATIENCE_SECONDS, Inputs
 from workers.isolation import Isolation
 from workers.progress import Reporter
 
@@ -123,14 +123,14 @@ class _Generation:
                 }
             )
             began = time.monotonic()
-            images = self._upload(job, result)
+            stored = self._upload(job, result)
             metrics = metrics.model_copy(
                 update={
                     "upload_seconds": time.monotonic() - began,
                     "total_seconds": max(0.0, time.time() - job.created_at),
                 }
             )
-            return self._succeed(job, images, metrics)
+            return self._succeed(job, stored, metrics)
         except (Canceled, retry.Interrupted):
             return self._stopped()
         except EngineDied:
@@ -154,12 +154,10 @@ class _Generation:
     def _pictures(self, job: Job) -> EngineResult:
         shared = self._shared
         dropped = Event()
-        inputs = Inputs(shared.storage, job.request, interrupt=dropped)
+        read = partial(images.read_upload, shared.storage, interrupt=dropped)
         following = shared.reporter.follow(self._claim)
         try:
-            ticket = shared.submit(
-                EngineJob(job.id, job.request, inputs.image, inputs.control()), following
-            )
+            ticket = shared.submit(EngineJob(job.id, job.request, read), following)
             following.ticket = ticket
             while True:
                 try:
@@ -188,7 +186,7 @@ class _Generation:
                     ),
                     StorageError,
                     interrupt=self._let_go,
-                    patience_seconds=PATIENCE_SECONDS,
+                    patience_seconds=images.STORAGE_RETRY_SECONDS,
                     on_error=note,
                 )
             except StorageError:

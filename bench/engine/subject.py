@@ -82,7 +82,7 @@ class Subject:
             scheduler=entry.defaults.scheduler,
             seed=seed,
         )
-        return EngineJob(f"bench-{seed}", request, lambda _index: picture, lambda: picture)
+        return EngineJob(f"bench-{seed}", request, lambda _key: picture)
 
     def mixed(self) -> list[EngineJob]:
         """Jobs of a mixed load: steps, sizes and ControlNet drawn once and for all."""

@@ -43,9 +43,7 @@ def job(catalog: Catalog, number: int) -> EngineJob:
         seed=number,
     )
     colour = (number * 37 % 256, 120, 200)
-    return EngineJob(
-        str(number), request, load_image=lambda _: Image.new("RGB", (256, 256), colour)
-    )
+    return EngineJob(str(number), request, lambda _key: Image.new("RGB", (256, 256), colour))
 
 
 def measure(engine: Engine, catalog: Catalog, *, slots: int) -> Device:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import numpy as np
@@ -145,9 +145,15 @@ def control_map() -> Image.Image:
     return noise(SIZE, 99)
 
 
+def read(key: str) -> Image.Image:
+    """The upload under a key of `request`."""
+    name = PurePosixPath(key).stem
+    return control_map() if name == "map" else picture(int(name))
+
+
 def job(wanted: GenerateRequest, name: str = "job") -> EngineJob:
     """A job whose uploads are at hand."""
-    return EngineJob(name, wanted, picture, control_map if wanted.control else None)
+    return EngineJob(name, wanted, read)
 
 
 class Rows:

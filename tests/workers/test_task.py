@@ -222,7 +222,7 @@ def test_lost_upload_ends_the_job(add_job, read, storage, engine: FakeEngine, st
 
     def load(engine_job):
         try:
-            engine_job.load_image(0)
+            engine_job.read(engine_job.request.images[0].key)
         except InputLost as error:  # as the engine does
             return error
 

@@ -21,17 +21,16 @@ class EngineDied(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EngineJob:
-    """One job with its pixels at hand but not yet read.
+    """One job and a way to its uploads.
 
-    `load_image(i)` reads image prompt i as RGB; it is called only where no cached embedding
-    serves. `load_control()` reads the ControlNet map as RGB. Both may raise `JobFailed`; both are
-    called on a thread of the engine's own, never on the one that owns the GPU.
+    `read(key)` reads one upload, by its key in `request`, as RGB; it is called only for uploads
+    that are needed, so not where a cached embedding serves. It may raise `JobFailed` and is called
+    on one of the engine's input threads, never on the one that owns the GPU.
     """
 
     id: str
     request: GenerateRequest
-    load_image: Callable[[int], Image]
-    load_control: Callable[[], Image] | None = None
+    read: Callable[[str], Image]
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,8 @@ def job(
         scheduler=defaults.scheduler,
         seed=seed,
     )
-    return EngineJob("warm-up", request, lambda _index: picture, lambda: noise(64, seed))
+    uploads = {"inputs/warm-up/0.png": picture, "inputs/warm-up/1.png": noise(64, seed)}
+    return EngineJob("warm-up", request, uploads.__getitem__)
 
 
 def noise(side: int, seed: int) -> Image.Image:
