@@ -19,11 +19,11 @@ import torch
 from service.core.catalog import load_catalog
 from service.core.settings import load_settings
 from workers.engine import attention
-from workers.engine.models import unet
+from workers.engine.models import sdxl
 
 catalog = load_catalog(load_settings().models)
 for name, entry in catalog.models.items():
-    unet.load_model(
+    sdxl.load(
         name, entry, device=torch.device("cpu"), kernel=attention.sdpa, on_stage=print
     )
 """

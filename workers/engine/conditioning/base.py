@@ -1,114 +1,161 @@
-"""What the rows of a batch attend to, joined from what each job brought along.
+"""What every way to steer a row has in common.
 
-Joined only when the membership of a batch changes, not at each step.
+A way is a subclass of `Conditioning` in a file of its own and a line in `conditioning/__init__.py`.
+Its hooks run in this order: `check` and `gather` on an input thread, `prepare` once a job on the
+engine's thread, `join` when the membership of a batch changes, `act` at each step.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, TypeVar
 
 import torch
+from torch import Tensor
 
+from service.core.params import GenerateRequest
+from workers.engine.api import EngineJob
 from workers.engine.attention import Context
-from workers.engine.conditioning.control import Conditions, ControlConditions
-from workers.engine.rows import Row
+from workers.engine.cache import Embedding, EmbeddingCache
+from workers.engine.compile import Networks
+from workers.engine.models.base import Model
 
+T = TypeVar("T")
+
+UNCONDITIONAL, CONDITIONAL = 0, 1
+"""The two branches of a guided row. Without guidance only the second exists."""
 KEPT: Final = 4
-"""Joined contexts remembered for a model: long rows and short ones, UNet and ControlNet."""
+"""Joined tensors remembered for a model: of several batches, UNet and ControlNets."""
+
+Gathered = Mapping[str, Any]
+"""What `gather` returned, by the name of the way."""
+
+
+@dataclass(slots=True)
+class Preparation:
+    """A job while its conditions are computed, with what earlier ways leave for later ones.
+
+    `timesteps` are the sampler's, `(steps,)`, on the device.
+    """
+
+    request: GenerateRequest
+    model: Model
+    timesteps: Tensor
+    text: Embedding = field(default_factory=dict)
+    """Encoded text, `(branches, ...)` each."""
+    fresh: list[tuple[EmbeddingCache, str, Embedding]] = field(default_factory=list)
+    """Embeddings that were computed for this job, for the shared store."""
+
+    @property
+    def branches(self) -> int:
+        """2 with guidance, else 1."""
+        return 2 if self.request.guided else 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.request.height, self.request.width
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conditions:
+    """All that steers the rows of one job, which share it.
+
+    `states` holds what each way's `prepare` returned, by its name; `guided` tells for each step
+    whether the unconditional branch runs. No two conditions have the same `number`.
+    """
+
+    number: int
+    states: Mapping[str, Any]
+    branches: int
+    guided: tuple[bool, ...]
+    guidance_scale: float
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One side of one row in a batch."""
+class BatchEntry:
+    """One branch of one row at its next step."""
 
-    row: Row
-    side: int
-
-    @property
-    def conditions(self) -> Conditions:
-        """What steers it."""
-        return self.row.conditions
+    conditions: Conditions
+    branch: int
+    step: int
 
     @property
     def index(self) -> int:
-        """Where its side stands in tensors with the job's sides first."""
-        return self.row.conditions.index(self.side)
-
-    @property
-    def control(self) -> ControlConditions:
-        """Its ControlNet's share; only for places that a map acts on."""
-        control = self.row.conditions.control
-        assert control is not None, "asked for the ControlNet of a row that has none"
-        return control
-
-    @property
-    def acting(self) -> str | None:
-        """The ControlNet that acts on it at its next step."""
-        control = self.row.conditions.control
-        return control.name if control is not None and control.active[self.row.step] else None
+        """Index of its branch in tensors whose first dimension is `branches`."""
+        return self.branch if self.conditions.branches > 1 else 0
 
     @property
     def key(self) -> tuple[int, int]:
-        """Places with one key attend to the same."""
-        return (self.row.conditions.number, self.side)
+        """Equal for entries of one job and branch."""
+        return self.conditions.number, self.branch
 
 
-class Contexts:
-    """Remembers the contexts that were joined last."""
+class JoinMemo:
+    """Remembers what was joined last, so that it is joined once for each membership of a batch."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, Context] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def unet(self, places: Sequence[Place]) -> Context:
-        """What the UNet's rows attend to."""
-        return self._get("", places, join)
-
-    def control(self, name: str, places: Sequence[Place]) -> Context:
-        """What the rows of the ControlNet called `name` attend to."""
-        return self._get(
-            name, places, lambda them: Context(torch.stack([p.control.text[p.index] for p in them]))
-        )
-
-    def clear(self) -> None:
-        """Forget all, to free their memory."""
-        self._kept.clear()
-
-    def _get(
-        self, net: str, places: Sequence[Place], make: Callable[[Sequence[Place]], Context]
-    ) -> Context:
-        key = (net, *(place.key for place in places))
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value kept under `key`, or what `make` returns."""
         if key not in self._kept:
-            self._kept[key] = make(places)
+            self._kept[key] = make()
         self._kept.move_to_end(key)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
-        return self._kept[key]
+        value: T = self._kept[key]
+        return value
+
+    def clear(self) -> None:
+        """Forget everything, to free its memory."""
+        self._kept.clear()
 
 
-def join(places: Sequence[Place]) -> Context:
-    """Join what places of different jobs attend to into one context.
+@dataclass(slots=True)
+class Forward:
+    """One forward pass while it is put together.
 
-    Rows with fewer image tokens than others are padded behind a bias of minus infinity; rows
-    without an image prompt see zeros and have lambda 0.
+    `entries` are those of the batch, the last one repeated up to a batch size that the networks
+    are compiled for; only the first `count` matter. `sample` is `(entries, channels, h, w)`.
     """
-    text = torch.stack([place.conditions.text[place.index] for place in places])
-    images = [place.conditions.image for place in places]
-    counts = [0 if image is None else image.shape[1] for image in images]
-    longest = max(counts)
-    if longest == 0:
-        return Context(text)
-    image = text.new_zeros(len(places), longest, text.shape[2])
-    scale = text.new_zeros(len(places), len(places[0].conditions.scale))
-    bias = text.new_full((len(places), longest), -torch.inf)
-    for position, (place, own, count) in enumerate(zip(places, images, counts, strict=True)):
-        bias[position, : max(count, 1)] = 0
-        if own is None:
-            continue
-        image[position, :count] = own[place.index]
-        scale[position] = place.conditions.scale
-        if place.conditions.bias is not None:
-            bias[position, :count] = place.conditions.bias
-    weighted = any(place.conditions.bias is not None for place in places)
-    plain = not weighted and all(count in (0, longest) for count in counts)
-    return Context(text, image, scale, None if plain else bias)
+
+    networks: Networks
+    memo: JoinMemo
+    entries: Sequence[BatchEntry]
+    count: int
+    sample: Tensor
+    context: Context
+    emb: Tensor = field(default_factory=lambda: torch.empty(0))
+    residuals: list[Tensor] | None = None
+
+
+class Conditioning:
+    """One way to steer a row. Each hook's default does nothing; a way overrides what it needs."""
+
+    name: ClassVar[str]
+    """Its key in `Gathered` and `Conditions.states`."""
+
+    def check(self, request: GenerateRequest, model: Model) -> None:
+        """Raise `UnservableRequest` where `model` cannot do what is asked."""
+
+    def gather(self, job: EngineJob, model: Model) -> Any:
+        """Look up and read what the job needs; runs no network. Raises what `job.read` raises."""
+
+    def prepare(self, job: Preparation, gathered: Any) -> Any:
+        """Compute what does not depend on the step: the way's part of `Conditions.states`."""
+
+    def key(self, entry: BatchEntry) -> Hashable:
+        """What else, beside job and branch, the result of `join` depends on at this step."""
+
+    def join(self, entries: Sequence[BatchEntry], context: Context) -> Context:  # noqa: ARG002 (a hook)
+        """Add what the entries attend to to `context`; remembered while all keys stay the same."""
+        return context
+
+    def act(self, forward: Forward) -> None:
+        """Change the forward pass of this step."""
+
+
+def state(entry: BatchEntry, way: type[Conditioning]) -> Any:
+    """What `way` prepared for an entry's job; None where it has no part in it."""
+    return entry.conditions.states.get(way.name)

@@ -1,155 +1,129 @@
-"""What steers a job's rows, computed once when the job is admitted and never at a step.
+"""Control maps: ControlNets that act in a part of the denoising."""
 
-Keys and values of every layer for text and image, time embeddings of all steps, the ControlNet's
-share. The rows of one job are steered alike and hold this together.
-"""
-
-import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+from service.core.errors import UnservableRequest
 from service.core.params import GenerateRequest
-from workers.engine.conditioning.text import Encoded
+from workers.engine.api import EngineJob
+from workers.engine.attention import Context
+from workers.engine.conditioning.base import (
+    Conditioning,
+    Forward,
+    Preparation,
+    state,
+)
 from workers.engine.device import to_device
-from workers.engine.inputs import Inputs
-from workers.engine.models.forward import embed_map, time_embeddings
-from workers.engine.models.layers import text_memory
-from workers.engine.models.unet import LoadedAdapter, LoadedModel
-
-NEGATIVE, POSITIVE = 0, 1
-"""The two sides of a row. Without guidance only the second exists."""
+from workers.engine.models.base import ControlNet, Model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ControlConditions:
-    """A job's ControlNet: its name, its own text memory and time embeddings, the embedded map.
+class ControlState:
+    """One map of a job for the ControlNet `name`.
 
-    `active` tells for each step whether the map acts.
+    `kv` and `emb` are its own text K/V `(branches, tokens, width)` and time embeddings
+    `(branches, steps, width)`; `hint` is the embedded map. `active` tells for each step whether
+    the map acts.
     """
 
     name: str
-    text: Tensor
+    kv: Tensor
     emb: Tensor
     hint: Tensor
     scale: float
     active: tuple[bool, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Conditions:
-    """All that steers a job's rows. First dimension of tensors: the sides that the job has.
+class ControlMaps(Conditioning):
+    """The control map of a job."""
 
-    `text` `(sides, tokens, width)`, `emb` `(sides, steps, width)`, `image`
-    `(sides, image tokens, width)` or None, `bias` `(image tokens,)` or None where all image
-    prompts weigh the same, `scale` `(layers,)`: lambda. `guided` tells for each step whether the
-    negative side runs.
-    """
+    name = "control_maps"
 
-    number: int
-    """No two conditions have the same."""
-    text: Tensor
-    emb: Tensor
-    image: Tensor | None
-    bias: Tensor | None
-    scale: Tensor
-    guided: tuple[bool, ...]
-    guidance_scale: float
-    control: ControlConditions | None
-
-    def index(self, side: int) -> int:
-        """Where a side stands in the first dimension."""
-        return side if len(self.text) > 1 else 0
-
-
-class Conditioner:
-    """Makes `Conditions`; remembers each adapter's memory of no image."""
-
-    def __init__(self) -> None:
-        self._nothing: dict[LoadedAdapter, Tensor] = {}
-        self._numbers = itertools.count()
-
-    def make(
-        self,
-        request: GenerateRequest,
-        model: LoadedModel,
-        inputs: Inputs,
-        encoded: Encoded,
-        timesteps: Tensor,
-    ) -> Conditions:
-        """Conditions of a job whose sampler visits `timesteps`, `(steps,)`."""
-        sides = [encoded.negative, encoded.positive] if request.guided else [encoded.positive]
-        tokens = torch.cat([side.tokens for side in sides])
-        pooled = torch.cat([side.pooled for side in sides])
-        size = (request.height, request.width)
-        sizes = torch.tensor([*size, 0, 0, *size], dtype=model.dtype)
-        time_ids = to_device(sizes, model.device)
-        times = to_device(timesteps, model.device)
-        adapter = model.adapters[request.adapter]
-        return Conditions(
-            number=next(self._numbers),
-            text=text_memory(model.layers, tokens),
-            emb=time_embeddings(model.unet, times, pooled, time_ids),
-            image=self._image(model, adapter, encoded.images, len(sides)),
-            bias=_bias([image.weight for image in inputs.images], model, adapter),
-            scale=request.ip_scale
-            * to_device(torch.tensor(adapter.scales), model.device, model.dtype),
-            guided=tuple(request.guided_at(step) for step in range(request.steps)),
-            guidance_scale=request.guidance_scale,
-            control=self._control(request, model, inputs, tokens, pooled, times, time_ids),
-        )
-
-    def _image(
-        self, model: LoadedModel, adapter: LoadedAdapter, images: Tensor | None, sides: int
-    ) -> Tensor | None:
-        if images is None:
-            return None
-        memory = adapter.memory(images.to(model.dtype)).flatten(0, 1)[None]
-        if sides == 1:
-            return memory
-        nothing = self._memory_of_nothing(model, adapter)
-        return torch.cat([nothing.repeat(1, len(images), 1), memory])
-
-    def _memory_of_nothing(self, model: LoadedModel, adapter: LoadedAdapter) -> Tensor:
-        if adapter not in self._nothing:
-            side = adapter.encoder.size
-            pixels = torch.zeros(1, 3, side, side, dtype=model.dtype, device=model.device)
-            self._nothing[adapter] = adapter.memory(adapter.nothing(pixels))
-        return self._nothing[adapter]
-
-    def _control(
-        self,
-        request: GenerateRequest,
-        model: LoadedModel,
-        inputs: Inputs,
-        tokens: Tensor,
-        pooled: Tensor,
-        times: Tensor,
-        time_ids: Tensor,
-    ) -> ControlConditions | None:
+    def check(self, request: GenerateRequest, model: Model) -> None:
+        """The ControlNet must be loaded."""
         control = request.control
-        if control is None or inputs.control is None:
+        if control is not None and control.type not in model.controlnets:
+            raise UnservableRequest(f"`control_type` {control.type} is not served by this worker")
+
+    def gather(self, job: EngineJob, model: Model) -> Tensor | None:
+        """Read the map, `(1, 3, height, width)` in 0 to 1."""
+        request = job.request
+        if request.control is None:
             return None
-        loaded = model.controlnets[control.type]
-        steps = request.steps
-        return ControlConditions(
+        # As in diffusers' ControlNet pipelines.
+        processor = VaeImageProcessor(
+            vae_scale_factor=model.scale_factor, do_convert_rgb=True, do_normalize=False
+        )
+        picture: Tensor = processor.preprocess(
+            job.read(request.control.key), height=request.height, width=request.width
+        )
+        return picture.to(torch.float32)
+
+    def prepare(self, job: Preparation, gathered: Tensor | None) -> ControlState | None:
+        """Embed the map; K and V of the text and time embeddings for the ControlNet."""
+        control, model = job.request.control, job.model
+        if control is None or gathered is None:
+            return None
+        net: ControlNet = model.controlnets[control.type]
+        steps = job.request.steps
+        return ControlState(
             name=control.type,
-            text=text_memory(loaded.layers, tokens),
-            emb=time_embeddings(loaded.model, times, pooled, time_ids),
-            hint=embed_map(loaded.model, to_device(inputs.control, model.device, model.dtype)),
+            kv=net.text_kv(job.text),
+            emb=net.time_embeddings(job.timesteps, job.text, job.size),
+            hint=net.embed_map(to_device(gathered, model.device, model.dtype)),
             scale=control.scale,
-            # As in diffusers' pipeline: a step acts where all of it lies in the window.
+            # As in diffusers' pipeline: a step is active where all of it lies in the window.
             active=tuple(
                 step / steps >= control.start and (step + 1) / steps <= control.end
                 for step in range(steps)
             ),
         )
 
+    def act(self, forward: Forward) -> None:
+        """Residuals for the whole batch; zeros for entries on which no map acts."""
+        active: dict[str, list[int]] = {}
+        for position, entry in enumerate(forward.entries[: forward.count]):
+            own: ControlState | None = state(entry, ControlMaps)
+            if own is not None and own.active[entry.step]:
+                active.setdefault(own.name, []).append(position)
+        for name, positions in sorted(active.items()):
+            self._add(forward, name, positions)
 
-def _bias(weights: list[float], model: LoadedModel, adapter: LoadedAdapter) -> Tensor | None:
-    if len(set(weights)) <= 1:
-        return None
-    relative = torch.tensor(weights) / max(weights)
-    tokens = adapter.tokens
-    return to_device(relative.log().repeat_interleave(tokens), model.device, model.dtype)
+    def _add(self, forward: Forward, name: str, positions: list[int]) -> None:
+        parts = _residuals(forward, name, positions)
+        sample = forward.sample
+        if len(positions) == len(sample):
+            forward.residuals = parts
+            return
+        if forward.residuals is None:
+            forward.residuals = [part.new_zeros(len(sample), *part.shape[1:]) for part in parts]
+        index = to_device(torch.tensor(positions), sample.device)
+        for whole, part in zip(forward.residuals, parts, strict=True):
+            whole.index_copy_(0, index, part[: len(positions)])
+
+
+def _residuals(forward: Forward, name: str, positions: Sequence[int]) -> list[Tensor]:
+    """The residuals of one ControlNet for the entries at `positions`, perhaps padded."""
+    sample = forward.sample
+    count = forward.networks.padded(len(positions), *sample.shape[-2:])
+    padded = [*positions, *[positions[-1]] * (count - len(positions))]
+    entries = [forward.entries[position] for position in padded]
+    states: list[ControlState] = [state(entry, ControlMaps) for entry in entries]
+    pairs = list(zip(entries, states, strict=True))
+    context = forward.memo.get(
+        (name, *(entry.key for entry in entries)),
+        lambda: Context(torch.stack([own.kv[entry.index] for entry, own in pairs])),
+    )
+    scale = torch.tensor([own.scale for own in states], dtype=sample.dtype)
+    return forward.networks.control(
+        name,
+        sample.index_select(0, to_device(torch.tensor(padded), sample.device)),
+        torch.stack([own.emb[entry.index, entry.step] for entry, own in pairs]),
+        context,
+        torch.cat([own.hint for own in states]),
+        to_device(scale, sample.device),
+    )

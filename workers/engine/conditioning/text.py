@@ -1,112 +1,101 @@
-"""The encoders' part of a job: texts and image prompts to embeddings, on the device.
+"""Text: prompt and negative prompt, encoded once and cached; the time embeddings go with it."""
 
-Called by the engine's thread between steps, for what no cache had. The texts go through
-diffusers' own `encode_prompt`, the images as in its `encode_image`.
-"""
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from workers.engine.api import Observer
-from workers.engine.cache import Embedding, EmbeddingCache
+from workers.engine.api import EngineJob
+from workers.engine.attention import Context
+from workers.engine.cache import Embedding, EmbeddingCache, text_fingerprint
+from workers.engine.conditioning.base import (
+    BatchEntry,
+    Conditioning,
+    Forward,
+    Preparation,
+    state,
+)
 from workers.engine.device import to_device
-from workers.engine.inputs import Inputs, TextInput
-from workers.engine.models.unet import LoadedAdapter, LoadedModel
+from workers.engine.models.base import Model
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """One encoded text: `tokens` `(1, tokens, dim)` and `pooled` `(1, dim)`, on the device."""
+class TextInput:
+    """One text and its cached embedding; None where it must be encoded."""
 
-    tokens: Tensor
-    pooled: Tensor
-
-    @classmethod
-    def zeros(cls, like: "Text") -> "Text":
-        """What SDXL takes for an absent negative prompt."""
-        return cls(torch.zeros_like(like.tokens), torch.zeros_like(like.pooled))
+    key: str
+    text: str
+    embedding: Embedding | None
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """The embeddings of a job on the device.
+class TextInputs:
+    """`negative` is None without guidance, and where zeros stand for the empty text."""
 
-    `images` are the encoder's outputs, `(images, ...)`, `None` without an image prompt; `fresh`
-    are the ones that were made just now, by key, for the shared store.
-    """
-
-    positive: Text
-    negative: Text
-    images: Tensor | None
-    fresh: tuple[tuple[EmbeddingCache, str, Embedding], ...]
+    positive: TextInput
+    negative: TextInput | None
 
 
-class Encoders:
-    """Runs text and image encoders of loaded models and fills the caches."""
+@dataclass(frozen=True, slots=True, eq=False)
+class TextState:
+    """`kv` is `(branches, tokens, width)`, `emb` `(branches, steps, width)`."""
 
-    def __init__(
-        self, *, images: EmbeddingCache, texts: EmbeddingCache, observer: Observer
-    ) -> None:
-        self._images = images
-        self._texts = texts
-        self._observer = observer
+    kv: Tensor
+    emb: Tensor
 
-    def encode(self, model: LoadedModel, adapter: LoadedAdapter, inputs: Inputs) -> Encoded:
-        """Embeddings of everything in `inputs`; only what it carries no embedding for is run."""
-        fresh: list[tuple[EmbeddingCache, str, Embedding]] = []
-        positive = self._text(model, inputs.positive, fresh)
-        negative = (
-            self._text(model, inputs.negative, fresh) if inputs.negative else Text.zeros(positive)
+
+class Text(Conditioning):
+    """Prompt and negative prompt."""
+
+    name = "text"
+
+    def __init__(self, cache: EmbeddingCache) -> None:
+        self._cache = cache
+
+    def gather(self, job: EngineJob, model: Model) -> TextInputs:
+        """Look up the embeddings of both texts."""
+        request = job.request
+        negative = None
+        if request.guided and (request.negative_prompt or not model.zero_negative):
+            negative = self._look_up(request.negative_prompt, model)
+        return TextInputs(self._look_up(request.prompt, model), negative)
+
+    def prepare(self, job: Preparation, gathered: TextInputs) -> TextState:
+        """Encode what no cache had; K and V of every layer, time embeddings of every step."""
+        branches = [self._encode(job, gathered.positive)]
+        if job.request.guided:
+            negative = gathered.negative
+            positive = branches[0]
+            zeros = {name: torch.zeros_like(part) for name, part in positive.items()}
+            branches.insert(0, zeros if negative is None else self._encode(job, negative))
+        job.text = {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
+        return TextState(
+            kv=job.model.text_kv(job.text),
+            emb=job.model.time_embeddings(job.timesteps, job.text, job.size),
         )
-        images = self._encode_images(model, adapter, inputs, fresh) if inputs.images else None
-        return Encoded(positive, negative, images, tuple(fresh))
 
-    def _text(
-        self,
-        model: LoadedModel,
-        text: TextInput,
-        fresh: list[tuple[EmbeddingCache, str, Embedding]],
-    ) -> Text:
+    def join(self, entries: Sequence[BatchEntry], context: Context) -> Context:  # noqa: ARG002 (the first way: it makes the context)
+        """Stack K and V."""
+        return Context(torch.stack([state(entry, Text).kv[entry.index] for entry in entries]))
+
+    def act(self, forward: Forward) -> None:
+        """Stack the time embeddings of each entry's own step."""
+        forward.emb = torch.stack(
+            [state(entry, Text).emb[entry.index, entry.step] for entry in forward.entries]
+        )
+
+    def _look_up(self, text: str, model: Model) -> TextInput:
+        key = text_fingerprint(text, model.text_fingerprint)
+        return TextInput(key, text, self._cache.get(key, model.text_layout, model.dtype))
+
+    def _encode(self, job: Preparation, text: TextInput) -> Embedding:
         # Another job with the same text may have been encoded since the inputs were gathered.
-        found = text.embedding or self._texts.peek(text.key)
-        if found is None:
-            tokens, _, pooled, _ = model.pipe.encode_prompt(
-                text.text, device=model.device, do_classifier_free_guidance=False
-            )
-            found = {"tokens": tokens.cpu(), "pooled": pooled.cpu()}
-            self._texts.put(text.key, found)
-            fresh.append((self._texts, text.key, found))
-            return Text(tokens, pooled)
-        return Text(*(to_device(found[name], model.device) for name in ("tokens", "pooled")))
-
-    def _encode_images(
-        self,
-        model: LoadedModel,
-        adapter: LoadedAdapter,
-        inputs: Inputs,
-        fresh: list[tuple[EmbeddingCache, str, Embedding]],
-    ) -> Tensor:
-        found = {
-            image.key: image.embedding or self._images.peek(image.key) for image in inputs.images
-        }
-        missing = {
-            image.key: image.pixels
-            for image in inputs.images
-            if found[image.key] is None and image.pixels is not None
-        }
-        # One at a time, so that an embedding does not depend on what else was asked for with it.
-        for key, pixels in missing.items():
-            made = adapter.encode(to_device(pixels, model.device))[0].cpu()
-            self._observer.on_encoder_run()
-            found[key] = embedding = {"embedding": made}
-            self._images.put(key, embedding)
-            fresh.append((self._images, key, embedding))
-        parts = [_present(found[image.key])["embedding"] for image in inputs.images]
-        return to_device(torch.stack(parts), model.device)
-
-
-def _present(embedding: Embedding | None) -> Embedding:
-    assert embedding is not None, "an image prompt has either pixels or an embedding"
-    return embedding
+        found = text.embedding or self._cache.peek(text.key)
+        if found is not None:
+            return {name: to_device(part, job.model.device) for name, part in found.items()}
+        made = job.model.encode_text(text.text)
+        on_cpu = {name: part.cpu() for name, part in made.items()}
+        self._cache.put(text.key, on_cpu)
+        job.fresh.append((self._cache, text.key, on_cpu))
+        return made

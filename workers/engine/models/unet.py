@@ -1,126 +1,77 @@
-"""One model of `models.yaml`, loaded through diffusers' own loaders and checked.
+"""What the families around diffusers' UNet2DConditionModel share: loading, prediction, VAE.
 
-All its adapters and ControlNets stay loaded side by side. It knows nothing of rows and jobs.
+All adapters and ControlNets of a model stay loaded side by side.
 """
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionXLPipeline
-from diffusers.image_processor import VaeImageProcessor
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from service.core.catalog import Adapter, BlockScales, ModelEntry, Source
+from service.core.catalog import ModelEntry
 from service.core.errors import ConfigurationError
-from workers.engine.attention import Kernel
-from workers.engine.models import checks, hub
-from workers.engine.models.checks import BASE_TOKENS
-from workers.engine.models.layers import CrossAttention, image_memory, install
+from workers.engine.attention import Context, Kernel
+from workers.engine.cache import Embedding, Layout
+from workers.engine.models import checks, controlnet, hub
+from workers.engine.models.adapter import AdapterLoader, IPAdapter
+from workers.engine.models.controlnet import UNetControlNet
+from workers.engine.models.forward import unet_forward
+from workers.engine.models.layers import CrossAttention, install, kv_width, text_kv
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ImageEncoder:
-    """A CLIP vision tower, its preprocessing, and the SHA-256 of its weights."""
-
-    model: CLIPVisionModelWithProjection
-    processor: CLIPImageProcessor
-    size: int
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoadedAdapter:
-    """One IP-Adapter: its encoder, its projection, and K' and V' of every cross-attention.
-
-    `base` reads the encoder's pooled embedding, `plus` its penultimate hidden states.
-    """
-
-    kind: Literal["base", "plus"]
-    encoder: ImageEncoder
-    projection: Any
-    weights: tuple[tuple[nn.Linear, nn.Linear], ...]
-    scales: tuple[float, ...]
-    """What `ip_scale` is multiplied with in each cross-attention."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that one image becomes."""
-        if self.kind == "base":
-            return BASE_TOKENS
-        return int(self.projection.latents.shape[1])
-
-    @property
-    def embedding_shape(self) -> tuple[int, ...]:
-        """The shape of one image's encoder output: `(dim,)` pooled, or `(tokens, dim)`."""
-        config = self.encoder.model.config
-        if self.kind == "base":
-            return (config.projection_dim,)
-        return ((config.image_size // config.patch_size) ** 2 + 1, config.hidden_size)
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Run the encoder over `(images, 3, size, size)`; `(images, *embedding_shape)`."""
-        pixels = pixels.to(self.encoder.model.dtype)
-        output: Tensor
-        if self.kind == "base":
-            output = self.encoder.model(pixels).image_embeds
-        else:
-            output = self.encoder.model(pixels, output_hidden_states=True).hidden_states[-2]
-        return output
-
-    def nothing(self, pixels: Tensor) -> Tensor:
-        """The encoder output that stands for no image, as diffusers' pipelines have it.
-
-        Zeros for `base`; for `plus` the encoding of `pixels`, which must be zeros.
-        """
-        if self.kind == "base":
-            return torch.zeros(1, *self.embedding_shape).to(pixels)
-        return self.encode(pixels)
-
-    def memory(self, embeddings: Tensor) -> Tensor:
-        """K' and V' of every layer from encoder outputs, `(images, ...)`.
-
-        Returns `(images, tokens, width)`, see `attention.Context.image`.
-        """
-        return image_memory(self.weights, self.projection(embeddings))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoadedControlNet:
-    """One ControlNet and its cross-attentions."""
-
-    model: ControlNetModel
-    layers: tuple[CrossAttention, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedModel:
-    """An SDXL-shaped base with everything that serves it, on its device."""
+@dataclass(eq=False)
+class UNetModel:
+    """Implements `base.Model` around a diffusers pipeline; a family adds what is its own."""
 
     name: str
     entry: ModelEntry
-    pipe: StableDiffusionXLPipeline
+    pipe: Any
     layers: tuple[CrossAttention, ...]
-    adapters: Mapping[str, LoadedAdapter]
-    controlnets: Mapping[str, LoadedControlNet]
+    adapters: Mapping[str, IPAdapter]
+    controlnets: Mapping[str, UNetControlNet]
     text_fingerprint: str
-    """The SHA-256 of the weights of both text encoders."""
     device: torch.device
     dtype: torch.dtype
 
-    @cached_property
-    def control_processor(self) -> VaeImageProcessor:
-        """Preprocessing of ControlNet maps, as in diffusers' ControlNet pipeline."""
-        return VaeImageProcessor(
-            vae_scale_factor=self.pipe.vae_scale_factor, do_convert_rgb=True, do_normalize=False
-        )
+    pipeline: ClassVar[Any]
+    """The family's pipeline class in diffusers."""
+
+    @classmethod
+    @abstractmethod
+    def check(cls, pipe: Any) -> None:
+        """Raise `ConfigurationError` where the loaded pipeline is not of this family."""
+
+    @staticmethod
+    @abstractmethod
+    def text_encoders(pipe: Any) -> tuple[list[Any], list[Any]]:
+        """The text encoders of a pipeline and their tokenizers."""
+
+    @staticmethod
+    @abstractmethod
+    def embed_times(net: Any, timesteps: Tensor, text: Embedding, size: tuple[int, int]) -> Tensor:
+        """As `base.Model.time_embeddings`, with the weights of `net`."""
+
+    @property
+    @abstractmethod
+    def text_layout(self) -> Layout:
+        """See `base.Model`."""
+
+    @property
+    @abstractmethod
+    def zero_negative(self) -> bool:
+        """See `base.Model`."""
+
+    @abstractmethod
+    def encode_text(self, text: str) -> Embedding:
+        """See `base.Model`."""
 
     @property
     def unet(self) -> Any:
-        """The UNet with our attention layers."""
+        """The UNet with this engine's attention layers."""
         return self.pipe.unet
 
     @property
@@ -128,156 +79,136 @@ class LoadedModel:
         """The VAE; float32 where its configuration says that it overflows in float16."""
         return self.pipe.vae
 
+    @property
+    def latent_channels(self) -> int:
+        """See `base.Model`."""
+        return int(self.unet.config.in_channels)
 
-def load_model(
-    name: str,
-    entry: ModelEntry,
-    *,
-    device: torch.device,
-    kernel: Kernel,
-    on_stage: Callable[[str], None],
-) -> LoadedModel:
-    """Load one model: float16 on CUDA, float32 on a CPU.
+    @property
+    def scale_factor(self) -> int:
+        """See `base.Model`."""
+        return int(self.pipe.vae_scale_factor)
 
-    Raises `ConfigurationError` where files are missing or do not fit together.
-    """
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    on_stage(f"loading {name}: base")
-    pipe = _base(name, entry, dtype)
-    checks.check_unet(pipe.unet, pipe.vae)
-    cross = {
-        number: key
-        for number, key in enumerate(pipe.unet.attn_processors)
-        if key.endswith("attn2.processor")
-    }
-    encoders: dict[str, ImageEncoder] = {}
-    adapters: dict[str, LoadedAdapter] = {}
-    for adapter_name, adapter in entry.adapters.items():
-        on_stage(f"loading {name}: adapter {adapter_name}")
-        adapters[adapter_name] = _adapter(pipe, adapter, cross, encoders, dtype)
-    pipe.unet.encoder_hid_proj = None
-    layers = install(pipe.unet, kernel, name=checks.unet_name(pipe.unet))
-    controlnets: dict[str, LoadedControlNet] = {}
-    for control_name, source in entry.controlnets.items():
-        on_stage(f"loading {name}: ControlNet {control_name}")
-        controlnets[control_name] = _controlnet(source, pipe.unet, dtype, kernel)
-    text = hub.fingerprint(
-        pipe.text_encoder, pipe.text_encoder_2, tokenizers=(pipe.tokenizer, pipe.tokenizer_2)
-    )
-    model = LoadedModel(name, entry, pipe, layers, adapters, controlnets, text, device, dtype)
-    _place(model)
-    return model
+    @property
+    def scheduler_config(self) -> Any:
+        """See `base.Model`."""
+        return self.pipe.scheduler.config
 
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """See `base.Model`."""
+        return [self.unet, *(control.model for control in self.controlnets.values())]
 
-def _base(name: str, entry: ModelEntry, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    hub.check_folder(entry.base, f"the base of {name}")
-    if entry.base.subfolder is not None:
-        raise ConfigurationError(f"the base of {name} has a `subfolder`; a pipeline has none")
-    hub.find(entry.base, "model_index.json")
-    arguments = hub.loader_arguments(entry.base) | {"dtype": dtype}
-    if entry.vae is not None:
-        hub.check_folder(entry.vae, f"the VAE of {name}")
-        arguments["vae"] = _loaded(AutoencoderKL, entry.vae, dtype)
-    return _from_pretrained(
-        StableDiffusionXLPipeline, entry.base, arguments | {"add_watermarker": False}
-    )
+    def text_kv(self, text: Embedding) -> Tensor:
+        """See `base.Model`."""
+        return text_kv(self.layers, text["tokens"])
 
+    def time_embeddings(self, timesteps: Tensor, text: Embedding, size: tuple[int, int]) -> Tensor:
+        """See `base.Model`."""
+        return self.embed_times(self.unet, timesteps, text, size)
 
-def _adapter(
-    pipe: StableDiffusionXLPipeline,
-    adapter: Adapter,
-    cross: Mapping[int, str],
-    encoders: dict[str, ImageEncoder],
-    dtype: torch.dtype,
-) -> LoadedAdapter:
-    subfolder = adapter.subfolder or ""
-    name = hub.name_of(adapter, subfolder, adapter.weight_name)
-    if not adapter.weight_name.endswith(".safetensors"):
-        raise ConfigurationError(f"adapter file {name} is not a .safetensors file")
-    header = checks.read_adapter(hub.find(adapter, subfolder, adapter.weight_name), name)
-    source = hub.encoder_source(adapter)
-    encoder_name = hub.name_of(source, source.subfolder or "")
-    if encoder_name not in encoders:
-        encoders[encoder_name] = _encoder(source, dtype)
-    encoder = encoders[encoder_name]
-    checks.check_encoder(header, encoder.model.config, encoder_name)
-    widths = {
-        number: pipe.unet.get_submodule(key.removesuffix(".processor")).to_k.out_features
-        for number, key in cross.items()
-    }
-    checks.check_adapter(header, widths, pipe.unet)
-    # The loader takes an encoder that is there already, whatever the adapter's place is.
-    pipe.register_modules(image_encoder=encoder.model, feature_extractor=encoder.processor)
-    pipe.load_ip_adapter(
-        adapter.location,
-        subfolder=subfolder,
-        weight_name=adapter.weight_name,
-        revision=adapter.revision,
-    )
-    if adapter.block_scales is not None:
-        _scale_blocks(pipe, adapter.block_scales, name)
-    processors = pipe.unet.attn_processors
-    scales = tuple(float(processors[key].scale[0]) for key in cross.values())
-    weights = tuple(
-        (processors[key].to_k_ip[0], processors[key].to_v_ip[0]) for key in cross.values()
-    )
-    projection = pipe.unet.encoder_hid_proj.image_projection_layers[0]
-    return LoadedAdapter(header.kind, encoder, projection, weights, scales)
+    def predict(
+        self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
+    ) -> Tensor:
+        """See `base.Model`."""
+        return unet_forward(self.unet, sample, emb, context, residuals)
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `base.Model`."""
+        decoded: Tensor = self.vae.decode(self._unscaled(latents), return_dict=False)[0]
+        return decoded
 
-def _scale_blocks(pipe: StableDiffusionXLPipeline, scales: BlockScales, name: str) -> None:
-    checks.check_block_scales(scales, name, pipe.unet)
-    try:
-        pipe.set_ip_adapter_scale(scales.model_dump())
-    except ValueError as error:
-        raise ConfigurationError(
-            f"models.yaml: `block_scales` of adapter file {name} do not fit UNet "
-            f"{checks.unet_name(pipe.unet)}: {error}"
-        ) from error
+    def decode_tiled(self, latents: Tensor, side: int) -> Tensor:
+        """See `base.Model`."""
+        vae: Any = self.vae
+        vae.tile_latent_min_size = side
+        vae.tile_sample_min_size = side * self.scale_factor
+        decoded: Tensor = vae.tiled_decode(self._unscaled(latents), return_dict=False)[0]
+        return decoded
 
+    def blank_emb(self, count: int) -> Tensor:
+        """See `base.Model`."""
+        return self._zeros(count, self.unet.time_embedding.linear_2.out_features)
 
-def _encoder(source: Source, dtype: torch.dtype) -> ImageEncoder:
-    hub.find(source, source.subfolder or "", "config.json")
-    model = _loaded(CLIPVisionModelWithProjection, source, dtype)
-    size = model.config.image_size
-    processor = CLIPImageProcessor(size=size, crop_size=size)
-    return ImageEncoder(model, processor, size, hub.fingerprint(model))
+    def blank_context(self, count: int, image_tokens: int) -> Context:
+        """See `base.Model`."""
+        width = kv_width(self.layers)
+        text = self._zeros(count, self.text_layout["tokens"][1], width)
+        if not image_tokens:
+            return Context(text)
+        image = self._zeros(count, image_tokens, width)
+        return Context(text, image, self._zeros(count, len(self.layers)))
 
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        config = self.vae.config
+        latents = latents.to(self.vae.dtype)
+        mean, std = config.latents_mean, config.latents_std
+        unscaled: Tensor = latents / config.scaling_factor
+        if mean is not None and std is not None:
+            mean, std = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, std))
+            unscaled = unscaled * std + mean
+        return unscaled
 
-def _controlnet(source: Source, unet: Any, dtype: torch.dtype, kernel: Kernel) -> LoadedControlNet:
-    name = hub.name_of(source, source.subfolder or "")
-    hub.check_folder(source, "a ControlNet")
-    model = _loaded(ControlNetModel, source, dtype)
-    checks.check_controlnet(model, name, unet)
-    return LoadedControlNet(model, install(model, kernel, name=name))
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        entry: ModelEntry,
+        *,
+        device: torch.device,
+        kernel: Kernel,
+        on_stage: Callable[[str], None],
+    ) -> Self:
+        """Implements `base.Loader`."""
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        on_stage(f"loading {name}: base")
+        pipe = cls._base(name, entry, dtype)
+        cls.check(pipe)
+        checks.check_unet(pipe.unet, pipe.vae)
+        loader = AdapterLoader(pipe, dtype)
+        adapters: dict[str, IPAdapter] = {}
+        for adapter_name, adapter in entry.adapters.items():
+            on_stage(f"loading {name}: adapter {adapter_name}")
+            adapters[adapter_name] = loader.load(adapter)
+        pipe.unet.encoder_hid_proj = None
+        layers = install(pipe.unet, kernel, name=checks.unet_name(pipe.unet))
+        encoders, tokenizers = cls.text_encoders(pipe)
+        text_shape = (tokenizers[0].model_max_length, pipe.unet.config.cross_attention_dim)
+        controlnets: dict[str, UNetControlNet] = {}
+        for control_name, source in entry.controlnets.items():
+            on_stage(f"loading {name}: ControlNet {control_name}")
+            controlnets[control_name] = controlnet.load(
+                source, pipe.unet, dtype, kernel, embedder=cls.embed_times, text_shape=text_shape
+            )
+        fingerprint = hub.fingerprint(*encoders, tokenizers=tokenizers)
+        model = cls(name, entry, pipe, layers, adapters, controlnets, fingerprint, device, dtype)
+        model._move_to_device(encoders)
+        return model
 
-def _loaded(kind: Any, source: Source, dtype: torch.dtype) -> Any:
-    return _from_pretrained(kind, source, hub.loader_arguments(source) | {"dtype": dtype})
+    @classmethod
+    def _base(cls, name: str, entry: ModelEntry, dtype: torch.dtype) -> Any:
+        hub.check_folder(entry.base, f"the base of {name}")
+        if entry.base.subfolder is not None:
+            raise ConfigurationError(f"the base of {name} has a `subfolder`; a pipeline has none")
+        hub.find(entry.base, "model_index.json")
+        arguments = hub.loader_arguments(entry.base) | {"dtype": dtype, "add_watermarker": False}
+        if entry.vae is not None:
+            hub.check_folder(entry.vae, f"the VAE of {name}")
+            arguments["vae"] = hub.load(AutoencoderKL, entry.vae, dtype)
+        return hub.from_pretrained(cls.pipeline, entry.base, arguments)
 
-
-def _from_pretrained(kind: Any, source: Source, arguments: dict[str, Any]) -> Any:
-    try:
-        return kind.from_pretrained(source.location, **arguments)
-    except (OSError, ValueError, KeyError) as error:
-        name = hub.name_of(source, source.subfolder or "")
-        raise ConfigurationError(f"{kind.__name__} could not be loaded from {name}: {error}") from (
-            error
-        )
-
-
-def _place(model: LoadedModel) -> None:
-    pipe = model.pipe
-    pipe.set_progress_bar_config(disable=True)
-    if pipe.vae.config.force_upcast and model.dtype == torch.float16:
-        pipe.vae.to(dtype=torch.float32)
-    networks: list[nn.Module] = [pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2]
-    for adapter in model.adapters.values():
-        networks += [adapter.encoder.model, adapter.projection]
-        networks += [part for pair in adapter.weights for part in pair]
-    networks += [control.model for control in model.controlnets.values()]
-    for network in networks:
-        network.requires_grad_(requires_grad=False)
-        network.eval().to(model.device)
-    for network in (pipe.unet, pipe.vae, *(c.model for c in model.controlnets.values())):
-        network.to(memory_format=torch.channels_last)
+    def _move_to_device(self, encoders: Sequence[nn.Module]) -> None:
+        pipe = self.pipe
+        pipe.set_progress_bar_config(disable=True)
+        if pipe.vae.config.force_upcast and self.dtype == torch.float16:
+            pipe.vae.to(dtype=torch.float32)
+        networks: list[nn.Module] = [pipe.vae, *encoders, *self.networks]
+        networks += [part for adapter in self.adapters.values() for part in adapter.networks]
+        for network in networks:
+            network.requires_grad_(requires_grad=False)
+            network.eval().to(self.device)
+        for network in (pipe.vae, *self.networks):
+            network.to(memory_format=torch.channels_last)
