@@ -145,7 +145,7 @@ def catalog(tiny_catalog: Path) -> Catalog:
 
 @pytest.fixture(scope="session")
 def loaded(catalog: Catalog) -> Iterator[Engine]:
-    """An engine that nobody runs; others are made from its models."""
+    """An engine that is not started; others are made from its models."""
     engine = load_engine(catalog, Options(threads=1), device=Device.CPU)
     yield engine
     engine.stop()
@@ -241,5 +241,5 @@ def read(key: str) -> Image.Image:
 
 
 def job(wanted: GenerateRequest, name: str = "job") -> EngineJob:
-    """A job whose uploads are at hand."""
+    """A job whose uploads can be read."""
     return EngineJob(name, wanted, read)

@@ -102,7 +102,7 @@ def test_an_ended_job_is_freed_at_once(engine: Engine) -> None:
 
 
 def test_rows_of_a_mixed_batch_equal_the_same_jobs_alone(stepper: Stepper) -> None:
-    """Eight jobs that differ in everything share forwards; each has the picture of its run alone."""
+    """Eight jobs that differ in everything share forwards and come out as if alone."""
     mixed = [
         request(seed=1),
         request(seed=2, adapter="plus", images=2, ip_scale=1.2, steps=5),
@@ -182,7 +182,7 @@ def test_without_any_image_the_base_model_answers(stepper: Stepper, plain: Plain
     assert np.abs(stepper.decoded("none") - theirs).max() <= SAME_AS_PLAIN
 
 
-def test_deterministic_jobs_share_with_nobody_and_repeat_their_bytes(stepper: Stepper) -> None:
+def test_deterministic_jobs_run_alone_and_repeat_their_bytes(stepper: Stepper) -> None:
     """A deterministic job runs in batches of its own, and gives the same bytes each time."""
     fixed = request(deterministic=True)
     others = [request(seed=seed) for seed in range(3)]

@@ -87,7 +87,7 @@ class Context:
     """What the rows of one batch attend to: keys and values of every layer side by side.
 
     `text` is `(batch, text tokens, width)` and `image` `(batch, image tokens, width)`, where a
-    layer's keys and then its values lie at its own place in `width`; `scale` is lambda,
+    layer's keys and then its values are at its own offset in `width`; `scale` is lambda,
     `(batch, layers)`; `bias` is added to the logits of the image, `(batch, image tokens)`: the
     logarithm of an image prompt's relative weight, minus infinity for padding. Without any image
     prompt in the batch the last three are None; without padding and weights `bias` is.
@@ -104,7 +104,7 @@ def decoupled(
 ) -> Tensor:
     """Attend `query`, `(batch, queries, heads, d)`, to the text and the image of its row.
 
-    `layer` is the layer's number and `offset` the place of its keys in the context's width.
+    `layer` is the layer's number and `offset` where its keys begin in the context's width.
     Returns the shape of `query`.
     """
     key, value = _slices(context.text, offset, query)

@@ -108,7 +108,7 @@ class AdapterLoader:
         self._pipe = pipe
         self._dtype = dtype
         self._encoders: dict[str, ImageEncoder] = {}
-        # The adapters' files number the cross-attentions by their place among all attentions.
+        # The adapters' files number the cross-attentions by their index among all attentions.
         self._cross = {
             number: key
             for number, key in enumerate(pipe.unet.attn_processors)

@@ -138,7 +138,7 @@ def check_unet(unet: Any, vae: Any) -> None:
         raise ConfigurationError(f"UNet {name} has parts that are not served")
     if vae.config.latent_channels != config.in_channels:
         raise ConfigurationError(
-            f"VAE {vae.config._name_or_path} has {vae.config.latent_channels} latent channels, "  # noqa: SLF001 (diffusers' own place of the name)
+            f"VAE {vae.config._name_or_path} has {vae.config.latent_channels} latent channels, "  # noqa: SLF001 (where diffusers keeps the name)
             f"but UNet {name} takes {config.in_channels}"
         )
 
@@ -165,7 +165,7 @@ def check_controlnet(controlnet: Any, name: str, unet: Any) -> None:
 
 def unet_name(unet: Any) -> str:
     """How messages call a UNet: the folder or repository it was loaded from."""
-    return str(unet.config._name_or_path)  # noqa: SLF001 (diffusers' own place of the name)
+    return str(unet.config._name_or_path)  # noqa: SLF001 (where diffusers keeps the name)
 
 
 def _listed(value: Any) -> Any:

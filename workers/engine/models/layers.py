@@ -1,4 +1,4 @@
-"""Our transformers, put in the place of diffusers' inside a loaded UNet or ControlNet.
+"""Transformers that replace those of diffusers inside a loaded UNet or ControlNet.
 
 They keep the loaded weights. A cross-attention layer makes keys and values only when a job is
 prepared (`text_kv`, `image_kv`), never in a forward pass.
@@ -40,7 +40,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Decoupled cross-attention to a `Context`.
 
-    `to_k` and `to_v` are the text's; `offset` is the place of this layer in the context's width.
+    `to_k` and `to_v` are the text's; `offset` is where this layer begins in the context's width.
     """
 
     def __init__(self, attention: Attention, kernel: Kernel, *, layer: int, offset: int) -> None:
@@ -120,16 +120,16 @@ def install(model: nn.Module, kernel: Kernel, *, name: str) -> tuple[CrossAttent
     """
     layers: list[CrossAttention] = []
     offset = 0
-    for place, transformer in list(model.named_modules()):
+    for path, transformer in list(model.named_modules()):
         if not isinstance(transformer, Transformer2DModel):
             continue
-        _check_transformer(transformer, f"{name}: {place}")
+        _check_transformer(transformer, f"{name}: {path}")
         blocks = []
         for block in transformer.transformer_blocks:
             blocks.append(Block(block, kernel, layer=len(layers), offset=offset))
             layers.append(blocks[-1].attn2)
             offset += 2 * layers[-1].to_k.out_features
-        model.set_submodule(place, Transformer(transformer, blocks))
+        model.set_submodule(path, Transformer(transformer, blocks))
     return tuple(layers)
 
 
@@ -171,7 +171,7 @@ def _fused(parts: Sequence[nn.Linear]) -> nn.Linear:
     return fused.requires_grad_(first.weight.requires_grad)
 
 
-def _check_transformer(transformer: Transformer2DModel, place: str) -> None:
+def _check_transformer(transformer: Transformer2DModel, path: str) -> None:
     blocks = list(transformer.transformer_blocks)
     known = (
         transformer.is_input_continuous
@@ -180,7 +180,7 @@ def _check_transformer(transformer: Transformer2DModel, place: str) -> None:
         and all(_is_known(part) for block in blocks for part in (block.attn1, block.attn2))
     )
     if not known:
-        raise ConfigurationError(f"{place} is a transformer of a kind that is not served")
+        raise ConfigurationError(f"{path} is a transformer of a kind that is not served")
 
 
 def _is_known(attention: object) -> bool:
