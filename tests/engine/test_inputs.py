@@ -16,7 +16,7 @@ def test_nothing_that_does_not_depend_on_the_step_is_done_at_a_step(stepper: Ste
     """Encoders, projections, K, V, K', V', time ids and the map's embedding run once a job."""
     model = stepper.engine.models["tiny"]
     adapter, control = model.adapters["plus"], model.controlnets["outline"]
-    stepper.run(job(request(adapter="plus")))  # the K and V of no image are computed once for all jobs
+    stepper.run(job(request(adapter="plus")))  # its unconditional K and V are kept
     once: dict[str, nn.Module] = {
         "text encoder": model.pipe.text_encoder,
         "text encoder 2": model.pipe.text_encoder_2,

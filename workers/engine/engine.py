@@ -286,7 +286,7 @@ def load_engine(
     if options.threads:
         torch.set_num_threads(options.threads)
     if target.type == "cpu":
-        malloc.keep()
+        malloc.keep_freed()
     models = {
         name: _loader(name, entry, families)(
             name, entry, device=target, kernel=kernel, on_stage=options.on_stage
