@@ -7,17 +7,16 @@ from enum import Enum, auto
 from typing import Any, TypedDict
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
-from service import docs_page, problems
+from service import problems
 from service.core.metrics import ApiMetrics
 from service.core.settings import Settings
 from service.dependencies import Services, open_services
 from service.middleware import GracefulShutdown, RequestMiddleware
 from service.openapi import describe
 from service.periodic import StorageSweep, repeat
-from service.routes import events, generate, health, jobs, models
+from service.routes import events, generate, health, jobs, models, pages
 from service.webhooks.delivery import Delivery
 from service.webhooks.sender import Sender
 
@@ -81,9 +80,13 @@ def create_app(
     if side is not Side.ADMIN:
         for part in _CLIENT_ROUTES:
             _include(app, part.router, counted)
+        if settings.page:
+            _include(app, pages.page, counted)
     if side is not Side.PUBLIC:
         _include(app, health.router, counted)
-        _document(app)
+        _include(app, pages.console, counted)
+    document = describe_all()
+    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own hook
     return app
 
 
@@ -105,18 +108,6 @@ def describe_all() -> dict[str, Any]:
     for part in (*_CLIENT_ROUTES, health):
         app.include_router(part.router)
     return describe(app.routes)
-
-
-def _document(app: FastAPI) -> None:
-    """Serve the OpenAPI document of the whole contract, and a page of it."""
-    document = describe_all()
-    page = docs_page.render(document)
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": docs_page.POLICY})
-
-    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own hook
 
 
 @asynccontextmanager

@@ -143,7 +143,11 @@ async def get_image(
     storage: UseStorage,
     job_id: JobId,
     number: Annotated[int, Path(ge=0, le=MAX_IMAGES_PER_JOB - 1, description="From 0.")],
+    *,
     if_none_match: Annotated[str, Header(include_in_schema=False)] = "",
+    redirect: Annotated[
+        bool, Query(description="`false`: the picture itself, wherever it is stored.")
+    ] = True,
 ) -> Response:
     """A finished picture, or a redirect to the storage."""
     job = (await jobs.get(job_id, caller.owner)).job
@@ -151,7 +155,7 @@ async def get_image(
         state = "" if job.status is Status.SUCCEEDED else f"; the job is {job.status.value}"
         raise NotFound(f"The job has no picture {number}{state}")
     image = job.images[number]
-    if storage.signs:
+    if storage.signs and redirect:
         url = await to_thread.run_sync(storage.sign, image.key)
         return RedirectResponse(url, status_code=307)
     etag = f'"{image.sha256}"'
