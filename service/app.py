@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import Enum, auto
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
@@ -78,14 +78,14 @@ def create_app(
     app.add_middleware(RequestMiddleware, metrics=counted, shutdown=shutdown)
     problems.install(app)
     if side is not Side.ADMIN:
-        for part in _CLIENT_ROUTES:
+        for part in (generate, jobs, events, models):
             _include(app, part.router, counted)
         if settings.page:
             _include(app, pages.page, counted)
     if side is not Side.PUBLIC:
         _include(app, health.router, counted)
         _include(app, pages.console, counted)
-    document = describe_all()
+    document = describe()
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own hook
     return app
 
@@ -97,17 +97,6 @@ def _include(app: FastAPI, router: APIRouter, metrics: ApiMetrics) -> None:
         if isinstance(route, APIRoute):
             for method in route.methods or ():
                 metrics.requests.labels(route.path, method, "5xx")
-
-
-_CLIENT_ROUTES = (generate, jobs, events, models)
-
-
-def describe_all() -> dict[str, Any]:
-    """The OpenAPI document of all routes, on whichever side they are served."""
-    app = FastAPI()
-    for part in (*_CLIENT_ROUTES, health):
-        app.include_router(part.router)
-    return describe(app.routes)
 
 
 @asynccontextmanager

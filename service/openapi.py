@@ -5,29 +5,20 @@ equal it; a test compares them.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import yaml
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
-from starlette.routing import BaseRoute
 
-from service.core import errors
-from service.core.errors import ServiceError
 from service.core.job import Status
 from service.core.params import GenerateRequest
-from service.core.schema import (
-    Declaration,
-    Files,
-    example_input,
-    is_list,
-    marked,
-    parameters,
-    sent_model,
-)
+from service.core.schema import Declaration, Files, is_list, marked, parameters, sent_model
 from service.jobs.views import JobPage, JobView
-from service.problems import MEDIA_TYPE, Problem
+from service.problems import Problem
+from service.responses import REFERENCE
+from service.routes import events, generate, health, jobs, models
 
 VERSION: Final = "1.0.0"
 """Of the HTTP contract."""
@@ -36,114 +27,11 @@ DESCRIPTION: Final = """Pictures from pictures: IP-Adapter (arXiv 2308.06721) as
 Send an image prompt to `/generate`, with or without a text and a ControlNet map. Then poll
 `/jobs/{id}` or follow `/jobs/{id}/events`; or send `Prefer: wait=60` to receive the picture."""
 
-Responses = dict[int | str, dict[str, Any]]
-REFERENCE: Final = "#/components/schemas/{model}"
-EXAMPLE_REQUEST_ID: Final = "urn:uuid:1b4e28ba-2fa1-41d2-883f-0016d3cca427"
 SECURITY: Final = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 """How a key is sent. On loopback, and while no key is configured, none is needed."""
-
-_RETRY_AFTER: Final = {
-    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}
-}
-_RATE_LIMIT: Final = {
-    "RateLimit": {
-        "description": "What is left of each of the key's quotas (IETF draft 10).",
-        "schema": {"type": "string"},
-    },
-    "RateLimit-Policy": {
-        "description": 'The quotas: `"requests"` per minute, concurrent `"jobs"`.',
-        "schema": {"type": "string"},
-    },
-}
-_HEADERS: Final = {429: _RETRY_AFTER | _RATE_LIMIT, 503: _RETRY_AFTER}
-
-
-def failures(*statuses: int) -> Responses:
-    """The problem documents of these statuses and of 500, with an example of each kind."""
-    return {status: _failure(status) for status in (*statuses, 500)}
-
-
-def _failure(status: int) -> dict[str, Any]:
-    kinds = [kind for kind in ServiceError.__subclasses__() if kind.status == status]
-    kinds = kinds or [ServiceError]
-    described: dict[str, Any] = {
-        "description": " ".join(_sentence(kind) for kind in kinds),
-        "content": {
-            MEDIA_TYPE: {
-                "schema": {"$ref": REFERENCE.format(model=Problem.__name__)},
-                "examples": {
-                    kind.code: {"summary": kind.title, "value": _example(kind)} for kind in kinds
-                },
-            }
-        },
-    }
-    if status in _HEADERS:
-        described["headers"] = _HEADERS[status]
-    return described
-
-
-def _sentence(kind: type[ServiceError]) -> str:
-    if kind is ServiceError:
-        return "A server error; the response does not reveal its cause."
-    text = " ".join((kind.__doc__ or "").split("\n\n")[0].split()).removeprefix("Raised ")
-    return text[:1].upper() + text[1:]
-
-
-def _example(kind: type[ServiceError]) -> dict[str, Any]:
-    detail = kind.message.format(**kind.example)
-    example: dict[str, Any] = {
-        "type": errors.URN + kind.code,
-        "title": kind.title,
-        "status": kind.status,
-        "detail": detail,
-        "instance": EXAMPLE_REQUEST_ID,
-    }
-    if kind in (errors.InvalidField, errors.InvalidImage, errors.UnsupportedMedia):
-        field = detail.split(":")[0].split(" ")[0]
-        example["errors"] = [{"field": field, "message": detail.removeprefix(field).lstrip(": ")}]
-    return example
-
-
-def success(
-    description: str,
-    model: type[BaseModel] | None = None,
-    *,
-    example: object = None,
-    headers: Mapping[str, str] | None = None,
-    binary: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """A successful response: JSON of `model`, or bytes of these media types, or both."""
-    content: dict[str, Any] = {}
-    if model is not None:
-        content["application/json"] = {"schema": {"$ref": REFERENCE.format(model=model.__name__)}}
-        if example is not None:
-            content["application/json"]["example"] = example
-    for kind in binary:
-        content[kind] = {"schema": {"type": "string", "format": "binary"}}
-    described: dict[str, Any] = {"description": description}
-    if content:
-        described["content"] = content
-    if headers:
-        described["headers"] = {
-            name: {"description": meaning, "schema": {"type": "string"}}
-            for name, meaning in headers.items()
-        }
-    return described
-
-
-def header(name: str, description: str, example: str) -> dict[str, Any]:
-    """An optional request header."""
-    return {
-        "name": name,
-        "in": "header",
-        "required": False,
-        "description": description,
-        "schema": {"type": "string"},
-        "example": example,
-    }
 
 
 def form_schema(declaration: Declaration) -> dict[str, Any]:
@@ -222,30 +110,6 @@ def _without_null(described: dict[str, Any]) -> dict[str, Any]:
     return described | choice
 
 
-def generate_body() -> dict[str, Any]:
-    """`requestBody` of POST /generate."""
-    files = marked(GenerateRequest, Files)
-    required = [name for name, limit in files.items() if limit.at_least]
-    values = {"prompt": "a watercolour", "seed": 7}
-    return {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {"$ref": REFERENCE.format(model="GenerateForm")},
-                "encoding": {
-                    name: {"contentType": "image/png, image/jpeg, image/webp"} for name in files
-                },
-                "example": {name: ["(file)"] for name in required} | values,
-            },
-            "application/json": {
-                "schema": {"$ref": REFERENCE.format(model="GenerateJson")},
-                "example": {name: ["data:image/png;base64,iVBORw0KGgo="] for name in required}
-                | values,
-            },
-        },
-    }
-
-
 def webhook() -> dict[str, Any]:
     """The request that `webhook_url` receives when a job has ended."""
     names = ("webhook-id", "webhook-timestamp", "webhook-signature")
@@ -281,15 +145,19 @@ def webhook() -> dict[str, Any]:
     }
 
 
-def describe(routes: Sequence[BaseRoute]) -> dict[str, Any]:
-    """The document of these routes, with the schemas that they refer to."""
+@cache
+def describe() -> dict[str, Any]:
+    """The document of all routes, with the schemas that they refer to."""
+    app = FastAPI()
+    for part in (generate, jobs, events, models, health):
+        app.include_router(part.router)
     document = get_openapi(
         title="imageprompt",
         version=VERSION,
         openapi_version="3.1.0",
         description=DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        routes=routes,
+        routes=app.routes,
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for model in (Problem, JobView, JobPage):
@@ -315,50 +183,5 @@ def render(document: dict[str, Any]) -> str:
     return yaml.safe_dump(document, sort_keys=False, width=100, allow_unicode=True)
 
 
-_EXAMPLE_JOB_ID: Final = "6f0f1e1c-6a5e-4f0b-9a53-0d8b7a2c1e4d"
-_EXAMPLE_URL: Final = f"https://images.example.org/jobs/{_EXAMPLE_JOB_ID}"
-
-JOB_EXAMPLE: Final[dict[str, Any]] = {
-    "id": _EXAMPLE_JOB_ID,
-    "status": "succeeded",
-    "created_at": "2026-01-01T12:00:00Z",
-    "started_at": "2026-01-01T12:00:00.400Z",
-    "completed_at": "2026-01-01T12:00:03.100Z",
-    "expires_at": "2026-01-02T12:00:03.100Z",
-    "queue_position": None,
-    "eta_seconds": None,
-    "progress": {"step": 30, "total": 30},
-    "input": example_input(GenerateRequest),
-    "images": [
-        {
-            "url": f"{_EXAMPLE_URL}/images/0",
-            "content_type": "image/png",
-            "width": 1024,
-            "height": 1024,
-            "seed": 7,
-            "sha256": "cd" * 32,
-        }
-    ],
-    "error": None,
-    "metrics": {
-        "queue_seconds": 0.4,
-        "encode_seconds": 0.0,
-        "denoise_seconds": 2.3,
-        "decode_seconds": 0.2,
-        "upload_seconds": 0.1,
-        "total_seconds": 3.1,
-        "max_batch": 8,
-        "image_embedding_cache": "hit",
-    },
-    "urls": {
-        "self": _EXAMPLE_URL,
-        "cancel": f"{_EXAMPLE_URL}/cancel",
-        "events": f"{_EXAMPLE_URL}/events",
-    },
-}
-
-
 if __name__ == "__main__":
-    from service.app import describe_all
-
-    sys.stdout.write(render(describe_all()))
+    sys.stdout.write(render(describe()))

@@ -31,17 +31,14 @@ Scale = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """A part of the denoising: 0 is its start, 1 its end."""
 PixelSize = Annotated[int, Field(ge=8, multiple_of=8)]
+_Url = Annotated[
+    AnyUrl, UrlConstraints(max_length=2000, allowed_schemes=["https"], host_required=True)
+]
 HttpsUrl = Annotated[
     str,
     GetPydanticSchema(
         lambda _source, handler: core_schema.no_info_after_validator_function(
-            str,
-            handler.generate_schema(
-                Annotated[
-                    AnyUrl,
-                    UrlConstraints(max_length=2000, allowed_schemes=["https"], host_required=True),
-                ]
-            ),
+            str, handler.generate_schema(_Url), serialization=core_schema.to_string_ser_schema()
         )
     ),
 ]

@@ -16,7 +16,7 @@ from service.core.job import EventName, Status
 from service.dependencies import MayRead, Show, UseEventStreams, UseJobs, UseRedis, UseShow
 from service.jobs.event_stream import FIRST, Event, EventStreams
 from service.jobs.store import FoundJob, JobStore
-from service.openapi import failures
+from service.responses import failures
 from service.routes.jobs import JobId
 
 router = APIRouter()

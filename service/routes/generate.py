@@ -33,8 +33,8 @@ from service.dependencies import (
 )
 from service.jobs.store import FoundJob, JobStore
 from service.jobs.views import JobView
-from service.openapi import JOB_EXAMPLE, failures, generate_body, header, success
 from service.problems import outcome_if_unavailable
+from service.responses import JOB_EXAMPLE, failures, generate_body, header, success
 from service.routes.answers import download_name, job_response
 from service.submission.body import BodyBudget, BodyLimits, read_body
 from service.submission.form import Form

@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 from service.core import redis_keys
 from service.dependencies import UseEstimates, UseMetrics, UseRedis, UseStorageProbe
 from service.jobs.eta import Estimates
-from service.openapi import success
 from service.periodic import PROBE_TIMEOUT_SECONDS
+from service.responses import success
 
 router = APIRouter()
 

@@ -22,8 +22,8 @@ from service.dependencies import (
 )
 from service.jobs.store import read_cursor, write_cursor
 from service.jobs.views import JobPage, JobView
-from service.openapi import JOB_EXAMPLE, failures, header, success
 from service.problems import outcome_if_unavailable
+from service.responses import JOB_EXAMPLE, failures, header, success
 from service.routes.answers import download_name, job_response
 
 router = APIRouter()

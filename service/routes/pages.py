@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from service import docs_page
@@ -22,7 +22,7 @@ from service.core.params import GenerateRequest
 from service.core.schema import sent_model
 from service.core.settings import ROOT, Settings
 from service.dependencies import UseSettings
-from service.openapi import form_schema
+from service.openapi import describe, form_schema
 
 STATIC: Final = Path(__file__).resolve().parents[1] / "static"
 EXAMPLES: Final = ROOT / "examples"
@@ -193,16 +193,16 @@ async def docs(request: Request) -> Response:
 
 
 @cache
-def _plain(app: FastAPI) -> StaticFile:
+def _plain() -> StaticFile:
     guide = (STATIC / "console" / "guide.md").read_text(encoding="utf-8")
-    return _of_bytes("plain.html", docs_page.render(app.openapi(), guide).encode())
+    return _of_bytes("plain.html", docs_page.render(describe(), guide).encode())
 
 
 @console.api_route("/docs/plain", methods=_METHODS)
 async def plain_docs(request: Request) -> Response:
     """The same as one page without scripts."""
     headers = {"Content-Security-Policy": docs_page.POLICY, "Cache-Control": REVALIDATE}
-    return _plain(request.app).answer(request, headers)
+    return _plain().answer(request, headers)
 
 
 @console.api_route("/docs/{name}", methods=_METHODS)
