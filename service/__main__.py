@@ -77,7 +77,7 @@ async def _serve(settings: Settings) -> bool:
 
 def main() -> int:
     """Serve until a signal comes; the exit status."""
-    malloc.give_back()
+    malloc.trim_freed()
     settings = load_settings()
     logging.configure(settings.log_level, settings.log_format)
     try:

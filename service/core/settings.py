@@ -91,6 +91,8 @@ class Settings(BaseSettings):
     admin_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Port for docs, metrics and health alone; without it they are on `port`."""
     admin_host: str = "127.0.0.1"
+    page: bool = True
+    """Whether the web page is served at `/`; the API is the same without it."""
 
     # Keeping
     sweep_seconds: Annotated[float, Field(gt=0)] = 300

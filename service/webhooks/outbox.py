@@ -8,29 +8,9 @@ from typing import Any, Final
 
 import redis.asyncio as aioredis
 
-from service.core import redis_keys
+from service.core import redis_keys, scripts
 
 LEASE_SECONDS: Final = 60
-
-# KEYS: outbox, attempts. ARGV: most, seconds that the taker has
-_TAKE = """
-local now = tonumber(redis.call('TIME')[1])
-local taken = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
-  redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), id)
-  taken[#taken + 1] = id
-  taken[#taken + 1] = redis.call('HINCRBY', KEYS[2], id, 1)
-end
-return taken
-"""
-
-# KEYS: outbox, attempts. ARGV: job id, seconds until it is due, change of the attempts
-_LATER = """
-if redis.call('ZSCORE', KEYS[1], ARGV[1]) then
-  redis.call('ZADD', KEYS[1], tonumber(redis.call('TIME')[1]) + tonumber(ARGV[2]), ARGV[1])
-  redis.call('HINCRBY', KEYS[2], ARGV[1], ARGV[3])
-end
-"""
 
 
 class Outbox:
@@ -38,8 +18,8 @@ class Outbox:
 
     def __init__(self, redis: "aioredis.Redis") -> None:
         self._redis = redis
-        self._take = redis.register_script(_TAKE)
-        self._later = redis.register_script(_LATER)
+        self._take = redis.register_script(scripts.load("outbox_take"))
+        self._later = redis.register_script(scripts.load("outbox_postpone"))
 
     async def take(self, most: int) -> list[tuple[str, int]]:
         """(job id, number of this attempt from 1) of entries that are due."""

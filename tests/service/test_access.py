@@ -20,7 +20,7 @@ from service.api_keys import ApiKey, Right
 from service.cli.keys import app as keys_app
 from service.cli.redis_server import RedisServer
 from service.core import redis_keys
-from tests.running import Running, until
+from tests.running import Running, connects, until
 from tests.service.conftest import PNG, Api, problem
 
 NewKey = Callable[..., tuple[str, ApiKey]]
@@ -188,15 +188,6 @@ def own_address() -> str:
         except OSError:
             pytest.skip("this machine has no network")
         return str(probe.getsockname()[0])
-
-
-def connects(address: str, port: int) -> bool:
-    """Whether something listens there."""
-    try:
-        socket.create_connection((address, port), timeout=60).close()
-    except ConnectionRefusedError:
-        return False
-    return True
 
 
 def test_others_connect_only_after_a_key_was_made(

@@ -277,7 +277,7 @@ def load_engine(
     if options.threads:
         torch.set_num_threads(options.threads)
     if place.type == "cpu":
-        malloc.keep()
+        malloc.keep_freed()
     models = {
         name: load_model(name, entry, device=place, kernel=kernel, on_stage=options.on_stage)
         for name, entry in catalog.models.items()
