@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,8 +95,7 @@ def main() -> None:
     """Serve the socket whose descriptor is the first argument; the second is the pixel limit."""
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)  # the API ends it, after the uploads that come in
-    warnings.simplefilter("ignore")  # Pillow's about damaged metadata: any file may cause them
-    malloc.keep()  # small pictures follow one another; after a large one the process is ended
+    malloc.keep_freed()  # small pictures follow one another; after a large one the process is ended
     _limit(int(sys.argv[2]))
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.send(b"{}")

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,6 +65,18 @@ def normalise(
     ends the decoding. Raises `InvalidImage` for what is damaged, animated or over the pixel
     limit, and `UnsupportedMedia` for a file of another kind.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's about damaged metadata: any file may cause them
+        return _normalise(data, out, kind, max_pixels, on_size)
+
+
+def _normalise(
+    data: bytes,
+    out: IO[bytes],
+    kind: UploadKind,
+    max_pixels: int,
+    on_size: Callable[[int], None],
+) -> Picture:
     container = image_formats.read(data)
     if container.size is not None:
         _check_size(container.size, max_pixels)

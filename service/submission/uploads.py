@@ -15,7 +15,6 @@ from service.core.errors import FieldError, InvalidImage, ServiceError, Unsuppor
 from service.core.storage import Storage, StorageError
 from service.submission.decoded import Format, UploadKind
 from service.submission.decoder import Decoded, Decoder
-from service.submission.fields import CONTROL
 from service.submission.form import IN_MEMORY_BYTES, Upload
 from service.submission.validate import StoredUpload
 
@@ -24,7 +23,7 @@ WRITE_SECONDS: Final = 6
 which a worker waits for, go on for 20 s, and twice as long where an object goes in parts."""
 DISCARD_SECONDS: Final = 2
 
-_KINDS: Final = {CONTROL: UploadKind.MAP}
+_KINDS: Final = {"control_image": UploadKind.MAP}
 """Of the fields that are not shown as pictures."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -74,8 +73,8 @@ class Uploads:
         extension, content_type = _FILE_TYPES[picture.format]
         key = redis_keys.upload(job_id, f"{name.replace('_', '-')}.{extension}")
         try:
-            with fail_after(WRITE_SECONDS), _mapped(decoded.file) as data:
-                await self._storage.put_async(key, data, content_type)
+            with fail_after(WRITE_SECONDS):
+                await self._storage.put_async(key, _mapped(decoded.file), content_type)
         except TimeoutError:
             raise StorageError(f"{key} is not written after {WRITE_SECONDS} s") from None
         return StoredUpload(
@@ -125,11 +124,12 @@ def _on_disk(upload: Upload) -> Iterator[IO[bytes]]:
         yield file
 
 
-@contextmanager
-def _mapped(file: IO[bytes]) -> Iterator[memoryview]:
-    """The bytes of a file, which are read as they are sent."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
-        yield data
+def _mapped(file: IO[bytes]) -> memoryview:
+    """The bytes of a file, which are read as they are sent.
+
+    They are not closed here: a storage that does not answer in time still holds them.
+    """
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _named(error: ServiceError, label: str) -> ServiceError:
