@@ -52,10 +52,10 @@ def _downloads(entry: ModelEntry) -> Iterator[tuple[str, Source, Callable[[], ob
     # torch and diffusers take seconds to import, and `--wait` needs neither.
     from diffusers import StableDiffusionXLPipeline  # noqa: PLC0415
 
-    from workers.engine import files  # noqa: PLC0415
+    from workers.engine.models import hub  # noqa: PLC0415
 
     def pipeline() -> object:
-        arguments = files.loader_arguments(entry.base)
+        arguments = hub.loader_arguments(entry.base)
         return StableDiffusionXLPipeline.download(entry.base.location, **arguments)
 
     def part(source: Source) -> Callable[[], object]:
@@ -68,7 +68,7 @@ def _downloads(entry: ModelEntry) -> Iterator[tuple[str, Source, Callable[[], ob
         yield "VAE", entry.vae, part(entry.vae)
     for name, adapter in entry.adapters.items():
         yield f"adapter {name}", adapter, _weights(adapter)
-        encoder = files.encoder_source(adapter)
+        encoder = hub.encoder_source(adapter)
         yield f"image encoder of adapter {name}", encoder, part(encoder)
     for name, control in entry.controlnets.items():
         yield f"ControlNet {name}", control, part(control)
