@@ -103,6 +103,7 @@ async def open_services(
         on_end=metrics.ends.count,
     )
     estimates = Estimates(client, settings.queue, catalog)
+    uploads = Uploads(storage, max_pixels=settings.max_image_pixels)
     try:
         yield Services(
             settings=settings,
@@ -123,12 +124,13 @@ async def open_services(
             event_streams=event_streams,
             storage_probe=StorageProbe(storage),
             body_budget=BodyBudget(BODIES_AT_ONCE * settings.max_body_bytes),
-            uploads=Uploads(storage, max_pixels=settings.max_image_pixels),
+            uploads=uploads,
             authenticator=Authenticator(client, allow_anonymous=anonymous_allowed(settings)),
             rate_limits=RateLimits(client),
             idempotency=Idempotency(client, kept_seconds=settings.job_retention_seconds),
         )
     finally:
+        uploads.close()
         await event_streams.close()
         await client.aclose()
         writer.close()

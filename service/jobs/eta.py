@@ -19,7 +19,7 @@ from service.core.catalog import Catalog
 from service.core.job import Job, JobMetrics, Status
 from service.core.params import GenerateRequest
 from service.core.queue import list_key
-from service.core.worker_registry import TTL_SECONDS, WorkerInfo
+from service.core.worker_registry import WorkerInfo, read
 
 SNAPSHOT_SECONDS: Final = 0.5
 STEPS_PER_OBSERVATION: Final = 3
@@ -237,13 +237,10 @@ class Estimates:
 
     async def presences(self) -> list[WorkerInfo]:
         """The workers with a recent heartbeat."""
-        names: Any = await self._redis.zrangebyscore(
-            redis_keys.WORKERS, self._clock() - 2 * TTL_SECONDS, "+inf"
-        )
+        names: Any = await self._redis.zrange(redis_keys.WORKERS, 0, -1)
         if not names:
             return []
-        texts = await self._redis.mget([redis_keys.worker(name) for name in names])
-        return [WorkerInfo.model_validate_json(text) for text in texts if text is not None]
+        return read(await self._redis.mget([redis_keys.worker(name) for name in names]))
 
     async def _take(self, now: float) -> Snapshot:
         ready = [presence for presence in await self.presences() if presence.ready]

@@ -96,8 +96,9 @@ class FileSink:
 
     async def finish(self, form: Form) -> None:
         """Add the file to `form`, as one of the field `name`."""
-        if self._disk is not None:
+        if self._disk is not None or self.must_flush:
             await to_thread.run_sync(self.flush)
+        if self._disk is not None:
             self._disk.seek(0)
         content = self._disk or io.BytesIO(self._buffer)
         form.opened.enter_context(content)
