@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from training import architecture, augment, captions, drawing, team, tokenizer, world
+from training import architecture, augment, captions, distributed, drawing, tokenizer, world
 from training.loop import Budget, Loop, arguments
 from training.towers import Towers, leave_out, see, truth
 
@@ -44,7 +44,7 @@ def loss(model: Towers, tokens: Tensor, seed: int, said: Tensor | None = None) -
     it, pictures are drawn and distorted as image prompts are.
     """
     generator = torch.Generator().manual_seed(seed)
-    scenes = world.sample(BATCH // team.size(), generator, wide=said is not None)
+    scenes = world.sample(BATCH // distributed.size(), generator, wide=said is not None)
     named = leave_out(truth(scenes), KEEP, generator)
     pixels = (
         see(drawing.draw(scenes, architecture.SHAPES.size))
@@ -99,5 +99,5 @@ def report(model: Towers, seed: int) -> dict[str, dict[str, float]]:
 if __name__ == "__main__":
     given = arguments(__doc__, minutes=24)
     towers = train(given.minutes, given.out, given.seed)
-    if team.rank() == 0:
+    if distributed.rank() == 0:
         print(json.dumps(report(towers, seed=12345), indent=2))

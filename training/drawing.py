@@ -149,7 +149,9 @@ def draw(scenes: Scenes, size: int) -> Tensor:
     if scenes.looks is not None:
         looks = scenes.looks
         angle, offset, width, shade = looks.stripes.T[:, :, None, None]
-        bright, dark = _bands(*_places(scenes, size), (angle, offset, width), size), shade
+        dark = shade
+        place = (torch.arange(size) + 0.5) / size
+        bright = _bands(place, place[:, None], (angle, offset, width), size)
         paint, ground = (paint + looks.paint).clamp(0, 255), (ground + looks.ground).clamp(0, 255)
         axis = (torch.arange(size) + 0.5) / size - 0.5
         level, across, down = looks.light.T[:, :, None, None]

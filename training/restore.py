@@ -49,8 +49,8 @@ def restore(directory: Path, out: Path, again: tuple[str, ...] = ()) -> None:
     }
     for name, model in stages.items():
         if name in past:
-            told = past[name] | {"minutes": 0.0} if name in again else past[name]
-            keep(model, told, out / f"{name}.pt")
+            history = past[name] | {"minutes": 0.0} if name in again else past[name]
+            keep(model, history, out / f"{name}.pt")
 
 
 def keep(model: nn.Module, past: dict[str, float], checkpoint: Path) -> None:
@@ -90,6 +90,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, default=Path("models/shapes"))
     parser.add_argument("--out", type=Path, default=Path("work"))
-    parser.add_argument("--again", nargs="*", default=(), help="stages that begin their minutes anew")
+    parser.add_argument(
+        "--again", nargs="*", default=(), help="stages that begin their minutes anew"
+    )
     given = parser.parse_args()
     restore(given.directory, given.out, tuple(given.again))

@@ -111,6 +111,21 @@ def looks(n: int, generator: torch.Generator) -> Looks:
     )
 
 
+def shapes_only(given: Looks) -> Looks:
+    """Keep proportions and warp, with stripes, colours and light as where there are no looks."""
+    n = len(given.proportion)
+    none = torch.zeros(n, 3)
+    return Looks(
+        stripes=torch.tensor([STRIPE_ANGLE, 0.0, STRIPE_WIDTH, STRIPE_SHADE]).repeat(n, 1),
+        paint=none,
+        ground=none,
+        light=torch.tensor([1.0, 0.0, 0.0]).repeat(n, 1),
+        proportion=given.proportion,
+        warp=given.warp,
+        wobble=torch.zeros_like(given.wobble),
+    )
+
+
 @dataclass(frozen=True)
 class Scenes:
     """A batch of pictures still to be drawn.
@@ -144,6 +159,21 @@ class Scenes:
     def combination(self) -> Tensor:
         """Return one number for shape, colour, fill and background together, `(n,)`."""
         return combination(self.shape, self.colour, self.fill, self.background)
+
+
+def joined(first: Scenes, second: Scenes) -> Scenes:
+    """Put two batches one behind the other; both have looks, or neither has."""
+
+    def join(one: object, other: object) -> dict[str, Tensor]:
+        parts = vars(other)
+        return {
+            name: torch.cat([value, parts[name]])
+            for name, value in vars(one).items()
+            if name != "looks"
+        }
+
+    looks = first.looks and second.looks and Looks(**join(first.looks, second.looks))
+    return Scenes(**join(first, second), looks=looks)
 
 
 def combination(shape: Tensor, colour: Tensor, fill: Tensor, background: Tensor) -> Tensor:
@@ -181,9 +211,7 @@ def place(chosen: Tensor, generator: torch.Generator, *, wide: bool = False) -> 
     and lets objects touch the border and leave it by a little.
     """
     n = len(chosen)
-    smallest, largest = (
-        (WIDE_MIN_RADIUS, WIDE_MAX_RADIUS) if wide else (MIN_RADIUS, MAX_RADIUS)
-    )
+    smallest, largest = (WIDE_MIN_RADIUS, WIDE_MAX_RADIUS) if wide else (MIN_RADIUS, MAX_RADIUS)
     radius = smallest + (largest - smallest) * torch.rand(n, generator=generator)
     margin = radius * (1 - OVER_BORDER) if wide else radius
     x = margin + (1 - 2 * margin) * torch.rand(n, generator=generator)
