@@ -1,4 +1,4 @@
-"""The trained heart of the adapter: a second cross-attention for the image beside the text's.
+"""The adapter's attention: a second cross-attention for the image beside the text's.
 
 Z = softmax(QK^T / sqrt(d)) V + scale * softmax(QK'^T / sqrt(d)) V' (paper, equations 4 and 5);
 only K' and V' are trained. This is the training's own copy, plain and differentiable; the engine

@@ -2,8 +2,7 @@
 
 Background: the palette colour nearest to the border's median. Object: what differs from it. Shape:
 the template that overlaps the object best over all rotations. Fill: how far apart the bright and
-dark diagonal bands lie. Colour: the palette colour nearest to the bright part's median. It knows
-the world's drawings and nothing of how a picture came about.
+dark diagonal bands lie. Colour: the palette colour nearest to the bright part's median.
 """
 
 from __future__ import annotations

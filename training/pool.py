@@ -6,6 +6,7 @@ latents and image features are, beside the checkpoints.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Final
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPVisionModelWithProjection
 
@@ -56,11 +57,17 @@ def prompts(n: int = SIZE) -> Scenes:
 
 
 @torch.no_grad()
-def _each(n: int, encode: Callable[[int, int], Tensor], path: Path) -> Tensor:
-    """Encode rows from `start` to `stop`, chunk by chunk; keep the result at `path`."""
+def _each(n: int, encode: Callable[[int, int], Tensor], encoder: nn.Module, path: Path) -> Tensor:
+    """Encode rows from `start` to `stop`, chunk by chunk; keep the result at `path`.
+
+    What is kept is used again as long as the weights of `encoder` are the same.
+    """
+    key = f"{_fingerprint(encoder)}-{n}"
     if path.exists():
-        stored: Tensor = torch.load(path, weights_only=True)
-        return stored
+        kept = torch.load(path, weights_only=True)
+        if kept["key"] == key:
+            stored: Tensor = kept["rows"]
+            return stored
     distributed.join()
     share = n // distributed.size()
     first = distributed.rank() * share
@@ -73,8 +80,15 @@ def _each(n: int, encode: Callable[[int, int], Tensor], path: Path) -> Tensor:
     )
     result = distributed.gather(part)
     if distributed.rank() == 0:
-        torch.save(result, path)
+        torch.save({"key": key, "rows": result}, path)
     return result
+
+
+def _fingerprint(encoder: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for weight in encoder.state_dict().values():
+        digest.update(weight.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def latents(vae: AutoencoderKL, out: Path, size: int, n: int = SIZE) -> Tensor:
@@ -88,7 +102,7 @@ def latents(vae: AutoencoderKL, out: Path, size: int, n: int = SIZE) -> Tensor:
             mean: Tensor = vae.encode(pixels).latent_dist.mean
         return mean.float().contiguous()
 
-    return _each(n, encode, out / "latents.pt")
+    return _each(n, encode, vae, out / "latents.pt")
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,7 @@ def image_features(
             seen = encoder(pixels, output_hidden_states=True)
         return torch.cat([seen.image_embeds, seen.hidden_states[-2].flatten(1)], dim=1).half()
 
-    joined = _each(n, encode, out / "features.pt")
+    joined = _each(n, encode, encoder, out / "features.pt")
     width = encoder.config.projection_dim
     penultimate = joined[:, width:].unflatten(1, (-1, encoder.config.hidden_size))
     return ImageFeatures(joined[:, :width], penultimate)

@@ -1,7 +1,7 @@
 """The trained front of the adapter: image features become tokens beside the text's.
 
 Parameter names are the public ones of h94/IP-Adapter (`image_proj.*`), so that a trained module's
-state dict is the file's content. It knows nothing of the UNet.
+state dict is the file's content.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `accelerate launch -m training.sdxl --base DIR --image-encoder DIR --pictures DIR --out DIR`.
 Everything is frozen but the projection and K', V'; the trained file has the public key names. It
-shares the bundled model's projection and attention and knows nothing of its world.
+shares the bundled model's projection and attention.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TRAINED: Final = "trained.safetensors"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training is told. The defaults of the rates are the paper's (section 4.1.2)."""
+    """The settings of one training. The defaults of the rates are the paper's (section 4.1.2)."""
 
     base: Path
     image_encoder: Path

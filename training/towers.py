@@ -2,8 +2,7 @@
 
 Two text encoders as SDXL has, one image encoder, and the parts that only training needs: the first
 text encoder's projection, the temperature, heads that read the attributes off the image embedding,
-and projections like both adapters'. It knows attributes and tokens, and draws no picture but
-the objects' areas.
+and projections like both adapters'.
 """
 
 from __future__ import annotations

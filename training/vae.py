@@ -1,7 +1,4 @@
-"""Stage 1: the autoencoder, f = 8, trained on crops first and on whole pictures at the end.
-
-It knows only pixels; what the pictures show is nothing to it.
-"""
+"""Stage 1: the autoencoder, f = 8, trained on crops first and on whole pictures at the end."""
 
 from __future__ import annotations
 
