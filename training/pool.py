@@ -25,8 +25,9 @@ from training.towers import Towers
 from training.vae import to_model
 from training.world import Scenes
 
-SIZE: Final = 32_000
-PLAIN: Final = 20_000
+SIZE: Final = 24_000
+PLAIN: Final = 16_000
+PROMPTS: Final = 16_000
 SEED: Final = 7
 #: Few at a time: their activations then stay in the cache, which is five times as fast.
 CHUNK: Final = 8
@@ -51,7 +52,7 @@ def scenes(n: int = SIZE) -> Scenes:
     return world.joined(plain, replace(wide, looks=world.shapes_only(wide.looks)))
 
 
-def prompts(n: int = SIZE) -> Scenes:
+def prompts(n: int = PROMPTS) -> Scenes:
     """Return what the image prompts show, the same each time."""
     return world.sample(n, torch.Generator().manual_seed(SEED + 1), wide=True)
 
@@ -114,7 +115,7 @@ class ImageFeatures:
 
 
 def image_features(
-    encoder: CLIPVisionModelWithProjection, out: Path, n: int = SIZE
+    encoder: CLIPVisionModelWithProjection, out: Path, n: int = PROMPTS
 ) -> ImageFeatures:
     """Draw, distort and encode the image prompts, in half precision."""
     shown = prompts(n)
