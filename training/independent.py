@@ -15,12 +15,14 @@ from typing import Final, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from training.world import BACKGROUND_NAMES, BACKGROUNDS, COLOUR_NAMES, COLOURS, HELD_OUT, SHAPES
 
 Point: TypeAlias = tuple[float, float]
+Pixels: TypeAlias = NDArray[np.floating]
 
 SIZE: Final = 128
 #: Pixels are drawn this many times finer and averaged.
@@ -60,7 +62,7 @@ class Variant:
     name: str
     size: int = SIZE
     stripes: Callable[[Picture, random.Random], Picture] | None = None
-    after: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
+    after: Callable[[Pixels, np.random.Generator], Pixels] | None = None
 
 
 def _mirrored(picture: Picture, _: random.Random) -> Picture:
@@ -71,15 +73,15 @@ def _any_stripes(picture: Picture, dice: random.Random) -> Picture:
     return replace(picture, direction=dice.uniform(0, 180), width=dice.uniform(0.06, 0.13))
 
 
-def _noisy(pixels: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+def _noisy(pixels: Pixels, dice: np.random.Generator) -> Pixels:
     return pixels + dice.normal(0, 12, pixels.shape)
 
 
-def _off_colour(pixels: np.ndarray, dice: np.random.Generator) -> np.ndarray:
-    return pixels + dice.choice([-12, 12], (1, 1, 3))
+def _off_colour(pixels: Pixels, dice: np.random.Generator) -> Pixels:
+    return pixels + 12.0 * (2 * dice.integers(2, size=(1, 1, 3)) - 1)
 
 
-def _darker(pixels: np.ndarray, _: np.random.Generator) -> np.ndarray:
+def _darker(pixels: Pixels, _: np.random.Generator) -> Pixels:
     return pixels * 0.85
 
 
@@ -124,7 +126,7 @@ def draw(chosen: list[Picture], variant: Variant = PLAIN, seed: int = 0) -> Tens
     drawn = []
     for picture in chosen:
         changed = variant.stripes(picture, dice) if variant.stripes else picture
-        pixels = np.asarray(_draw(changed, variant.size), dtype=np.float32)
+        pixels: Pixels = np.asarray(_draw(changed, variant.size), dtype=np.float64)
         if variant.after:
             pixels = variant.after(pixels, noise)
         drawn.append(torch.from_numpy(pixels.clip(0, 255).round().astype(np.uint8)))

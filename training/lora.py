@@ -49,7 +49,7 @@ class LowRank(nn.Module):
                 bias=False,
             )
             self.lora_B = nn.Conv2d(rank, base.out_channels, 1, bias=False)
-        nn.init.zeros_(self.lora_B.weight)  # type: ignore[arg-type]  # modules' attributes
+        nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both."""

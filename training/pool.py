@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -45,11 +45,8 @@ def scenes(n: int = SIZE) -> Scenes:
     plain = world.sample(min(n, PLAIN), generator)
     if n <= PLAIN:
         return plain
-    plain = replace(plain, looks=world.shapes_only(world.looks(PLAIN, generator)))
-    plain.looks.proportion.zero_()
-    plain.looks.warp.zero_()
     wide = world.sample(n - PLAIN, generator, wide=True)
-    return world.joined(plain, replace(wide, looks=world.shapes_only(wide.looks)))
+    return world.joined(world.shapes_only(plain), world.shapes_only(wide))
 
 
 def prompts(n: int = PROMPTS) -> Scenes:

@@ -7,7 +7,7 @@ Attributes, the pairs held out for the report, and random scenes with their look
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import torch
@@ -111,21 +111,6 @@ def looks(n: int, generator: torch.Generator) -> Looks:
     )
 
 
-def shapes_only(given: Looks) -> Looks:
-    """Keep proportions and warp, with stripes, colours and light as where there are no looks."""
-    n = len(given.proportion)
-    none = torch.zeros(n, 3)
-    return Looks(
-        stripes=torch.tensor([STRIPE_ANGLE, 0.0, STRIPE_WIDTH, STRIPE_SHADE]).repeat(n, 1),
-        paint=none,
-        ground=none,
-        light=torch.tensor([1.0, 0.0, 0.0]).repeat(n, 1),
-        proportion=given.proportion,
-        warp=given.warp,
-        wobble=torch.zeros_like(given.wobble),
-    )
-
-
 @dataclass(frozen=True)
 class Scenes:
     """A batch of pictures still to be drawn.
@@ -159,6 +144,27 @@ class Scenes:
     def combination(self) -> Tensor:
         """Return one number for shape, colour, fill and background together, `(n,)`."""
         return combination(self.shape, self.colour, self.fill, self.background)
+
+
+def shapes_only(scenes: Scenes) -> Scenes:
+    """Keep proportions and warp; stripes, colours and light are as where there are no looks.
+
+    Scenes without looks get looks that change nothing.
+    """
+    n = len(scenes)
+    proportion, warp = torch.zeros(n, 1), torch.zeros(n, 4)
+    if scenes.looks is not None:
+        proportion, warp = scenes.looks.proportion, scenes.looks.warp
+    clean = Looks(
+        stripes=torch.tensor([STRIPE_ANGLE, 0.0, STRIPE_WIDTH, STRIPE_SHADE]).repeat(n, 1),
+        paint=torch.zeros(n, 3),
+        ground=torch.zeros(n, 3),
+        light=torch.tensor([1.0, 0.0, 0.0]).repeat(n, 1),
+        proportion=proportion,
+        warp=warp,
+        wobble=torch.zeros(n, 5),
+    )
+    return replace(scenes, looks=clean)
 
 
 def joined(first: Scenes, second: Scenes) -> Scenes:
@@ -217,9 +223,9 @@ def place(chosen: Tensor, generator: torch.Generator, *, wide: bool = False) -> 
     x = margin + (1 - 2 * margin) * torch.rand(n, generator=generator)
     y = margin + (1 - 2 * margin) * torch.rand(n, generator=generator)
     angle = 2 * torch.pi * torch.rand(n, generator=generator)
-    return Scenes(
-        *chosen.unbind(1), x, y, radius, angle, looks=looks(n, generator) if wide else None
-    )
+    shape, colour, fill, background = chosen.unbind(1)
+    chosen_looks = looks(n, generator) if wide else None
+    return Scenes(shape, colour, fill, background, x, y, radius, angle, chosen_looks)
 
 
 def sample(

@@ -27,7 +27,7 @@ def test_image_prompts_are_distorted_each_in_its_own_way() -> None:
 
 def test_a_distorted_picture_keeps_its_colours() -> None:
     scenes = world.sample(40, generator(), wide=True)
-    plain = replace(scenes, looks=world.shapes_only(scenes.looks), fill=torch.zeros(40).long())
+    plain = replace(world.shapes_only(scenes), fill=torch.zeros(40).long())
     pictures = torch.cat(
         [
             torch.nn.functional.interpolate(
@@ -46,7 +46,7 @@ def test_a_distorted_picture_keeps_its_colours() -> None:
 @pytest.mark.parametrize("kind", maps.KINDS)
 def test_maps_follow_the_object(kind: str) -> None:
     scenes = world.sample(60, generator(), wide=True)
-    scenes = replace(scenes, looks=world.shapes_only(scenes.looks))
+    scenes = world.shapes_only(scenes)
     drawn = maps.draw(kind, scenes, 128, generator(1))
     assert drawn.shape == (60, 3, 128, 128)
     assert drawn.min() >= 0
