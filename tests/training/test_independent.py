@@ -39,7 +39,7 @@ def test_no_file_of_the_training_imports_another_in_a_circle() -> None:
 
 
 def test_the_judge_reads_every_variant() -> None:
-    chosen = independent.pictures(60, 5)
+    chosen = independent.pictures(40, 5)
     wanted = independent.attributes(chosen)
     for variant in independent.VARIANTS:
         if variant.size != 128:
