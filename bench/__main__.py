@@ -24,9 +24,9 @@ from bench.engine.measures import Bench, Results
 from bench.engine.plain import Plain
 from bench.engine.subject import Subject
 from service.core.settings import Device
+from workers.engine.api import Options
 from workers.engine.engine import load_engine
 from workers.engine.silent import Silent
-from workers.engine.types import Options
 
 OUT: Final = Path("out/bench")
 

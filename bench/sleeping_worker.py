@@ -15,9 +15,9 @@ from PIL import Image
 from redis import Redis
 
 from service.core.errors import JobFailed
-from service.core.request import GenerateRequest
+from service.core.params import GenerateRequest
 from workers import __main__ as worker
-from workers.engine.types import Canceled, EngineJob, EngineResult, Listener
+from workers.engine.api import Canceled, EngineJob, EngineResult, Listener
 
 STEP_SECONDS: Final = float(os.environ.get("BENCH_STEP_SECONDS", "0.1"))
 
@@ -106,7 +106,8 @@ class SleepingEngine:
             self._jobs.remove(sleeper)
         if not sleeper.future.done():
             try:
-                colour = sleeper.job.load_image(0).resize((1, 1)).getpixel((0, 0))
+                upload = sleeper.job.read(request.images[0].key)
+                colour = upload.resize((1, 1)).getpixel((0, 0))
             except JobFailed as error:
                 sleeper.future.set_exception(error)
                 return

@@ -22,10 +22,10 @@ from redis import Redis
 from bench.http.servers import Server
 from service.cli import processes
 from service.cli.redis_server import RedisServer
-from service.core import keys, presence
+from service.core import redis_keys, worker_registry
 from service.core.job import Job, Status
+from service.core.params import GenerateRequest, ImagePrompt, SchedulerName
 from service.core.queue import enqueue, open_queue
-from service.core.request import GenerateRequest, ImagePrompt, SchedulerName
 from service.core.settings import Settings
 from service.core.storage import Storage
 from service.core.transitions import Transitions
@@ -38,7 +38,7 @@ def request(storage: Storage, job_id: str) -> GenerateRequest:
     """Store a small image prompt and ask for one picture of it."""
     out = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(out, "PNG")
-    key = keys.upload(job_id, "image-0.png")
+    key = redis_keys.upload(job_id, "image-0.png")
     storage.put(key, out.getvalue(), "image/png")
     digest = hashlib.sha256(out.getvalue()).hexdigest()
     prompt = ImagePrompt(key=key, sha256=digest, pixels_sha256=digest, width=64, height=64)
@@ -82,9 +82,9 @@ def run(workers: int, *, slots: int, waves: int, step_seconds: float) -> tuple[f
             )
             stack.callback(processes.end, process, grace_seconds=30)
         redis = stack.enter_context(Redis.from_url(server.url))
-        while redis.zcard(keys.WORKERS) < workers:
+        while redis.zcard(redis_keys.WORKERS) < workers:
             time.sleep(0.2)
-        time.sleep(presence.PRESENCE_SECONDS / 5)
+        time.sleep(worker_registry.PRESENCE_SECONDS / 5)
         jobs = workers * slots * waves
         watched = Server("redis", server.url, server.process.pid)
         before = watched.cpu_seconds()
@@ -111,7 +111,7 @@ def _work_off(redis: Redis, folder: Path, *, jobs: int) -> float:
         enqueue(queue, transitions, job)
     ends = []
     for job_id in ids:
-        while not (record := redis.hgetall(keys.job(job_id))).get(b"completed_at"):
+        while not (record := redis.hgetall(redis_keys.job(job_id))).get(b"completed_at"):
             time.sleep(0.2)
         if record[b"status"] != b"succeeded":
             raise RuntimeError(f"a job ended as {record[b'status']!r}: {record.get(b'error')!r}")

@@ -9,13 +9,13 @@ import structlog
 import uvloop
 
 from service.app import Side, create_app
-from service.core import heap, logs, tracing
+from service.core import logging, malloc, tracing
 from service.core.catalog import load_catalog
 from service.core.errors import ConfigurationError
 from service.core.metrics import ApiMetrics
 from service.core.settings import Settings, load_settings
 from service.gate import is_loopback
-from service.listening import Server, may_open, open_with_first_key
+from service.server import Server, may_open, open_with_first_key
 
 WRONG_USE = 2
 
@@ -77,9 +77,9 @@ async def _serve(settings: Settings) -> bool:
 
 def main() -> int:
     """Serve until a signal comes; the exit status."""
-    heap.give_back()
+    malloc.give_back()
     settings = load_settings()
-    logs.configure(settings.log_level, settings.log_format)
+    logging.configure(settings.log_level, settings.log_format)
     try:
         load_catalog(settings.models)
         tracing.configure("imageprompt-api")

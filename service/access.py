@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from service.api_keys import Right
 from service.core.errors import Forbidden
+from service.dependencies import Use
 from service.gate import Caller
-from service.keyring import Right
-from service.state import Use
 
 
 def _needing(right: Right) -> Callable[..., Any]:

@@ -11,15 +11,15 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
 from service import docs_page, problems
-from service.background import repeat
-from service.context import RequestContext
 from service.core.metrics import ApiMetrics
 from service.core.settings import Settings
 from service.deadlines import Deadlines
+from service.dependencies import Services, open_services
 from service.document import describe
 from service.grace import Grace
+from service.middleware import RequestContext
+from service.periodic import repeat
 from service.routes import events, generate, health, jobs, models
-from service.state import Services, open_services
 from service.sweep import Sweep
 from service.webhooks.delivery import Delivery
 from service.webhooks.sender import Sender

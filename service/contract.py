@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from service.core import errors
 from service.core.errors import ServiceError
 from service.core.job import Status
-from service.fields import CONTROL, IMAGE, MAX_IMAGES, Fields
+from service.jobs.views import JobView
 from service.problems import MEDIA_TYPE, Problem
-from service.views import JobView
+from service.submission.fields import CONTROL, IMAGE, MAX_IMAGES, Fields
 
 Described = dict[int | str, dict[str, Any]]
 REFERENCE: Final = "#/components/schemas/{model}"

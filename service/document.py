@@ -6,10 +6,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.contract import REFERENCE, SECURITY, form_schema, webhook
-from service.fields import Fields
+from service.jobs.views import JobPage, JobView
 from service.problems import Problem
 from service.routes import events, generate, health, jobs, models
-from service.views import JobPage, JobView
+from service.submission.fields import Fields
 
 VERSION: Final = "1.0.0"
 """Of the HTTP contract."""

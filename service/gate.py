@@ -2,7 +2,7 @@
 
 Without any key configured, callers are anonymous where that is allowed; as soon as one is, all
 that has to do with jobs needs a key. Models, health, metrics and docs never ask for one. What a
-key may do stands in `service/keyring.py`.
+key may do stands in `service/api_keys.py`.
 """
 
 import ipaddress
@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import redis.asyncio as aioredis
 
-from service import keyring
-from service.core import keys
+from service import api_keys
+from service.api_keys import ApiKey
+from service.core import redis_keys
 from service.core.errors import Unauthorized
 from service.core.settings import Settings
-from service.keyring import ApiKey
 
 REMEMBERED_SECONDS: Final = 2.0
 """A revoked key is refused after this time at the latest."""
@@ -74,25 +74,25 @@ class Gate:
         return Caller(record.id, record)
 
     async def _find(self, key: str) -> ApiKey | None:
-        key_id = keyring.key_id(key)
+        key_id = api_keys.key_id(key)
         if key_id is None:
             return None
         now = self._clock()
         read_at, record = self._known.get(key_id, (0.0, None))
         if record is None or now - read_at > REMEMBERED_SECONDS:
             self._known.pop(key_id, None)
-            text: Any = await self._redis.hget(keys.API_KEYS, key_id)
+            text: Any = await self._redis.hget(redis_keys.API_KEYS, key_id)
             if text is None:
                 return None
             record = ApiKey.model_validate_json(text)
             self._known[key_id] = (now, record)
-        return record if keyring.matches(key, record) else None
+        return record if api_keys.matches(key, record) else None
 
     async def _no_keys(self) -> bool:
         now = self._clock()
         read_at, empty = self._open
         if now - read_at > REMEMBERED_SECONDS:
-            empty = not await self._redis.exists(keys.API_KEYS)
+            empty = not await self._redis.exists(redis_keys.API_KEYS)
             self._open = (now, empty)
         return empty
 

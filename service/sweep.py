@@ -11,7 +11,7 @@ import redis.asyncio as aioredis
 import structlog
 from anyio import to_thread
 
-from service.core import keys
+from service.core import redis_keys
 from service.core.storage import Storage
 
 ORPHAN_SECONDS: Final = 3600
@@ -43,7 +43,7 @@ class Sweep:
     async def step(self) -> None:
         """Sweep, unless another process has. Raises `redis.RedisError` and `StorageError`."""
         pause = int(self._every_seconds * 900)
-        if not await self._redis.set(keys.SWEEP, "1", nx=True, px=max(1, pause)):
+        if not await self._redis.set(redis_keys.SWEEP, "1", nx=True, px=max(1, pause)):
             return
         await self._forget_old_jobs()
         if self._storage.has_lifecycle:
@@ -58,7 +58,7 @@ class Sweep:
 
     async def _is_over(self, job_id: str, modified_at: float) -> bool:
         now = self._clock()
-        answer: Any = await self._redis.hmget(keys.job(job_id), "status", "expires_at")
+        answer: Any = await self._redis.hmget(redis_keys.job(job_id), "status", "expires_at")
         status, expires_at = answer
         if status is None:
             return modified_at < now - ORPHAN_SECONDS
@@ -67,5 +67,5 @@ class Sweep:
     async def _forget_old_jobs(self) -> None:
         """Owners' lists keep no job whose record is gone."""
         oldest = self._clock() - self._index_seconds
-        async for index in self._redis.scan_iter(match=keys.owner_jobs("*"), count=500):
+        async for index in self._redis.scan_iter(match=redis_keys.owner_jobs("*"), count=500):
             await self._redis.zremrangebyscore(index, "-inf", oldest)

@@ -2,7 +2,7 @@
 
 import time
 
-from service.core.presence import Presence
+from service.core.worker_registry import Presence
 
 
 def presence(**fields: object) -> Presence:

@@ -1,6 +1,6 @@
 """What a job asks for, where a test cares for few of its fields."""
 
-from service.core.request import GenerateRequest, ImagePrompt
+from service.core.params import GenerateRequest, ImagePrompt
 
 IMAGE = ImagePrompt(
     key="uploads/a/image-0.png", sha256="ab" * 32, pixels_sha256="cd" * 32, width=8, height=8

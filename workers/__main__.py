@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 from redis import Redis, RedisError
 
-from service.core import logs, presence, tracing
+from service.core import logging, tracing, worker_registry
 from service.core.catalog import load_catalog
 from service.core.errors import ConfigurationError
 from service.core.metrics import WorkerMetrics
@@ -25,17 +25,17 @@ from service.core.queue import connect
 from service.core.settings import Settings, load_settings
 from service.core.storage import Storage, StorageError
 from service.core.transitions import Transitions
-from workers import patience
-from workers.beat import SWEEP_SECONDS, Repeat, Sweep
-from workers.elsewhere import Elsewhere
+from workers import retry
+from workers.consumer import Runner
+from workers.eligibility import Elsewhere
 from workers.embedding_store import RedisEmbeddingStore
+from workers.engine.api import Options
 from workers.engine.engine import Engine, load_engine
-from workers.engine.types import Options
 from workers.health import HealthServer
 from workers.isolation import Isolation
-from workers.observer import MetricsObserver, watch_memory
-from workers.reporter import Reporter
-from workers.runner import Runner
+from workers.liveness import SWEEP_SECONDS, Repeat, Sweep
+from workers.monitoring import MetricsObserver, watch_memory
+from workers.progress import Reporter
 from workers.task import Collaborators, generate
 from workers.watchdog import LOOK_SECONDS, Watchdog
 
@@ -167,9 +167,9 @@ class Worker:
 
     def _beat(self, redis: Redis, runner: Runner, engine: Engine) -> None:
         runner.heartbeat()
-        presence.announce(
+        worker_registry.announce(
             redis,
-            presence.Presence(
+            worker_registry.Presence(
                 name=self._name,
                 ready=self._is_ready(),
                 models=tuple(engine.models),
@@ -182,21 +182,21 @@ class Worker:
         )
 
     def _beat_seconds(self) -> float:
-        return min(self._settings.lease_seconds / 4, presence.PRESENCE_SECONDS / 5)
+        return min(self._settings.lease_seconds / 4, worker_registry.PRESENCE_SECONDS / 5)
 
     def _is_ready(self) -> bool:
         return self._ready and self._watchdog is not None and self._watchdog.healthy()
 
     def _withdraw(self, redis: Redis) -> None:
         try:
-            presence.withdraw(redis, self._name)
+            worker_registry.withdraw(redis, self._name)
         except RedisError as error:
             logger.warning("left without a word to Redis", cause=type(error).__name__)
 
 
 def wait_for(what: str, action: Callable[[], Any], errors: type[Exception]) -> Any:
     """Call `action` until it succeeds and return its result; each failure is a log line."""
-    return patience.persist(
+    return retry.persist(
         action,
         errors,
         interrupt=Event(),
@@ -207,7 +207,7 @@ def wait_for(what: str, action: Callable[[], Any], errors: type[Exception]) -> A
 def main() -> None:
     """Run one worker. Exit status 0 after a signal, 2 where the configuration is wrong."""
     settings = load_settings()
-    logs.configure(settings.log_level, settings.log_format)
+    logging.configure(settings.log_level, settings.log_format)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     try:

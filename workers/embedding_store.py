@@ -8,7 +8,7 @@ bytes, and those used longest ago go first.
 import structlog
 from redis import Redis, RedisError
 
-from service.core import keys
+from service.core import redis_keys
 
 logger = structlog.get_logger(__name__)
 
@@ -50,7 +50,7 @@ return found
 
 
 class RedisEmbeddingStore:
-    """The second level of the embedding cache (`workers.engine.types.EmbeddingStore`)."""
+    """The second level of the embedding cache (`workers.engine.api.EmbeddingStore`)."""
 
     def __init__(self, redis: Redis, *, keep_seconds: int, most_bytes: int) -> None:
         self._keep_seconds = keep_seconds
@@ -65,7 +65,7 @@ class RedisEmbeddingStore:
         """
         try:
             found = self._get(
-                keys=[keys.EMBEDDINGS_USED, keys.embedding(fingerprint)],
+                keys=[redis_keys.EMBEDDINGS_USED, redis_keys.embedding(fingerprint)],
                 args=[fingerprint, self._keep_seconds],
             )
         except RedisError as error:
@@ -75,11 +75,17 @@ class RedisEmbeddingStore:
 
     def put(self, fingerprint: str, data: bytes) -> None:
         """Store bytes under a fingerprint for a while; what was used longest ago makes room."""
-        entry = keys.embedding(fingerprint)
+        entry = redis_keys.embedding(fingerprint)
         try:
             self._put(
-                keys=[keys.EMBEDDINGS_USED, keys.EMBEDDINGS_BYTES, entry],
-                args=[fingerprint, data, self._keep_seconds, self._most_bytes, keys.embedding("")],
+                keys=[redis_keys.EMBEDDINGS_USED, redis_keys.EMBEDDINGS_BYTES, entry],
+                args=[
+                    fingerprint,
+                    data,
+                    self._keep_seconds,
+                    self._most_bytes,
+                    redis_keys.embedding(""),
+                ],
             )
         except RedisError as error:
             logger.warning("embedding not written to Redis", cause=type(error).__name__)

@@ -1,14 +1,15 @@
 """The life of one job on a worker: claim, read, generate, store, end.
 
-Knows nothing of RQ: `workers/runner.py` says which job, and puts back what is returned. A finished
-picture is never given up because Redis or the storage is away: both are tried again until they
-answer or the worker is told to let go.
+`workers/consumer.py` says which job, and puts back what is returned. A finished picture is never
+dropped because Redis or the storage does not answer: both are tried again until they answer or the
+worker is told to stop.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from threading import Event
 from typing import Final, TypeVar
 from uuid import uuid4
@@ -18,18 +19,17 @@ from opentelemetry.trace import Tracer
 from pydantic import ValidationError
 from redis import Redis, RedisError
 
-from service.core import keys, tracing
+from service.core import redis_keys, tracing
 from service.core.errors import EngineFault, JobFailed, StorageFailed
 from service.core.job import Job, JobError, JobMetrics, StoredImage
 from service.core.metrics import STAGES, WorkerMetrics
 from service.core.storage import Storage, StorageError
 from service.core.transitions import Claim, Transitions
-from workers import patience, pictures
-from workers.elsewhere import PAUSE_SECONDS, Elsewhere
-from workers.engine.types import Canceled, EngineDied, EngineJob, EngineResult, Listener, Ticket
-from workers.inputs import PATIENCE_SECONDS, Inputs
+from workers import images, retry
+from workers.eligibility import PAUSE_SECONDS, Elsewhere
+from workers.engine.api import Canceled, EngineDied, EngineJob, EngineResult, Listener, Ticket
 from workers.isolation import Isolation
-from workers.reporter import Reporter
+from workers.progress import Reporter
 
 R = TypeVar("R")
 logger = structlog.get_logger(__name__)
@@ -105,7 +105,7 @@ class _Generation:
             return self._run(job)
 
     def _record(self) -> dict[str, str]:
-        fields = self._redis(lambda: self._shared.redis.hgetall(keys.job(self._claim.job_id)))
+        fields = self._redis(lambda: self._shared.redis.hgetall(redis_keys.job(self._claim.job_id)))
         return {_text(name): _text(value) for name, value in fields.items()}
 
     def _run(self, job: Job) -> Outcome:
@@ -123,15 +123,15 @@ class _Generation:
                 }
             )
             began = time.monotonic()
-            images = self._upload(job, result)
+            stored = self._upload(job, result)
             metrics = metrics.model_copy(
                 update={
                     "upload_seconds": time.monotonic() - began,
                     "total_seconds": max(0.0, time.time() - job.created_at),
                 }
             )
-            return self._succeed(job, images, metrics)
-        except (Canceled, patience.Interrupted):
+            return self._succeed(job, stored, metrics)
+        except (Canceled, retry.Interrupted):
             return self._stopped()
         except EngineDied:
             return self._handed_back()
@@ -154,12 +154,10 @@ class _Generation:
     def _pictures(self, job: Job) -> EngineResult:
         shared = self._shared
         dropped = Event()
-        inputs = Inputs(shared.storage, job.request, interrupt=dropped)
+        read = partial(images.read_upload, shared.storage, interrupt=dropped)
         following = shared.reporter.follow(self._claim)
         try:
-            ticket = shared.submit(
-                EngineJob(job.id, job.request, inputs.image, inputs.control()), following
-            )
+            ticket = shared.submit(EngineJob(job.id, job.request, read), following)
             following.ticket = ticket
             while True:
                 try:
@@ -179,16 +177,16 @@ class _Generation:
 
         stored = []
         for index, image in enumerate(result.images):
-            file = pictures.encode(image, job.request, index)
-            key = keys.result(job.id, f"{index}-{self._claim.token[:12]}.{file.extension}")
+            file = images.encode(image, job.request, index)
+            key = redis_keys.result(job.id, f"{index}-{self._claim.token[:12]}.{file.extension}")
             try:
-                patience.persist(
+                retry.persist(
                     lambda key=key, file=file: self._shared.storage.put(  # type: ignore[misc]
                         key, file.data, file.content_type
                     ),
                     StorageError,
                     interrupt=self._let_go,
-                    patience_seconds=PATIENCE_SECONDS,
+                    patience_seconds=images.STORAGE_RETRY_SECONDS,
                     on_error=note,
                 )
             except StorageError:
@@ -238,7 +236,7 @@ class _Generation:
     def _whose(self) -> Outcome:
         """Tell a job that is over from one that another worker holds."""
         status = self._redis(
-            lambda: self._shared.redis.hget(keys.job(self._claim.job_id), "status")
+            lambda: self._shared.redis.hget(redis_keys.job(self._claim.job_id), "status")
         )
         return Outcome.LOST if status in (b"queued", b"processing") else Outcome.ENDED
 
@@ -261,7 +259,7 @@ class _Generation:
         def note(error: Exception) -> None:
             self._log.warning("Redis does not answer", cause=type(error).__name__)
 
-        return patience.persist(action, RedisError, interrupt=self._let_go, on_error=note)
+        return retry.persist(action, RedisError, interrupt=self._let_go, on_error=note)
 
 
 def _text(value: bytes | str) -> str:

@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from bench.engine.plain import Plain
+from workers.engine.api import EngineJob, Ticket
 from workers.engine.engine import Engine
-from workers.engine.types import EngineJob, Ticket
 
 
 class Contender(Protocol):
@@ -21,8 +21,8 @@ class Contender(Protocol):
 
 def run_plain(plain: Plain, job: EngineJob) -> None:
     """Call the plain pipeline once, inputs to picture."""
-    control = job.load_control() if job.request.control and job.load_control else None
-    images = [job.load_image(index) for index in range(len(job.request.images))]
+    control = job.read(job.request.control.key) if job.request.control else None
+    images = [job.read(image.key) for image in job.request.images]
     plain.pictures(job.request, images, control, output_type="pil")
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from bench.engine.contenders import Batched, OneAtATime, at_once, over_time, run_plain
 from bench.engine.plain import Plain
 from bench.engine.subject import Subject
+from workers.engine.api import EngineJob
 from workers.engine.engine import Engine
-from workers.engine.types import EngineJob
 
 AT_ONCE = (1, 4, 8, 16)
 IN_A_LOOP = 8

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.core.catalog import Adapter, ModelEntry
-from service.core.request import GenerateRequest
+from service.core.params import GenerateRequest
 from workers.engine.files import loader_arguments
 from workers.engine.schedulers import CLASSES
 

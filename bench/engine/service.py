@@ -36,7 +36,7 @@ def cost(subject: Subject, *, compiled: bool) -> float:
 def _once(client: httpx.Client, subject: Subject, seed: int) -> float:
     job = subject.job(seed, size=subject.single, steps=subject.short)
     upload = io.BytesIO()
-    job.load_image(0).save(upload, "PNG")
+    job.read(job.request.images[0].key).save(upload, "PNG")
     started = time.perf_counter()
     answer = client.post(
         "/generate",

@@ -9,9 +9,9 @@ from typing import Final
 import yaml
 
 from service.core.catalog import Catalog, load_catalog
-from service.core.request import Control, GenerateRequest, ImagePrompt
+from service.core.params import Control, GenerateRequest, ImagePrompt
 from service.core.settings import ROOT
-from workers.engine.types import EngineJob
+from workers.engine.api import EngineJob
 from workers.engine.warmup import digest, noise
 
 Size = tuple[int, int]
@@ -82,7 +82,7 @@ class Subject:
             scheduler=entry.defaults.scheduler,
             seed=seed,
         )
-        return EngineJob(f"bench-{seed}", request, lambda _index: picture, lambda: picture)
+        return EngineJob(f"bench-{seed}", request, lambda _key: picture)
 
     def mixed(self) -> list[EngineJob]:
         """Jobs of a mixed load: steps, sizes and ControlNet drawn once and for all."""

@@ -14,10 +14,10 @@ from PIL import Image
 
 from bench.scale.simulation import Device
 from service.core.catalog import Catalog, load_catalog
-from service.core.request import GenerateRequest, ImagePrompt
+from service.core.params import GenerateRequest, ImagePrompt
 from service.core.settings import load_settings
+from workers.engine.api import EngineJob, Options
 from workers.engine.engine import Engine, load_engine
-from workers.engine.types import EngineJob, Options
 
 OUT: Final = Path("out/bench/device.json")
 TOGETHER: Final = 8
@@ -43,9 +43,7 @@ def job(catalog: Catalog, number: int) -> EngineJob:
         seed=number,
     )
     colour = (number * 37 % 256, 120, 200)
-    return EngineJob(
-        str(number), request, load_image=lambda _: Image.new("RGB", (256, 256), colour)
-    )
+    return EngineJob(str(number), request, lambda _key: Image.new("RGB", (256, 256), colour))
 
 
 def measure(engine: Engine, catalog: Catalog, *, slots: int) -> Device:

@@ -1,8 +1,8 @@
 """A discrete-event simulation of workers that batch by step. Knows nothing of who scales them.
 
 Events are arrivals, steps of workers, workers that become warm, and ticks of a scaler. A worker
-takes jobs between steps from one queue, oldest first, as `workers/runner.py` does; a step of k jobs
-takes `Device.step_seconds(k)`.
+takes jobs between steps from one queue, oldest first, as `workers/consumer.py` does; a step of k
+jobs takes `Device.step_seconds(k)`.
 """
 
 import heapq

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from service.cli.client import Client, ClientError, Job
-from service.core.request import Crop, OutputFormat, SchedulerName
+from service.core.params import Crop, OutputFormat, SchedulerName
 
 console = Console(stderr=True)
 

@@ -16,12 +16,12 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Column, Table
 
-from service import keyring
+from service import api_keys
+from service.api_keys import ApiKey, Right
 from service.cli.client import ClientError
 from service.cli.up import DATA, REDIS_URL
 from service.core.queue import connect
 from service.core.settings import load_settings
-from service.keyring import ApiKey, Right
 
 DAY_SECONDS = 24 * 3600
 
@@ -70,7 +70,7 @@ def create(
     redis: RedisUrl = None,
 ) -> None:
     """Make a key and print it as JSON; it is shown this once."""
-    key, record = keyring.make_key(
+    key, record = api_keys.make_key(
         name,
         rights=tuple(right or Right),
         requests_per_minute=per_minute,
@@ -79,7 +79,7 @@ def create(
         now=time.time(),
     )
     with _redis(redis) as client:
-        keyring.save(client, record)
+        api_keys.save(client, record)
     shown = {"key": key, "id": record.id, "webhook_secret": record.webhook_secret}
     typer.echo(json.dumps(shown, indent=2))
 
@@ -88,7 +88,7 @@ def create(
 def list_keys(*, redis: RedisUrl = None) -> None:
     """Show all keys, without what would let anybody in."""
     with _redis(redis) as client:
-        records = keyring.every(client)
+        records = api_keys.every(client)
     table = Table(
         Column("id", no_wrap=True), "name", "rights", "a minute", "jobs at once", "made", "expires"
     )
@@ -121,6 +121,6 @@ def revoke(
 ) -> None:
     """Let a key in no more; what it made stays until it expires."""
     with _redis(redis) as client:
-        if not keyring.revoke(client, key_id):
+        if not api_keys.revoke(client, key_id):
             raise ClientError(f"there is no key {key_id!r}; see `imageprompt keys list`")
     typer.echo(f"revoked {key_id}")

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.core.errors import ConfigurationError
-from service.core.request import Name, SchedulerName
+from service.core.params import Name, SchedulerName
 
 
 class _Strict(BaseModel):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from service.core.request import GenerateRequest
+from service.core.params import GenerateRequest
 
 
 class Status(StrEnum):

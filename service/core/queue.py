@@ -12,7 +12,7 @@ from rq import Queue, Retry
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from service.core import keys
+from service.core import redis_keys
 from service.core.job import Job
 from service.core.transitions import Transitions
 
@@ -95,7 +95,7 @@ def forget(queue: Queue, job_id: str) -> None:
     with queue.connection.pipeline(transaction=True) as pipeline:
         queue.remove(job_id, pipeline=pipeline)
         pipeline.delete(RqJob.key_for(job_id))
-        pipeline.zrem(keys.DEADLINES, job_id)
+        pipeline.zrem(redis_keys.DEADLINES, job_id)
         pipeline.execute()
 
 

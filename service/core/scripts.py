@@ -5,11 +5,11 @@ Each is given the job's record as KEYS[1] and its event stream as KEYS[2].
 
 from typing import Final
 
-from service.core import keys
+from service.core import redis_keys
 
 # What all of them begin with.
 _EMIT: Final = (
-    f"local id = string.sub(KEYS[1], {len(keys.job('')) + 1})"
+    f"local id = string.sub(KEYS[1], {len(redis_keys.job('')) + 1})"
     + """
 local function emit(name, data)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[1], '*', 'event', name, 'data', data)
@@ -39,7 +39,7 @@ local function ended_by(token)
   return token ~= '' and redis.call('HGET', KEYS[1], 'ended_by') == token
 end
 local status = redis.call('HGET', KEYS[1], 'status')
-""".replace("ACTIVE", keys.active_jobs("")).replace("OUTBOX", keys.OUTBOX)
+""".replace("ACTIVE", redis_keys.active_jobs("")).replace("OUTBOX", redis_keys.OUTBOX)
 )
 
 # ARGV: events kept, token, worker, now, attempt cap, keep, tombstone, errors (exhausted, expired)
@@ -70,7 +70,7 @@ redis.call('HSET', KEYS[1], 'status', 'processing', 'fence', ARGV[2], 'worker', 
 emit('status', cjson.encode({status = 'processing'}))
 return 'claimed'
 """
-).replace("DEADLINES", keys.DEADLINES)
+).replace("DEADLINES", redis_keys.DEADLINES)
 
 # ARGV: events kept, now, keep, tombstone, error
 EXPIRE: Final = (
@@ -84,7 +84,7 @@ end
 finish('expired', tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), {error = ARGV[5]})
 return ended('expired')
 """
-).replace("DEADLINES", keys.DEADLINES)
+).replace("DEADLINES", redis_keys.DEADLINES)
 
 # ARGV: events kept, token, step, event name, event data
 PROGRESS: Final = (

@@ -1,6 +1,6 @@
 """Object storage for uploads and results: a local folder, S3, GCS or Azure, by one URL.
 
-Stands on obstore. Keys come from `service.core.keys`; nothing here knows what they mean.
+Stands on obstore. Keys come from `service.core.redis_keys`; nothing here knows what they mean.
 """
 
 from collections.abc import Callable

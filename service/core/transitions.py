@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from redis import Redis
 
-from service.core import keys, scripts
+from service.core import redis_keys, scripts
 from service.core.job import (
     EventName,
     Job,
@@ -79,14 +79,14 @@ class Transitions:
 
     def create(self, job: Job, pipeline: Any) -> None:
         """Write a new job into `pipeline`, which the caller executes as one transaction."""
-        pipeline.hset(keys.job(job.id), mapping=job.to_hash())
+        pipeline.hset(redis_keys.job(job.id), mapping=job.to_hash())
         counts_until = (job.deadline_at or job.created_at) + ACTIVE_SECONDS
-        pipeline.zadd(keys.active_jobs(job.owner), {job.id: counts_until})
-        pipeline.zadd(keys.owner_jobs(job.owner), {job.id: job.created_at})
+        pipeline.zadd(redis_keys.active_jobs(job.owner), {job.id: counts_until})
+        pipeline.zadd(redis_keys.owner_jobs(job.owner), {job.id: job.created_at})
         if job.deadline_at is not None:
-            pipeline.zadd(keys.DEADLINES, {job.id: job.deadline_at})
+            pipeline.zadd(redis_keys.DEADLINES, {job.id: job.deadline_at})
         pipeline.xadd(
-            keys.events(job.id),
+            redis_keys.events(job.id),
             {"event": EventName.STATUS.value, "data": json.dumps({"status": job.status.value})},
         )
 
@@ -146,7 +146,7 @@ class Transitions:
     def overdue(self, most: int) -> list[str]:
         """Ids of jobs whose deadline has passed and that no worker has started."""
         ids: Any = self._redis.zrangebyscore(
-            keys.DEADLINES, "-inf", self._clock(), start=0, num=most
+            redis_keys.DEADLINES, "-inf", self._clock(), start=0, num=most
         )
         return [job_id.decode() for job_id in ids]
 
@@ -169,11 +169,11 @@ class Transitions:
     def erase(self, job_id: str, owner: str) -> None:
         """Delete the record and all that Redis holds of a job, for its owner's privacy."""
         with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.delete(keys.job(job_id), keys.events(job_id))
-            pipeline.zrem(keys.owner_jobs(owner), job_id)
-            pipeline.zrem(keys.active_jobs(owner), job_id)
-            pipeline.zrem(keys.OUTBOX, job_id)
-            pipeline.hdel(keys.OUTBOX_ATTEMPTS, job_id)
+            pipeline.delete(redis_keys.job(job_id), redis_keys.events(job_id))
+            pipeline.zrem(redis_keys.owner_jobs(owner), job_id)
+            pipeline.zrem(redis_keys.active_jobs(owner), job_id)
+            pipeline.zrem(redis_keys.OUTBOX, job_id)
+            pipeline.hdel(redis_keys.OUTBOX_ATTEMPTS, job_id)
             pipeline.execute()
 
     def _event(self, claim: Claim, step: int, name: EventName, data: str) -> bool:
@@ -194,7 +194,9 @@ class Transitions:
         )
 
     def _run(self, script: Any, job_id: str, *args: object) -> str:
-        answer = script(keys=[keys.job(job_id), keys.events(job_id)], args=[EVENTS_KEPT, *args])
+        answer = script(
+            keys=[redis_keys.job(job_id), redis_keys.events(job_id)], args=[EVENTS_KEPT, *args]
+        )
         if not isinstance(answer, list):
             return _text(answer)
         status, model = map(_text, answer)

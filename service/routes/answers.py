@@ -6,9 +6,9 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from service.core.job import Job
-from service.records import Found
-from service.state import Services
-from service.views import JobView, job_view
+from service.dependencies import Services
+from service.jobs.store import Found
+from service.jobs.views import JobView, job_view
 
 MAX_POLL_SECONDS = 30
 

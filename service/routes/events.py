@@ -10,14 +10,14 @@ from redis.exceptions import RedisError
 
 from service.access import Reads
 from service.contract import failures
-from service.core import keys
+from service.core import redis_keys
 from service.core.errors import DependencyUnavailable, Gone, NotFound
 from service.core.job import EventName, Job, Status
-from service.follow import FIRST, Event
-from service.records import Found
+from service.dependencies import Services, Use
+from service.jobs.event_stream import FIRST, Event
+from service.jobs.store import Found
 from service.routes.answers import view
 from service.routes.jobs import JobId
-from service.state import Services, Use
 
 router = APIRouter()
 
@@ -99,7 +99,7 @@ async def _is_over(services: Services, job: Job, last: str) -> bool:
     was deleted and its last event came and went between two looks.
     """
     try:
-        status: Any = await services.redis.hget(keys.job(job.id), "status")
+        status: Any = await services.redis.hget(redis_keys.job(job.id), "status")
         if status is not None and not Status(status).is_terminal:
             return False
         return not await services.follower.has_news(job.id, last)

@@ -9,16 +9,16 @@ from service.access import Generates
 from service.contract import failures, generate_body, header, success
 from service.core.errors import Gone, NotFound
 from service.core.job import Status
-from service.core.request import OutputFormat
+from service.core.params import OutputFormat
 from service.core.storage import StorageError
+from service.dependencies import Services, Use
 from service.examples import JOB_EXAMPLE
 from service.gate import Caller
-from service.intake import Taken, take_in
-from service.preferences import Preferences, read_prefer, wanted_format
-from service.records import Found
+from service.jobs.store import Found
+from service.jobs.views import JobView
 from service.routes.answers import download_name, job_answer, view
-from service.state import Services, Use
-from service.views import JobView
+from service.submission.preferences import Preferences, read_prefer, wanted_format
+from service.submission.submit import Taken, take_in
 
 router = APIRouter()
 

@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 
 from service.contract import success
-from service.core import keys
+from service.core import redis_keys
+from service.dependencies import Services, Use
 from service.probe import PATIENCE_SECONDS
-from service.state import Services, Use
 
 router = APIRouter()
 
@@ -85,7 +85,7 @@ async def metrics(services: Use) -> Response:
     try:
         async with asyncio.timeout(SCRAPE_PATIENCE_SECONDS):
             snapshot = await services.estimates.snapshot()
-            outbox = await services.redis.zcard(keys.OUTBOX)
+            outbox = await services.redis.zcard(redis_keys.OUTBOX)
     except (RedisError, TimeoutError):
         read = b""  # no sample at all: 0, or what it was once, would tell KEDA that no job is there
     else:

@@ -10,14 +10,14 @@ from service.access import Manages, Reads
 from service.contract import failures, header, success
 from service.core.errors import Gone, NotFound
 from service.core.job import Status
+from service.core.params import OutputFormat
 from service.core.queue import forget
-from service.core.request import OutputFormat
 from service.core.storage import ObjectMissing
-from service.cursors import read_cursor, write_cursor
+from service.dependencies import Use
 from service.examples import JOB_EXAMPLE
+from service.jobs.cursors import read_cursor, write_cursor
+from service.jobs.views import JobPage, JobView
 from service.routes.answers import download_name, job_answer, view
-from service.state import Use
-from service.views import JobPage, JobView
 
 router = APIRouter()
 

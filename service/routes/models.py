@@ -4,8 +4,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from service.core.catalog import Catalog, Defaults, Limits
-from service.core.request import Name
-from service.state import Use
+from service.core.params import Name
+from service.dependencies import Use
 
 router = APIRouter()
 

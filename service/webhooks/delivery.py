@@ -19,12 +19,12 @@ import redis.asyncio as aioredis
 import structlog
 from pydantic import SecretStr
 
-from service.core import keys
+from service.api_keys import ApiKey
+from service.core import redis_keys
 from service.core.job import Job
 from service.core.metrics import ApiMetrics
 from service.gate import ANONYMOUS
-from service.keyring import ApiKey
-from service.views import job_view
+from service.jobs.views import job_view
 from service.webhooks.outbox import Outbox
 from service.webhooks.sender import Outcome, Sender
 
@@ -83,7 +83,7 @@ class Delivery:
         await self._sender.close()
 
     async def _deliver(self, job_id: str, attempt: int) -> None:
-        fields: Any = await self._redis.hgetall(keys.job(job_id))
+        fields: Any = await self._redis.hgetall(redis_keys.job(job_id))
         job = Job.from_hash(fields) if fields else None
         secret = None if job is None else await self._secret(job.owner)
         if job is None or secret is None or job.request.webhook_url is None:
@@ -127,7 +127,7 @@ class Delivery:
         if owner == ANONYMOUS:
             secret = self._anonymous_secret
             return None if secret is None else secret.get_secret_value()
-        text: Any = await self._redis.hget(keys.API_KEYS, owner)
+        text: Any = await self._redis.hget(redis_keys.API_KEYS, owner)
         return None if text is None else ApiKey.model_validate_json(text).webhook_secret
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import redis.asyncio as aioredis
 
-from service.core import keys
+from service.core import redis_keys
 
 LEASE_SECONDS: Final = 60
 
@@ -44,21 +44,25 @@ class Outbox:
     async def take(self, most: int) -> list[tuple[str, int]]:
         """(job id, number of this attempt from 1) of entries that are due."""
         answer: Any = await self._take(
-            keys=[keys.OUTBOX, keys.OUTBOX_ATTEMPTS], args=[most, LEASE_SECONDS]
+            keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[most, LEASE_SECONDS]
         )
         return [(str(answer[at]), int(answer[at + 1])) for at in range(0, len(answer), 2)]
 
     async def retry(self, job_id: str, seconds: float) -> None:
         """Let an entry come up again later, after an attempt that failed."""
-        await self._later(keys=[keys.OUTBOX, keys.OUTBOX_ATTEMPTS], args=[job_id, seconds, 0])
+        await self._later(
+            keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[job_id, seconds, 0]
+        )
 
     async def defer(self, job_id: str, seconds: float) -> None:
         """Let an entry come up again later; this was no attempt."""
-        await self._later(keys=[keys.OUTBOX, keys.OUTBOX_ATTEMPTS], args=[job_id, seconds, -1])
+        await self._later(
+            keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[job_id, seconds, -1]
+        )
 
     async def remove(self, job_id: str) -> None:
         """Forget an entry for good."""
         async with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.zrem(keys.OUTBOX, job_id)
-            pipeline.hdel(keys.OUTBOX_ATTEMPTS, job_id)
+            pipeline.zrem(redis_keys.OUTBOX, job_id)
+            pipeline.hdel(redis_keys.OUTBOX_ATTEMPTS, job_id)
             await pipeline.execute()

@@ -15,8 +15,8 @@ import httpx
 import structlog
 from standardwebhooks.webhooks import Webhook
 
-from service.webhooks.address import AddressRefused, Network, resolve
 from service.webhooks.lookup import Lookups, LookupsBusy
+from service.webhooks.url_policy import AddressRefused, Network, resolve
 
 TIMEOUT_SECONDS: Final = 15.0
 """For all of it: name, connection, TLS and answer."""

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from service.core.catalog import load_catalog
 from service.core.errors import ConfigurationError
-from service.core.request import GenerateRequest
+from service.core.params import GenerateRequest
 from service.core.settings import Settings, load_settings
 from tests.core.test_transitions import REQUEST
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from service.core import keys
+from service.core import redis_keys
 from service.core.job import Job, JobError, JobMetrics, Status, StoredImage
 from service.core.queue import enqueue, forget, open_queue
 from service.core.transitions import Claim, Transitions
@@ -59,7 +59,7 @@ def new_job(redis: Redis, transitions: Transitions, **changes: object) -> str:
 
 def stored(redis: Redis, job_id: str) -> Job:
     """The record as it stands."""
-    fields = redis.hgetall(keys.job(job_id))
+    fields = redis.hgetall(redis_keys.job(job_id))
     return Job.from_hash({name.decode(): text.decode() for name, text in fields.items()})
 
 
@@ -67,7 +67,7 @@ def events(redis: Redis, job_id: str) -> list[tuple[str, object]]:
     """(name, data) of every event so far."""
     return [
         (entry[b"event"].decode(), json.loads(entry[b"data"]))
-        for _, entry in redis.xrange(keys.events(job_id))
+        for _, entry in redis.xrange(redis_keys.events(job_id))
     ]
 
 
@@ -111,8 +111,8 @@ def test_a_job_runs_from_the_queue_to_its_end(
         "status",
         "done",
     ]
-    assert 0 < redis.ttl(keys.job(job_id)) <= 150
-    assert 0 < redis.ttl(keys.events(job_id)) <= 100
+    assert 0 < redis.ttl(redis_keys.job(job_id)) <= 150
+    assert 0 < redis.ttl(redis_keys.events(job_id)) <= 100
 
 
 def _endings(transitions: Transitions, claim: Claim) -> Iterator[bool]:
@@ -136,13 +136,13 @@ def test_nothing_changes_a_final_job(redis: Redis, transitions: Transitions, end
         assert transitions.fail(claim, ERROR, METRICS)
     else:
         assert transitions.cancel(job_id) is Status.CANCELED
-    before, said = redis.hgetall(keys.job(job_id)), events(redis, job_id)
+    before, said = redis.hgetall(redis_keys.job(job_id)), events(redis, job_id)
     assert not any(_endings(transitions, claim_of(job_id)))
     if end == "succeed":
         assert transitions.succeed(claim, (), METRICS, 1), "the same end sent twice is one end"
         assert not transitions.fail(claim, ERROR, METRICS)
     assert transitions.cancel(job_id) is Status(before[b"status"].decode())
-    assert redis.hgetall(keys.job(job_id)) == before
+    assert redis.hgetall(redis_keys.job(job_id)) == before
     assert events(redis, job_id) == said
 
 
@@ -153,9 +153,9 @@ def test_a_worker_that_comes_back_late_changes_nothing(
     late, current = claim_of(job_id), claim_of(job_id)
     assert transitions.claim(late, "w1")
     assert transitions.claim(current, "w2")
-    before = redis.hgetall(keys.job(job_id))
+    before = redis.hgetall(redis_keys.job(job_id))
     assert not any(itertools.islice(_endings(transitions, late), 6))
-    assert redis.hgetall(keys.job(job_id)) == before
+    assert redis.hgetall(redis_keys.job(job_id)) == before
     assert transitions.succeed(current, (IMAGE,), METRICS, 5)
     assert stored(redis, job_id).worker == "w2"
 
@@ -247,7 +247,7 @@ def test_an_overdue_job_ends_without_a_worker(
     redis: Redis, transitions: Transitions, clock: Clock
 ) -> None:
     late = new_job(redis, transitions, deadline_at=1500.0)
-    redis.hset(keys.job(late), "webhook", "https://example.org")
+    redis.hset(redis_keys.job(late), "webhook", "https://example.org")
     new_job(redis, transitions, deadline_at=1600.0)
     assert transitions.overdue(9) == []
     clock.now = 1501
@@ -255,7 +255,7 @@ def test_an_overdue_job_ends_without_a_worker(
     assert [transitions.expire(late) for _ in range(2)] == [True, True], "several look at once"
     assert stored(redis, late).status is Status.EXPIRED
     assert [name for name, _ in events(redis, late)] == ["status", "status", "done"]
-    assert redis.zrange(keys.OUTBOX, 0, -1) == [late.encode()]
+    assert redis.zrange(redis_keys.OUTBOX, 0, -1) == [late.encode()]
     assert transitions.overdue(9) == [late], "until it is out of the queue"
     forget(open_queue("q", redis), late)
     assert transitions.overdue(9) == []
@@ -330,9 +330,9 @@ def test_a_claim_whose_answer_was_lost_is_one_attempt(
     claim, other = claim_of(job_id), claim_of(job_id)
     assert transitions.claim(claim, "w")  # who asked does not learn of it
     assert transitions.progress(claim, 2, 5)
-    before, said = redis.hgetall(keys.job(job_id)), events(redis, job_id)
+    before, said = redis.hgetall(redis_keys.job(job_id)), events(redis, job_id)
     assert transitions.claim(claim, "w")
-    assert redis.hgetall(keys.job(job_id)) == before
+    assert redis.hgetall(redis_keys.job(job_id)) == before
     assert events(redis, job_id) == said
     assert transitions.claim(other, "w2")
     assert stored(redis, job_id).attempt == 2
@@ -348,9 +348,9 @@ def test_the_end_of_a_damaged_record_is_told_without_a_model(
 ) -> None:
     job_id = new_job(redis, telling)
     if request_text is None:
-        redis.hdel(keys.job(job_id), "request")
+        redis.hdel(redis_keys.job(job_id), "request")
     else:
-        redis.hset(keys.job(job_id), "request", request_text)
+        redis.hset(redis_keys.job(job_id), "request", request_text)
     assert telling.cancel(job_id) is Status.CANCELED
     assert told == [("", "canceled")]
 
@@ -359,8 +359,8 @@ def test_an_erased_job_leaves_no_count_of_its_webhooks(
     redis: Redis, transitions: Transitions
 ) -> None:
     job_id = new_job(redis, transitions)
-    redis.zadd(keys.OUTBOX, {job_id: 1})
-    redis.hset(keys.OUTBOX_ATTEMPTS, job_id, 3)
+    redis.zadd(redis_keys.OUTBOX, {job_id: 1})
+    redis.hset(redis_keys.OUTBOX_ATTEMPTS, job_id, 3)
     transitions.erase(job_id, "me")
     forget(open_queue("q", redis), job_id)
     assert redis.keys("imageprompt:*") == []

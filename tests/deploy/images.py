@@ -28,7 +28,7 @@ NO_REGISTRY = re.compile(
 WARM = """
 from workers import __main__, fetch
 from workers.engine.engine import load_engine
-from workers.engine.types import Options
+from workers.engine.api import Options
 from service.core.catalog import load_catalog
 from service.core.settings import ROOT, Device
 engine = load_engine(

@@ -171,7 +171,7 @@ def test_entry_points_are_modules_that_exist() -> None:
     """`python -m NAME` in an image, a compose service or a Job."""
     texts = "\n".join(p.read_text() for p in SPEAKING)
     modules = set(re.findall(r'python3?"?, "?-m"?, "?([\w.]+)', texts)) - {"pip", "venv"}
-    assert modules == {"service", "workers", "workers.fetch"}
+    assert modules == {"service", "workers", "workers.download"}
     for module in modules:
         base = ROOT / module.replace(".", "/")
         assert base.with_suffix(".py").is_file() or (base / "__main__.py").is_file()

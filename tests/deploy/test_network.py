@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from service.webhooks.address import may_be_called
+from service.webhooks.url_policy import may_be_called
 from tests.deploy import manifests
 from tests.deploy.manifests import OVERLAYS, Manifest
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import numpy as np
@@ -12,12 +12,12 @@ from PIL import Image
 
 from bench.engine.plain import Plain
 from service.core.catalog import Catalog, load_catalog
-from service.core.request import Control, GenerateRequest, ImagePrompt
+from service.core.params import Control, GenerateRequest, ImagePrompt
 from service.core.settings import Device
+from workers.engine.api import EngineJob, EngineResult, Options
 from workers.engine.engine import Engine, load_engine
 from workers.engine.rows import Row, Work
 from workers.engine.silent import Silent
-from workers.engine.types import EngineJob, EngineResult, Options
 from workers.engine.warmup import digest, noise
 
 SIZE = 64
@@ -145,9 +145,15 @@ def control_map() -> Image.Image:
     return noise(SIZE, 99)
 
 
+def read(key: str) -> Image.Image:
+    """The upload under a key of `request`."""
+    name = PurePosixPath(key).stem
+    return control_map() if name == "map" else picture(int(name))
+
+
 def job(wanted: GenerateRequest, name: str = "job") -> EngineJob:
     """A job whose uploads are at hand."""
-    return EngineJob(name, wanted, picture, control_map if wanted.control else None)
+    return EngineJob(name, wanted, read)
 
 
 class Rows:

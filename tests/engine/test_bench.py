@@ -12,8 +12,8 @@ from bench.engine.subject import _catalog
 from service.core.catalog import load_catalog
 from service.core.settings import Device
 from tests.running import bench
+from workers.engine.api import Options
 from workers.engine.engine import load_engine
-from workers.engine.types import Options
 from workers.engine.warmup import job
 
 

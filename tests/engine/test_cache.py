@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from service.core.request import Crop
+from service.core.params import Crop
 from workers.engine import cache, files
 from workers.engine.cache import EmbeddingCache
 

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from service.core.request import Crop
+from service.core.params import Crop
 from workers.engine.crop import LONGEST, PAD_COLOUR, square
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)

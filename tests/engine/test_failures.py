@@ -11,11 +11,11 @@ from torch import Tensor
 
 from service.core.errors import EngineFault, NotFinite, OutOfMemory
 from tests.engine.conftest import Counts, Gate, Rows, Steps, job, request, together
+from workers.engine.api import EngineDied, Options
 from workers.engine.engine import Engine
 from workers.engine.networks import Networks
 from workers.engine.previews import Previews
 from workers.engine.rows import Row
-from workers.engine.types import EngineDied, Options
 
 
 @pytest.fixture

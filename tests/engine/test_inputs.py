@@ -7,9 +7,9 @@ import pytest
 from torch import nn
 
 from service.core.errors import EngineFault, InputLost, UnservableRequest
-from tests.engine.conftest import Counts, job, picture, request
+from tests.engine.conftest import Counts, job, read, request
+from workers.engine.api import EngineJob
 from workers.engine.engine import Engine
-from workers.engine.types import EngineJob
 
 
 def test_nothing_that_does_not_depend_on_the_step_is_done_at_a_step(engine: Engine) -> None:
@@ -64,7 +64,7 @@ def test_a_repeated_image_prompt_runs_no_encoder_and_reads_no_upload(
     engine.submit(job(request(adapter="plus", images=2))).result(60)
     observer.__init__()
 
-    def load(_index: int) -> None:
+    def load(_key: str) -> None:
         raise AssertionError("the upload was read")
 
     again = EngineJob("again", request(adapter="plus", images=2, seed=3), load)
@@ -74,9 +74,9 @@ def test_a_repeated_image_prompt_runs_no_encoder_and_reads_no_upload(
 
 
 def test_an_upload_that_is_lost_fails_its_job_only(engine: Engine) -> None:
-    """What load_image raises comes out of the ticket."""
+    """What `read` raises comes out of the ticket."""
 
-    def lost(_index: int) -> None:
+    def lost(_key: str) -> None:
         raise InputLost("gone")
 
     unknown = request().images[0].model_copy(update={"pixels_sha256": "2" * 64})
@@ -84,7 +84,7 @@ def test_an_upload_that_is_lost_fails_its_job_only(engine: Engine) -> None:
     with pytest.raises(InputLost):
         engine.submit(EngineJob("lost", wanted, lost)).result(60)
 
-    def broken(_index: int) -> None:
+    def broken(_key: str) -> None:
         raise ValueError("a bug in the worker")
 
     with pytest.raises(EngineFault):
@@ -95,9 +95,9 @@ def test_a_slow_upload_does_not_hold_up_other_jobs(engine: Engine) -> None:
     """Inputs are read on threads of their own."""
     arrived = threading.Event()
 
-    def slow(index: int) -> object:
+    def slow(key: str) -> object:
         assert arrived.wait(30)
-        return picture(index)
+        return read(key)
 
     unknown = request().images[0].model_copy(update={"pixels_sha256": "3" * 64})
     waiting = engine.submit(

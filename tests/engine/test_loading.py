@@ -15,8 +15,8 @@ from service.core.catalog import Adapter, BlockScales, Catalog, Source
 from service.core.errors import ConfigurationError
 from service.core.settings import AttentionBackend, Device
 from workers.engine import files
+from workers.engine.api import Options
 from workers.engine.engine import load_engine
-from workers.engine.types import Options
 
 Change = Callable[[Path], None]
 

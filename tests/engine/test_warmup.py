@@ -14,9 +14,9 @@ from service.core.settings import Device
 from tests.engine.conftest import Counts, Steps, job, request
 from tests.running import until
 from workers.engine import preview, warmup
+from workers.engine.api import Canceled, Options
 from workers.engine.engine import Engine, load_engine
 from workers.engine.silent import Silent
-from workers.engine.types import Canceled, Options
 
 
 class Watcher(Silent):

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 from redis import Redis
 
-from service.core import keys
+from service.core import redis_keys
 from tests.faults.polling import Poller
 from tests.running import KEEP
 from tests.stack import FINAL, picture
@@ -135,7 +135,7 @@ class Crowd:
         ids = list(self._open)
         with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in ids:
-                pipeline.hgetall(keys.job(job_id))
+                pipeline.hgetall(redis_keys.job(job_id))
             for job_id, record in zip(ids, pipeline.execute(), strict=True):
                 self.accepted[job_id].record = record
                 if not record or record["status"] in FINAL:

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from service.cli import processes
-from service.core import keys
+from service.core import redis_keys
 from tests import corpus, hostile
 from tests.running import Running, until
 
@@ -88,7 +88,9 @@ def test_no_request_is_lost_or_doubled_by_kill_9(
             ending.set()
         answered = [job_id for client in clients for job_id in client.result()]
     try:
-        records = {name.decode().rpartition(":")[2] for name in redis.scan_iter(keys.job("*"))}
+        records = {
+            name.decode().rpartition(":")[2] for name in redis.scan_iter(redis_keys.job("*"))
+        }
         assert len(answered) == len(set(answered)) > 0
         assert records == set(answered), "one job for each key, and none besides"
         waiting = [job_id.decode() for job_id in redis.lrange("rq:queue:imageprompt", 0, -1)]
@@ -116,7 +118,7 @@ def test_told_to_stop_it_answers_who_waits_and_ends_with_0(api: RestartedApi, re
 
     with ThreadPoolExecutor(2) as pool:
         clients = [pool.submit(each) for each in (wait, follow)]
-        until(lambda: len(list(redis.scan_iter(keys.job("*")))) == 2, what="both jobs")
+        until(lambda: len(list(redis.scan_iter(redis_keys.job("*")))) == 2, what="both jobs")
         until(following.is_set, what="the first event")
         assert api.running.stop() == 0
         assert sorted(client.result() for client in clients) == [200, 202]
@@ -132,7 +134,7 @@ def test_rubbish_in_redis_is_no_code_and_no_leak(
         for rubbish in (code, b"\x80\x04\x95secret", b"{"):
             job_id = str(uuid.uuid4())
             redis.hset(
-                keys.job(job_id),
+                redis_keys.job(job_id),
                 mapping={
                     "owner": "anonymous",
                     "status": "queued",

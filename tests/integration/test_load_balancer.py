@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from service.cli import processes
-from service.core import keys
+from service.core import redis_keys
 from service.core.metrics import STAGES
 from tests.deploy import manifests
 from tests.deploy.exposition import exposed, named_values, samples
@@ -163,7 +163,7 @@ def test_each_job_is_counted_by_one_process(cluster: Cluster) -> None:
     with redis_client(str(cluster.service.settings["redis_url"])) as redis:
 
         def ended() -> int:
-            states = [redis.hget(key, "status") for key in redis.scan_iter(keys.job("*"))]
+            states = [redis.hget(key, "status") for key in redis.scan_iter(redis_keys.job("*"))]
             return states.count("succeeded")
 
         until(lambda: ended() and counted() == ended(), seconds=60, what="the same number of jobs")

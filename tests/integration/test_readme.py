@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.stack import Service
-from workers.pictures import read_parameters
+from workers.images import read_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.running import redis_client, until
 from tests.stack import Service, metric, picture, pixels
-from workers.pictures import read_parameters
+from workers.images import read_parameters
 
 
 def opened(data: bytes) -> Image.Image:

@@ -9,8 +9,8 @@ import signal
 import threading
 
 from workers import __main__ as worker
+from workers.engine.api import EngineJob, Listener, Ticket
 from workers.engine.engine import Engine
-from workers.engine.types import EngineJob, Listener, Ticket
 
 
 class Trouble:

@@ -14,18 +14,18 @@ from redis import Redis
 
 from service.cli import processes
 from service.cli.redis_server import RedisServer
-from service.core import keys
+from service.core import redis_keys
 from service.core.job import JobMetrics, StoredImage
-from service.core.presence import announce, withdraw
 from service.core.storage import Storage
 from service.core.transitions import Claim, Transitions
+from service.core.worker_registry import announce, withdraw
 from tests import corpus
 from tests.presence import presence
 from tests.running import KEEP, Running, start_api, until
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
 PNG = corpus.saved(corpus.picture(), "PNG")
-PASSING = (keys.WORKERS, keys.worker(""), keys.rate(""), keys.SWEEP)
+PASSING = (redis_keys.WORKERS, redis_keys.worker(""), redis_keys.rate(""), redis_keys.SWEEP)
 """What Redis keys begin with that come and go by themselves."""
 
 
@@ -64,7 +64,7 @@ class Api:
         claim = self.claim(job_id)
         stored = []
         for number in range(images):
-            key = keys.result(job_id, f"{number}.png")
+            key = redis_keys.result(job_id, f"{number}.png")
             self.storage.put(key, data, "image/png")
             stored.append(
                 StoredImage(
@@ -154,7 +154,7 @@ def announce_warm(redis: Redis, *, row_steps_per_second: float) -> None:
             at=time.time() + 3600,
         ),
     )
-    redis.persist(keys.worker("hand"))
+    redis.persist(redis_keys.worker("hand"))
 
 
 @pytest.fixture

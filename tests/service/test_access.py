@@ -15,11 +15,11 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
-from service import keyring
+from service import api_keys
+from service.api_keys import ApiKey, Right
 from service.cli.keys import app as keys_app
 from service.cli.redis_server import RedisServer
-from service.core import keys
-from service.keyring import ApiKey, Right
+from service.core import redis_keys
 from tests.running import Running, until
 from tests.service.conftest import PNG, Api, problem
 
@@ -37,13 +37,13 @@ def new_key(api: Api) -> Iterator[Callable[..., tuple[str, ApiKey]]]:
     """Makes keys; all are revoked afterwards."""
 
     def make(**options: object) -> tuple[str, ApiKey]:
-        key, record = keyring.make_key("test", now=time.time(), **options)
-        keyring.save(api.redis, record)
+        key, record = api_keys.make_key("test", now=time.time(), **options)
+        api_keys.save(api.redis, record)
         until(lambda: api.client.get("/jobs").status_code == 401, what="the need of a key")
         return key, record
 
     yield make
-    api.redis.delete(keys.API_KEYS)
+    api.redis.delete(redis_keys.API_KEYS)
     until(lambda: api.client.get("/jobs").status_code == 200, what="the end of that need")
 
 
@@ -75,7 +75,7 @@ def test_only_the_very_key_lets_in(api: Api, new_key: NewKey) -> None:
 
 def test_a_key_does_not_stand_in_redis(api: Api, new_key: NewKey) -> None:
     key, record = new_key()
-    stored = b"".join(api.redis.hvals(keys.API_KEYS)).decode()
+    stored = b"".join(api.redis.hvals(redis_keys.API_KEYS)).decode()
     assert key not in stored
     assert key.rpartition("_")[2] not in stored
     assert record.sha256 in stored
@@ -86,7 +86,7 @@ def test_an_expired_or_revoked_key_is_out(api: Api, new_key: NewKey) -> None:
     problem(api.client.get("/jobs", headers=bearer(expired)), 401)
     key, record = new_key()
     assert api.client.get("/jobs", headers=bearer(key)).status_code == 200
-    keyring.revoke(api.redis, record.id)
+    api_keys.revoke(api.redis, record.id)
     until(lambda: api.client.get("/jobs", headers=bearer(key)).status_code == 401)
 
 
@@ -151,7 +151,7 @@ def test_a_key_has_so_many_jobs_at_once(api: Api, new_key: NewKey) -> None:
     bad = api.client.post("/generate", files={"image": ("a", b"GIF89a")}, headers=bearer(key))
     problem(bad, 415)
     assert api.post(headers=bearer(key)).status_code == 202, "a refused upload holds no place"
-    assert api.redis.zcard(keys.active_jobs(record.id)) == 2
+    assert api.redis.zcard(redis_keys.active_jobs(record.id)) == 2
 
 
 @pytest.mark.usefixtures("warm_worker")
@@ -217,8 +217,8 @@ def test_others_connect_only_after_a_key_was_made(
             assert before.getresponse().read()
             # Half a request, for an idle connection would be closed after 5 s.
             before.sock.sendall(b"GET /healthz/live HTTP/1.1\r\n")
-            key, record = keyring.make_key("test", now=time.time())
-            keyring.save(redis, record)
+            key, record = api_keys.make_key("test", now=time.time())
+            api_keys.save(redis, record)
             until(lambda: connects(own_address, port), what="the open port")
             before.sock.sendall(b"Host: x\r\n\r\n")
             answer = before.sock.recv(4096)
@@ -249,7 +249,7 @@ def test_others_cannot_connect_before_redis_has_answered(
         try:
             assert not any(connects(own_address, port) for port in ports)
             with Redis.from_url(server.url) as client:
-                keyring.save(client, keyring.make_key("test", now=time.time())[1])
+                api_keys.save(client, api_keys.make_key("test", now=time.time())[1])
             for port in ports:
                 until(lambda port=port: connects(own_address, port), what="the open port")
         finally:
@@ -309,8 +309,8 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(redis_url: str, re
         ],
     )
     shown = json.loads(made.output)
-    [record] = keyring.every(redis)
-    assert keyring.matches(shown["key"], record)
+    [record] = api_keys.every(redis)
+    assert api_keys.matches(shown["key"], record)
     assert (record.name, record.rights, record.requests_per_minute) == ("ann", (Right.READ,), 9)
     assert record.expires_at is not None
     assert record.webhook_secret == shown["webhook_secret"]
@@ -318,7 +318,7 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(redis_url: str, re
     assert record.id in listed
     assert shown["key"] not in listed
     assert run(keys_app, ["revoke", record.id, "--redis", redis_url]).exit_code == 0
-    assert keyring.every(redis) == []
+    assert api_keys.every(redis) == []
     assert run(keys_app, ["revoke", record.id, "--redis", redis_url]).exit_code == 1
 
 
@@ -330,6 +330,6 @@ def test_keys_go_where_up_runs_unless_told_otherwise(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "redis.url").write_text(redis_url)
     assert CliRunner().invoke(keys_app, ["create", "ann"]).exit_code == 0
-    assert [record.name for record in keyring.every(redis)] == ["ann"]
+    assert [record.name for record in api_keys.every(redis)] == ["ann"]
     monkeypatch.setenv("IMAGEPROMPT_REDIS_URL", "redis://127.0.0.1:9/0")
     assert CliRunner().invoke(keys_app, ["create", "bob"]).exit_code == 1

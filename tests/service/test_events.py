@@ -5,7 +5,7 @@ from pathlib import Path
 
 import httpx
 
-from service.core import keys
+from service.core import redis_keys
 from tests.running import KEEP, Running
 from tests.service.conftest import Api, problem, sse
 
@@ -63,7 +63,7 @@ def test_a_stream_resumed_after_the_last_event_ends_at_once(api: Api) -> None:
     last = sse(api.client.get(url).text)[-1]
     again = sse(api.client.get(url, headers={"last-event-id": last[0]}).text)
     assert [name for _, name, _ in again] == ["done"]
-    api.redis.delete(keys.events(job_id))
+    api.redis.delete(redis_keys.events(job_id))
     assert [name for _, name, _ in sse(api.client.get(url).text)] == ["done"]
 
 

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from service.core import keys
+from service.core import redis_keys
 from service.core.queue import TASK, open_queue
 from tests import corpus
 from tests.service.conftest import PNG, Api, problem
@@ -170,5 +170,5 @@ def test_a_trace_is_taken_over_only_where_it_is_one(api: Api) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     good = api.post(headers={"traceparent": trace}).json()["id"]
     bad = api.post(headers={"traceparent": trace + "\tx"}).json()["id"]
-    assert api.redis.hget(keys.job(good), "traceparent") == trace.encode()
-    assert api.redis.hget(keys.job(bad), "traceparent") is None
+    assert api.redis.hget(redis_keys.job(good), "traceparent") == trace.encode()
+    assert api.redis.hget(redis_keys.job(bad), "traceparent") is None

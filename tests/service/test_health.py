@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from service.cli.redis_server import RedisServer
-from service.core import keys
+from service.core import redis_keys
 from service.core.settings import Settings
 from service.core.storage import Storage
 from service.probe import StorageProbe
@@ -64,10 +64,10 @@ def figure(client: httpx.Client, name: str) -> float:
 
 @pytest.mark.usefixtures("warm_worker")
 def test_figures_have_the_values_that_redis_has(api: Api) -> None:
-    api.redis.delete("rq:queue:imageprompt", keys.OUTBOX)
+    api.redis.delete("rq:queue:imageprompt", redis_keys.OUTBOX)
     job_id = api.job()
-    api.redis.hset(keys.job(job_id), "created_at", time.time() - 500)
-    api.redis.zadd(keys.OUTBOX, {"one": time.time() + 900, "two": time.time() + 900})
+    api.redis.hset(redis_keys.job(job_id), "created_at", time.time() - 500)
+    api.redis.zadd(redis_keys.OUTBOX, {"one": time.time() + 900, "two": time.time() + 900})
     try:
         until(lambda: figure(api.client, "imageprompt_queue_oldest_seconds") >= 500)
         assert figure(api.client, "imageprompt_queue_oldest_seconds") < 700
@@ -75,7 +75,7 @@ def test_figures_have_the_values_that_redis_has(api: Api) -> None:
         assert figure(api.client, "imageprompt_workers_ready") == 1
         assert figure(api.client, "imageprompt_webhook_outbox") == 2
     finally:
-        api.redis.delete(keys.OUTBOX)
+        api.redis.delete(redis_keys.OUTBOX)
     assert api.client.delete(f"/jobs/{job_id}").status_code == 204
     until(lambda: figure(api.client, "imageprompt_queue_oldest_seconds") == 0)
 
@@ -90,7 +90,7 @@ def test_a_job_that_ends_in_the_queue_is_counted_once(api: Api) -> None:
     for _ in range(2):
         assert api.client.post(f"/jobs/{canceled}/cancel").json()["status"] == "canceled"
     assert api.client.delete(f"/jobs/{canceled}").status_code == 204
-    api.redis.zadd(keys.DEADLINES, {late: 1})  # the API looks every second
+    api.redis.zadd(redis_keys.DEADLINES, {late: 1})  # the API looks every second
     until(lambda: api.client.get(f"/jobs/{late}").json()["status"] == "expired")
     until(lambda: figure(api.client, names[1]) > before[1])
     assert [figure(api.client, name) for name in names] == [count + 1 for count in before]

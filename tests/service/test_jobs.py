@@ -12,7 +12,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from service.core import keys
+from service.core import redis_keys
 from service.core.errors import EngineFault
 from service.core.job import JobError, JobMetrics, Status
 from tests.running import Running
@@ -108,22 +108,22 @@ def test_an_unknown_job_is_404_on_every_path(api: Api, job_id: str) -> None:
 
 def test_a_job_of_another_owner_does_not_exist(api: Api) -> None:
     job_id = api.job()
-    api.redis.hset(keys.job(job_id), "owner", "somebody")
+    api.redis.hset(redis_keys.job(job_id), "owner", "somebody")
     unknown = problem(api.client.get(f"/jobs/{uuid.uuid4()}"), 404)
     theirs = problem(api.client.get(f"/jobs/{job_id}"), 404)
     assert theirs["detail"] == unknown["detail"]
     assert api.client.post(f"/jobs/{job_id}/cancel").status_code == 404
-    assert api.redis.hget(keys.job(job_id), "status") == b"queued"
+    assert api.redis.hget(redis_keys.job(job_id), "status") == b"queued"
 
 
 def test_an_expired_job_is_410_and_later_404(api: Api) -> None:
     job_id = api.job()
     api.finish(job_id)
-    api.redis.hset(keys.job(job_id), "expires_at", time.time() - 1)
+    api.redis.hset(redis_keys.job(job_id), "expires_at", time.time() - 1)
     problem(api.client.get(f"/jobs/{job_id}"), 410)
     problem(api.client.get(f"/jobs/{job_id}/images/0"), 410)
     assert job_id not in api.client.get("/jobs?limit=100").text
-    api.redis.delete(keys.job(job_id))
+    api.redis.delete(redis_keys.job(job_id))
     problem(api.client.get(f"/jobs/{job_id}"), 404)
 
 
@@ -154,7 +154,7 @@ def test_a_picture_that_the_storage_lost_is_410(api: Api) -> None:
 
 
 def test_jobs_are_listed_newest_first_page_by_page(api: Api) -> None:
-    api.redis.delete(keys.owner_jobs("anonymous"))
+    api.redis.delete(redis_keys.owner_jobs("anonymous"))
     jobs = [api.job() for _ in range(5)]
     seen: list[str] = []
     url: str | None = "/jobs?limit=2"
@@ -206,9 +206,9 @@ def test_a_full_queue_lets_nobody_in_and_tells_an_honest_time(
     assert 80 <= int(last.headers["retry-after"]) <= 120
     uploads = {path.name for path in (tmp_path / "storage" / "uploads").iterdir()}
     assert uploads == accepted, "who is refused leaves nothing"
-    records = {name.decode() for name in redis.keys(keys.job("*"))}
-    assert records == {keys.job(job_id) for job_id in accepted}
-    marks = redis.keys(keys.idempotency("*", "*"))
+    records = {name.decode() for name in redis.keys(redis_keys.job("*"))}
+    assert records == {redis_keys.job(job_id) for job_id in accepted}
+    marks = redis.keys(redis_keys.idempotency("*", "*"))
     assert all(redis.hget(mark, "job").decode() in accepted for mark in marks)
 
 

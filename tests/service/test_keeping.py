@@ -10,7 +10,7 @@ import pytest
 import redis.asyncio as aioredis
 from redis import Redis
 
-from service.core import keys
+from service.core import redis_keys
 from service.core.job import JobMetrics
 from service.core.storage import Storage
 from service.sweep import ORPHAN_SECONDS, Sweep
@@ -34,7 +34,7 @@ def test_deleting_a_job_leaves_nothing_of_it(api: Api, state: str) -> None:
     assert files <= before[0]
     if claim is not None:
         assert not api.transitions.succeed(claim, (), JobMetrics(), 30)
-        assert not api.redis.exists(keys.job(job_id)), "a late worker brings nothing back"
+        assert not api.redis.exists(redis_keys.job(job_id)), "a late worker brings nothing back"
     for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/events"), ("GET", "/images/0")):
         problem(api.client.request(method, f"/jobs/{job_id}{path}"), 404)
     assert job_id not in api.client.get("/jobs?limit=100").text
@@ -74,24 +74,24 @@ def test_pictures_go_with_their_job_and_not_before(
     now = time.time()
     expired, kept, running, orphan, fresh = (str(uuid.uuid4()) for _ in range(5))
     for job_id in (expired, kept, running, orphan, fresh):
-        storage.put(keys.upload(job_id, "image-0.png"), b"x", "image/png")
-        storage.put(keys.result(job_id, "0.png"), b"x", "image/png")
-    redis.hset(keys.job(expired), mapping={"status": "succeeded", "expires_at": now - 1})
-    redis.hset(keys.job(kept), mapping={"status": "succeeded", "expires_at": now + 9})
-    redis.hset(keys.job(running), mapping={"status": "processing"})
+        storage.put(redis_keys.upload(job_id, "image-0.png"), b"x", "image/png")
+        storage.put(redis_keys.result(job_id, "0.png"), b"x", "image/png")
+    redis.hset(redis_keys.job(expired), mapping={"status": "succeeded", "expires_at": now - 1})
+    redis.hset(redis_keys.job(kept), mapping={"status": "succeeded", "expires_at": now + 9})
+    redis.hset(redis_keys.job(running), mapping={"status": "processing"})
     old = now - ORPHAN_SECONDS - 5
     for job_id in (orphan, running):
         for path in (tmp_path / "storage").glob(f"*/{job_id}/*"):
             os.utime(path, (old, old))
-    redis.zadd(keys.owner_jobs("me"), {"gone": now - 2000, kept: now - 10})
+    redis.zadd(redis_keys.owner_jobs("me"), {"gone": now - 2000, kept: now - 10})
     sweep(redis_url, storage, now)
     for folder in ("uploads", "results"):
         left = {path.name for path in (tmp_path / "storage" / folder).iterdir()}
         assert left == {kept, running, fresh}
-    assert redis.zrange(keys.owner_jobs("me"), 0, -1) == [kept.encode()]
+    assert redis.zrange(redis_keys.owner_jobs("me"), 0, -1) == [kept.encode()]
     sweep(redis_url, storage, now + 100)
     assert (tmp_path / "storage" / "uploads" / kept).exists(), "one process sweeps for all"
-    redis.delete(keys.SWEEP)
+    redis.delete(redis_keys.SWEEP)
     sweep(redis_url, storage, now + 100)
     assert not (tmp_path / "storage" / "uploads" / kept).exists()
 
@@ -99,7 +99,7 @@ def test_pictures_go_with_their_job_and_not_before(
 def test_a_bucket_is_left_to_its_own_rule(redis_url: str, bucket: Bucket) -> None:
     """Listing one would cost more than it frees; k8s/README.md names the rule."""
     storage = bucket.storage()
-    storage.put(keys.upload(str(uuid.uuid4()), "image-0.png"), b"x", "image/png")
+    storage.put(redis_keys.upload(str(uuid.uuid4()), "image-0.png"), b"x", "image/png")
     before = bucket.names()
     sweep(redis_url, storage, time.time() + ORPHAN_SECONDS + 60)
     assert bucket.names() == before != []

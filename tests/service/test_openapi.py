@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from service.openapi import render
-from service.preferences import MAX_WAIT_SECONDS
+from service.submission.preferences import MAX_WAIT_SECONDS
 from tests.service.conftest import Api
 
 CHECKED_IN = Path(__file__).parents[2] / "openapi" / "openapi.yaml"

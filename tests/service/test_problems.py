@@ -10,10 +10,11 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisAway
 from starlette.testclient import TestClient
 
-from service import estimates, intake
 from service.app import create_app
 from service.core.settings import Settings
 from service.core.storage import Storage, StorageError
+from service.jobs import eta
+from service.submission import submit
 from tests.service.conftest import PNG
 
 FILES = {"image": ("a.png", PNG)}
@@ -59,7 +60,7 @@ def test_a_job_that_may_be_queued_is_not_called_unchanged(
     client: TestClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer to the transaction was lost, and so is the second look."""
-    real = intake.enqueue
+    real = submit.enqueue
 
     def lose(*arguments: Any, **options: Any) -> None:
         real(*arguments, **options)
@@ -69,7 +70,7 @@ def test_a_job_that_may_be_queued_is_not_called_unchanged(
     async def gone(*_: object) -> None:
         raise RedisAway
 
-    monkeypatch.setattr(intake, "enqueue", lose)
+    monkeypatch.setattr(submit, "enqueue", lose)
     refused = client.post("/generate", files=FILES, headers={"idempotency-key": "k"})
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) > 0
@@ -85,8 +86,8 @@ def test_a_job_that_may_be_queued_is_not_called_unchanged(
 def test_jobs_that_wait_are_not_forgotten_by_the_estimates(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimates, "_COSTS_KEPT", 2)
-    monkeypatch.setattr(estimates, "SNAPSHOT_SECONDS", 0)
+    monkeypatch.setattr(eta, "_COSTS_KEPT", 2)
+    monkeypatch.setattr(eta, "SNAPSHOT_SECONDS", 0)
     jobs = [client.post("/generate", files=FILES).json()["id"] for _ in range(5)]
     for ahead, job_id in enumerate(jobs):
         shown = client.get(f"/jobs/{job_id}")

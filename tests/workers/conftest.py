@@ -11,18 +11,18 @@ from PIL import Image
 from redis import Redis
 from rq import Queue
 
-from service.core import keys
+from service.core import redis_keys
 from service.core.job import Job, Status
 from service.core.metrics import WorkerMetrics
+from service.core.params import ImagePrompt
 from service.core.queue import enqueue, open_queue
-from service.core.request import ImagePrompt
 from service.core.storage import Storage
 from service.core.transitions import Transitions
 from tests.requests import generate_request
 from tests.workers.fake_engine import FakeEngine
-from workers.elsewhere import Elsewhere
+from workers.eligibility import Elsewhere
 from workers.isolation import Isolation
-from workers.reporter import Reporter
+from workers.progress import Reporter
 from workers.task import Collaborators
 
 QUEUE = "test"
@@ -111,7 +111,7 @@ def add_job(queue: Queue, transitions: Transitions, storage: Storage) -> Callabl
         job_id = str(uuid4())
         out = io.BytesIO()
         Image.new("RGB", (8, 8), "blue").save(out, "PNG")
-        key = keys.upload(job_id, "image-0.png")
+        key = redis_keys.upload(job_id, "image-0.png")
         storage.put(key, out.getvalue(), "image/png")
         digest = hashlib.sha256(out.getvalue()).hexdigest()
         prompt = ImagePrompt(key=key, sha256=digest, pixels_sha256=digest, width=8, height=8)
@@ -128,7 +128,7 @@ def read(redis: Redis) -> Callable[[str], Job]:
     """Read a job's record."""
 
     def fetch(job_id: str) -> Job:
-        fields = redis.hgetall(keys.job(job_id))
+        fields = redis.hgetall(redis_keys.job(job_id))
         return Job.from_hash({name.decode(): value.decode() for name, value in fields.items()})
 
     return fetch

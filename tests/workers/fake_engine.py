@@ -1,12 +1,12 @@
-"""Our own seam (`workers/engine/types.py`) faked: an engine whose every move the test makes."""
+"""Our own seam (`workers/engine/api.py`) faked: an engine whose every move the test makes."""
 
 import threading
 from collections.abc import Callable
 
 from PIL import Image
 
-from service.core.request import GenerateRequest
-from workers.engine.types import Canceled, EngineJob, EngineResult, Listener
+from service.core.params import GenerateRequest
+from workers.engine.api import Canceled, EngineJob, EngineResult, Listener
 
 
 class FakeTicket:

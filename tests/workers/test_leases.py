@@ -4,8 +4,8 @@ import pytest
 from redis import Redis
 from rq import Queue
 
-from workers.beat import Sweep
 from workers.leases import Leases
+from workers.liveness import Sweep
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from service.cli.redis_server import RedisServer
-from service.core import keys
+from service.core import redis_keys
 from service.core.job import Job, Status
 from service.core.queue import connect, enqueue, open_queue
 from service.core.transitions import Claim, Transitions
@@ -61,7 +61,7 @@ def test_cut_tail_loses_the_newest_jobs_whole_and_no_older_one(
     server.start()
     kept = []
     for job in jobs:
-        record, rq_job = redis.exists(keys.job(job.id)), redis.exists(f"rq:job:{job.id}")
+        record, rq_job = redis.exists(redis_keys.job(job.id)), redis.exists(f"rq:job:{job.id}")
         waiting = job.id in queue.job_ids
         assert record == rq_job == waiting, "half a job is left"
         kept.append(bool(record))

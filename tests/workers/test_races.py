@@ -6,7 +6,7 @@ from threading import Barrier
 
 from redis import Redis
 
-from service.core import keys
+from service.core import redis_keys
 from service.core.job import JobMetrics, Status, StoredImage
 from service.core.queue import connect
 from service.core.transitions import Claim, Transitions
@@ -26,7 +26,7 @@ def test_thousand_races_of_cancel_and_finish_have_one_end_each(
         for client in clients
     ]
     job = add_job()
-    fields = redis.hgetall(keys.job(job.id))
+    fields = redis.hgetall(redis_keys.job(job.id))
     ends: Counter[Status] = Counter()
     gate = Barrier(2)
 
@@ -41,7 +41,7 @@ def test_thousand_races_of_cancel_and_finish_have_one_end_each(
     with ThreadPoolExecutor(2) as pool:
         for number in range(RACES):
             claim = Claim(f"race-{number}", "token")
-            redis.hset(keys.job(claim.job_id), mapping={**fields, "id": claim.job_id})
+            redis.hset(redis_keys.job(claim.job_id), mapping={**fields, "id": claim.job_id})
             assert sides[0].claim(claim, "worker")
             finished, state = pool.submit(finish, claim), pool.submit(cancel, claim)
             won, told = finished.result(), state.result()
@@ -49,7 +49,11 @@ def test_thousand_races_of_cancel_and_finish_have_one_end_each(
             assert won is (end.status is Status.SUCCEEDED)
             assert told is end.status
             assert bool(end.images) is (end.status is Status.SUCCEEDED)
-            done = [e for _, e in redis.xrange(keys.events(claim.job_id)) if e[b"event"] == b"done"]
+            done = [
+                e
+                for _, e in redis.xrange(redis_keys.events(claim.job_id))
+                if e[b"event"] == b"done"
+            ]
             assert len(done) == 1
             ends[end.status] += 1
     for client in clients:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from service.core import keys
+from service.core import redis_keys
 from service.core.errors import EngineFault, InputLost, NotFinite
 from service.core.job import Status
 from service.core.metrics import STAGES
@@ -22,9 +22,9 @@ from tests.running import until
 from tests.workers.conftest import QUEUE
 from tests.workers.fake_engine import FakeEngine, result
 from workers import refusal
-from workers.engine.types import EngineDied
+from workers.engine.api import EngineDied
 from workers.leases import Leases
-from workers.reporter import NOTES_KEPT, Reporter
+from workers.progress import NOTES_KEPT, Reporter
 from workers.task import Outcome, generate
 
 
@@ -70,7 +70,7 @@ def test_progress_reaches_record_and_events(
     until(lambda: read(job.id).step == 3)
     ticket.finish(result())
     running.result(30)
-    names = [fields[b"event"] for _, fields in redis.xrange(keys.events(job.id))]
+    names = [fields[b"event"] for _, fields in redis.xrange(redis_keys.events(job.id))]
     assert names == [b"status", b"status", *[b"progress"] * 3, b"status", b"done"]
 
 
@@ -90,7 +90,7 @@ def test_newest_steps_stay_while_redis_is_slow(add_job, redis, transitions) -> N
 
 
 def told_steps(redis, job_id: str) -> list[int]:
-    events = [fields for _, fields in redis.xrange(keys.events(job_id))]
+    events = [fields for _, fields in redis.xrange(redis_keys.events(job_id))]
     return [json.loads(one[b"data"])["step"] for one in events if one[b"event"] == b"progress"]
 
 
@@ -113,7 +113,7 @@ def test_preview_is_sent_as_a_small_jpeg(add_job, redis, engine: FakeEngine, sta
     ticket.listener.on_preview(2, Image.new("RGB", (16, 16), "red"))
 
     def preview() -> bytes | None:
-        events = [fields for _, fields in redis.xrange(keys.events(job.id))]
+        events = [fields for _, fields in redis.xrange(redis_keys.events(job.id))]
         return next((one[b"data"] for one in events if one[b"event"] == b"preview"), None)
 
     content = json.loads(until(preview))
@@ -222,7 +222,7 @@ def test_lost_upload_ends_the_job(add_job, read, storage, engine: FakeEngine, st
 
     def load(engine_job):
         try:
-            engine_job.load_image(0)
+            engine_job.read(engine_job.request.images[0].key)
         except InputLost as error:  # as the engine does
             return error
 

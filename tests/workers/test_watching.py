@@ -8,8 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis import Redis
 
-from service.core import keys
-from workers import patience
+from service.core import redis_keys
+from workers import retry
 from workers.embedding_store import RedisEmbeddingStore
 from workers.health import HealthServer
 from workers.watchdog import EXIT_STATUS, Watchdog
@@ -86,11 +86,11 @@ def test_embeddings_do_not_fill_redis(redis: Redis) -> None:
     store = RedisEmbeddingStore(redis, keep_seconds=60, most_bytes=100)
 
     def held() -> str:
-        return "".join(name for name in "abcdef" if redis.exists(keys.embedding(name)))
+        return "".join(name for name in "abcdef" if redis.exists(redis_keys.embedding(name)))
 
     for number, name in enumerate("abc"):
         store.put(name, bytes(30))
-        redis.zadd(keys.EMBEDDINGS_USED, {name: time.time() - 10 + number})
+        redis.zadd(redis_keys.EMBEDDINGS_USED, {name: time.time() - 10 + number})
     store.get("a")
     store.put("a", bytes(30))
     assert held() == "abc", "one that comes again takes no more room"
@@ -98,11 +98,11 @@ def test_embeddings_do_not_fill_redis(redis: Redis) -> None:
     assert held() == "acd", "the one used longest ago makes room"
     store.put("e", bytes(101))
     assert held() == "acd", "one that is too large is not kept"
-    redis.zadd(keys.EMBEDDINGS_USED, {"c": 1})
-    redis.delete(keys.embedding("c"))  # as its time to live does
+    redis.zadd(redis_keys.EMBEDDINGS_USED, {"c": 1})
+    redis.delete(redis_keys.embedding("c"))  # as its time to live does
     store.put("f", bytes(40))
     assert held() == "adf"
-    assert int(redis.hget(keys.EMBEDDINGS_BYTES, "total")) == 100
+    assert int(redis.hget(redis_keys.EMBEDDINGS_BYTES, "total")) == 100
 
 
 def test_embedding_store_without_redis_is_only_slower() -> None:
@@ -118,8 +118,8 @@ def test_patience_ends_when_the_work_is_no_longer_wanted() -> None:
         interrupt.set()
         raise OSError
 
-    with pytest.raises(patience.Interrupted):
-        patience.persist(fail, OSError, interrupt=interrupt, on_error=lambda _: None)
+    with pytest.raises(retry.Interrupted):
+        retry.persist(fail, OSError, interrupt=interrupt, on_error=lambda _: None)
 
 
 def test_patience_has_an_end() -> None:
@@ -127,6 +127,6 @@ def test_patience_has_an_end() -> None:
         raise OSError("away")
 
     with pytest.raises(OSError, match="away"):
-        patience.persist(
+        retry.persist(
             fail, OSError, interrupt=threading.Event(), patience_seconds=0, on_error=lambda _: None
         )

@@ -5,9 +5,9 @@ Runs on the engine's thread between two steps. All that the steps of a job share
 
 from workers.engine import schedulers
 from workers.engine.conditions import Conditioner
+from workers.engine.determinism import by_rule
 from workers.engine.encoding import Encoders
 from workers.engine.finishing import Finisher
-from workers.engine.repeatable import by_rule
 from workers.engine.rows import Row, Work, start_row
 
 

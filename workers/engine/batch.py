@@ -14,9 +14,9 @@ from torch import Tensor
 
 from service.core.errors import EngineFault, JobFailed, OutOfMemory
 from workers.engine.contexts import Contexts, Place
+from workers.engine.device import to_device
 from workers.engine.networks import Networks
 from workers.engine.rows import Row
-from workers.engine.transfer import to_device
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from service.core.request import Crop
-from workers.engine.types import EmbeddingStore
+from service.core.params import Crop
+from workers.engine.api import EmbeddingStore
 
 Embedding = Mapping[str, Tensor]
 """One content's tensors by name, on the CPU."""

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.core.request import GenerateRequest
+from service.core.params import GenerateRequest
+from workers.engine.device import to_device
 from workers.engine.encoding import Encoded
 from workers.engine.forward import embed_map, time_embeddings
 from workers.engine.inputs import Inputs
 from workers.engine.layers import text_memory
 from workers.engine.loading import LoadedAdapter, LoadedModel
-from workers.engine.transfer import to_device
 
 NEGATIVE, POSITIVE = 0, 1
 """The two sides of a row. Without guidance only the second exists."""

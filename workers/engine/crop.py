@@ -4,7 +4,7 @@ from typing import Final
 
 from PIL import Image, ImageOps
 
-from service.core.request import Crop
+from service.core.params import Crop
 
 PAD_COLOUR: Final = (122, 116, 104)
 """The mean colour of CLIP's training pictures: after CLIP's normalisation it is zero."""

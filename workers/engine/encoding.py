@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.engine.api import Observer
 from workers.engine.cache import Embedding, EmbeddingCache
+from workers.engine.device import to_device
 from workers.engine.inputs import Inputs, TextInput
 from workers.engine.loading import LoadedAdapter, LoadedModel
-from workers.engine.transfer import to_device
-from workers.engine.types import Observer
 
 
 @dataclass(frozen=True, slots=True)

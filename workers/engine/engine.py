@@ -15,30 +15,30 @@ from typing import Final
 
 import torch
 
-from service.core import heap
+from service.core import malloc
 from service.core.catalog import Catalog
 from service.core.errors import EngineFault, JobFailed, UnservableRequest
-from service.core.request import GenerateRequest
+from service.core.params import GenerateRequest
 from service.core.settings import AttentionBackend, Device
 from workers.engine import caps, inputs, warmup
 from workers.engine.admission import Admission
+from workers.engine.api import Canceled, EngineDied, EngineJob, Listener, Options, Ticket
 from workers.engine.backends import choose_device, choose_kernel
 from workers.engine.batch import Batcher
 from workers.engine.cache import EmbeddingCache
 from workers.engine.caps import Caps
-from workers.engine.compiling import CompiledNetworks
-from workers.engine.decoding import Decoder
+from workers.engine.compile import CompiledNetworks
+from workers.engine.decode import Decoder
+from workers.engine.determinism import find_the_fastest
 from workers.engine.encoding import Encoders
 from workers.engine.finishing import Finisher
 from workers.engine.loading import LoadedModel, load_model
 from workers.engine.networks import Networks
 from workers.engine.previews import Previews
-from workers.engine.repeatable import find_the_fastest
 from workers.engine.rows import Work, now
 from workers.engine.silent import Silent
-from workers.engine.stepper import Stepper
+from workers.engine.step_loop import Stepper
 from workers.engine.ticket import EngineTicket
-from workers.engine.types import Canceled, EngineDied, EngineJob, Listener, Options, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -277,7 +277,7 @@ def load_engine(
     if options.threads:
         torch.set_num_threads(options.threads)
     if place.type == "cpu":
-        heap.keep()
+        malloc.keep()
     models = {
         name: load_model(name, entry, device=place, kernel=kernel, on_stage=options.on_stage)
         for name, entry in catalog.models.items()

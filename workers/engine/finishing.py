@@ -12,9 +12,9 @@ import torch
 from PIL.Image import Image
 
 from service.core.errors import EngineFault, JobFailed
+from workers.engine.api import EngineResult
 from workers.engine.cache import Embedding, EmbeddingCache
 from workers.engine.rows import Work, now
-from workers.engine.types import EngineResult
 
 log = logging.getLogger(__name__)
 Lost = Callable[[torch.AcceleratorError], None]

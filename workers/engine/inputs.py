@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from service.core.errors import UnservableRequest
-from service.core.request import GenerateRequest
+from service.core.params import GenerateRequest
 from workers.engine import crop
+from workers.engine.api import EngineJob
 from workers.engine.cache import Embedding, EmbeddingCache, image_fingerprint, text_fingerprint
 from workers.engine.loading import LoadedAdapter, LoadedModel
-from workers.engine.types import EngineJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ def gather(
 ) -> Inputs:
     """Look up or read everything that `job` needs.
 
-    Raises `UnservableRequest` for an adapter or ControlNet that the model has not, and whatever
-    `load_image` and `load_control` raise.
+    Raises `UnservableRequest` for an adapter or ControlNet that the model does not have, and
+    whatever `job.read` raises.
     """
     request = job.request
     adapter = model.adapters.get(request.adapter)
@@ -105,7 +105,7 @@ def _image(job: EngineJob, index: int, adapter: LoadedAdapter, cache: EmbeddingC
     found = cache.get(key, {"embedding": adapter.embedding_shape}, encoder.model.dtype)
     if found is not None:
         return ImageInput(key, prompt.weight, found, None)
-    picture = crop.square(job.load_image(index), request.crop, encoder.size)
+    picture = crop.square(job.read(prompt.key), request.crop, encoder.size)
     pixels: Tensor = encoder.processor(picture, return_tensors="pt").pixel_values
     return ImageInput(key, prompt.weight, None, pixels)
 
@@ -116,10 +116,8 @@ def _control(job: EngineJob, model: LoadedModel) -> Tensor | None:
         return None
     if request.control.type not in model.controlnets:
         raise UnservableRequest(f"`control_type` {request.control.type} is not served")
-    if job.load_control is None:
-        raise UnservableRequest("the job has a ControlNet but no map")
     processor = model.control_processor
     picture: Tensor = processor.preprocess(
-        job.load_control(), height=request.height, width=request.width
+        job.read(request.control.key), height=request.height, width=request.width
     )
     return picture.to(torch.float32)

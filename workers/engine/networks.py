@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from workers.engine.attention import Context
+from workers.engine.determinism import by_rule
 from workers.engine.forward import control_forward, unet_forward
 from workers.engine.loading import LoadedModel
-from workers.engine.repeatable import by_rule
 
 
 class Networks:

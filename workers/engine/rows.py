@@ -13,11 +13,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from workers.engine import schedulers
+from workers.engine.api import EngineJob, Listener
 from workers.engine.conditions import NEGATIVE, POSITIVE, Conditions
 from workers.engine.inputs import Inputs
 from workers.engine.loading import LoadedModel
 from workers.engine.ticket import EngineTicket
-from workers.engine.types import EngineJob, Listener
 
 Group = tuple[str, int, int, str]
 """What rows must share to run in one forward: model, height, width, and for a deterministic job

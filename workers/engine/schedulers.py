@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from service.core.errors import UnservableRequest
-from service.core.request import SchedulerName
+from service.core.params import SchedulerName
 
 CLASSES: Final[dict[SchedulerName, Any]] = {
     SchedulerName.DDIM: DDIMScheduler,

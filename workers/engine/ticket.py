@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from service.core.errors import JobFailed
-from workers.engine.types import Canceled, EngineDied, EngineResult
+from workers.engine.api import Canceled, EngineDied, EngineResult
 
 
 class EngineTicket:

@@ -12,16 +12,16 @@ from typing import Final
 import torch
 from PIL import Image
 
-from service.core.request import Control, GenerateRequest, ImagePrompt
+from service.core.params import Control, GenerateRequest, ImagePrompt
 from workers.engine import inputs, preview
+from workers.engine.api import EngineJob
 from workers.engine.batch import Batcher
 from workers.engine.cache import EmbeddingCache
-from workers.engine.decoding import Decoder
+from workers.engine.decode import Decoder
 from workers.engine.loading import LoadedModel
 from workers.engine.rows import Row, Work, now
 from workers.engine.silent import Silent
 from workers.engine.ticket import EngineTicket
-from workers.engine.types import EngineJob
 
 STEPS: Final = 2
 REPEATS: Final = 3
@@ -79,7 +79,8 @@ def job(
         scheduler=defaults.scheduler,
         seed=seed,
     )
-    return EngineJob("warm-up", request, lambda _index: picture, lambda: noise(64, seed))
+    uploads = {"inputs/warm-up/0.png": picture, "inputs/warm-up/1.png": noise(64, seed)}
+    return EngineJob("warm-up", request, uploads.__getitem__)
 
 
 def noise(side: int, seed: int) -> Image.Image:

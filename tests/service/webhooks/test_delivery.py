@@ -16,8 +16,8 @@ from pydantic import SecretStr
 from redis import Redis
 from standardwebhooks.webhooks import Webhook
 
-from service import keyring
-from service.core import keys
+from service import api_keys
+from service.core import redis_keys
 from service.core.job import Job, JobMetrics, Status
 from service.core.metrics import ApiMetrics
 from service.core.queue import enqueue, open_queue
@@ -53,7 +53,7 @@ class Desk:
             open_queue("q", self.redis),
             self.transitions,
             job,
-            also=lambda pipe: pipe.hset(keys.job(job.id), "webhook", "https://api.example/"),
+            also=lambda pipe: pipe.hset(redis_keys.job(job.id), "webhook", "https://api.example/"),
         )
         claim = Claim(job.id, "t")
         assert self.transitions.claim(claim, "w")
@@ -88,7 +88,7 @@ class Desk:
     @property
     def waiting(self) -> int:
         """Webhooks still to be delivered."""
-        return int(self.redis.zcard(keys.OUTBOX))
+        return int(self.redis.zcard(redis_keys.OUTBOX))
 
 
 @pytest.fixture
@@ -117,8 +117,8 @@ def test_it_is_signed_and_tells_of_the_job(desk: Desk, receiver: Receiver) -> No
 
 
 def test_it_is_signed_with_the_secret_of_its_key(desk: Desk, receiver: Receiver) -> None:
-    _, record = keyring.make_key("x", now=0)
-    keyring.save(desk.redis, record)
+    _, record = api_keys.make_key("x", now=0)
+    api_keys.save(desk.redis, record)
     desk.end_job(receiver.url, owner=record.id)
     desk.deliver(trusting(receiver), lambda: not desk.waiting)
     assert len(verified(receiver, record.webhook_secret)) == 1
@@ -131,7 +131,7 @@ def test_it_is_sent_again_under_one_id_until_it_is_received(desk: Desk, receiver
     assert len(verified(receiver)) == 4
     assert {path for path, _, _ in receiver.seen} == {"/hook"}, "redirects are not followed"
     assert len({headers["webhook-id"] for _, headers, _ in receiver.seen}) == 1
-    assert desk.redis.hlen(f"{keys.OUTBOX}:attempts") == 0
+    assert desk.redis.hlen(f"{redis_keys.OUTBOX}:attempts") == 0
 
 
 def test_410_stops_it(desk: Desk, receiver: Receiver) -> None:
@@ -153,7 +153,7 @@ def test_attempts_are_put_off_further_and_further(desk: Desk, receiver: Receiver
     desk.end_job(receiver.url)
 
     def due() -> float:
-        [(_, score)] = desk.redis.zrange(keys.OUTBOX, 0, -1, withscores=True)
+        [(_, score)] = desk.redis.zrange(redis_keys.OUTBOX, 0, -1, withscores=True)
         return float(score) - time.time()
 
     desk.deliver(trusting(receiver), lambda: receiver.seen and due() < 30, jitter=1.0)
@@ -193,10 +193,12 @@ def test_a_backlog_comes_up_again_a_few_at_a_time(desk: Desk, receiver: Receiver
         desk.end_job(receiver.url)
 
     def all_are_deferred() -> bool:
-        return len(receiver.seen) >= 4 and not desk.redis.zcount(keys.OUTBOX, "-inf", time.time())
+        return len(receiver.seen) >= 4 and not desk.redis.zcount(
+            redis_keys.OUTBOX, "-inf", time.time()
+        )
 
     desk.deliver(trusting(receiver, timeout_seconds=60), all_are_deferred)
-    due = Counter(int(at) for _, at in desk.redis.zrange(keys.OUTBOX, 0, -1, withscores=True))
+    due = Counter(int(at) for _, at in desk.redis.zrange(redis_keys.OUTBOX, 0, -1, withscores=True))
     # Redis tells whole seconds, so two of the caller's may fall into one.
     assert max(due.values()) <= 2 * AGAIN_A_SECOND
     assert sum(due.values()) == count
@@ -206,8 +208,8 @@ def test_names_that_nobody_answers_for_delay_nobody(desk: Desk, receiver: Receiv
     """As many webhooks of one caller as are sent at once, each to a silent name of its own."""
     for number in range(AT_ONCE):
         desk.end_job(f"https://silent-{number}.example/hook")
-    _, record = keyring.make_key("x", now=0)
-    keyring.save(desk.redis, record)
+    _, record = api_keys.make_key("x", now=0)
+    api_keys.save(desk.redis, record)
     job_id = desk.end_job(receiver.url, owner=record.id)
     real, over = socket.getaddrinfo, threading.Event()
 
@@ -233,8 +235,8 @@ def test_what_was_taken_by_a_process_that_died_comes_up_again(
     job_id = desk.end_job(receiver.url)
     receiver.delay_seconds = 30
     desk.deliver(trusting(receiver), lambda: receiver.seen)  # and is broken off
-    assert desk.redis.zscore(keys.OUTBOX, job_id) > time.time() + 10
-    desk.redis.zadd(keys.OUTBOX, {job_id: time.time()})  # its lease has run out
+    assert desk.redis.zscore(redis_keys.OUTBOX, job_id) > time.time() + 10
+    desk.redis.zadd(redis_keys.OUTBOX, {job_id: time.time()})  # its lease has run out
     receiver.delay_seconds = 0
     desk.deliver(trusting(receiver), lambda: not desk.waiting)
     assert len(verified(receiver)) == 2
@@ -245,7 +247,7 @@ def test_a_deleted_job_is_told_of_no_more(desk: Desk, receiver: Receiver) -> Non
     desk.transitions.erase(job_id, "anonymous")
     assert desk.waiting == 0
     gone = desk.end_job(receiver.url)
-    desk.redis.delete(keys.job(gone))
+    desk.redis.delete(redis_keys.job(gone))
     desk.deliver(trusting(receiver), lambda: not desk.waiting)
     assert receiver.seen == []
 
@@ -279,11 +281,13 @@ def test_a_running_api_calls_back(api: Api, receiver: Receiver, calling_api: Run
 
     # The module's own API may take it first; it must not send to loopback and puts it off.
     def arrived() -> bool:
-        api.redis.zadd(keys.OUTBOX, {job_id: 0}, xx=True)
+        api.redis.zadd(redis_keys.OUTBOX, {job_id: 0}, xx=True)
         return bool(receiver.seen)
 
     until(arrived, what="the webhook")
     # It is over then, or the module's own API would go on with it in other tests.
-    until(lambda: api.redis.zscore(keys.OUTBOX, job_id) is None, what="the end of the delivery")
+    until(
+        lambda: api.redis.zscore(redis_keys.OUTBOX, job_id) is None, what="the end of the delivery"
+    )
     payload = verified(receiver)[0]
     assert (payload["type"], payload["data"]["id"]) == ("job.canceled", job_id)

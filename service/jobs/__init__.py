@@ -1,0 +1,1 @@
+"""Reading jobs: records, events, estimates, views."""

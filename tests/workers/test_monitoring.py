@@ -1,0 +1,80 @@
+"""What the engine says of itself arrives in the metrics, each under its own name."""
+
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from service.core.metrics import WorkerMetrics
+from workers.monitoring import MetricsObserver, watch_memory
+
+
+@pytest.fixture
+def metrics() -> WorkerMetrics:
+    return WorkerMetrics()
+
+
+@pytest.fixture
+def observer(metrics: WorkerMetrics) -> MetricsObserver:
+    return MetricsObserver(metrics)
+
+
+def value(metrics: WorkerMetrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"imageprompt_{name}", labels)
+
+
+def test_a_forward_is_a_step_of_so_many_rows_at_this_moment(
+    metrics: WorkerMetrics, observer: MetricsObserver
+) -> None:
+    before = time.time()
+    for rows in (2, 6):
+        observer.on_forward("tiny", rows)
+    assert value(metrics, "steps_total", model="tiny") == 2
+    assert value(metrics, "batch_rows_count", model="tiny") == 2
+    assert value(metrics, "batch_rows_sum", model="tiny") == 8
+    last = value(metrics, "last_step_timestamp_seconds")
+    assert last is not None
+    assert before <= last <= time.time()
+
+
+def test_compilations_and_lack_of_memory_are_counted_apart(
+    metrics: WorkerMetrics, observer: MetricsObserver
+) -> None:
+    for _ in range(2):
+        observer.on_recompile()
+    for _ in range(3):
+        observer.on_out_of_memory()
+    assert value(metrics, "recompiles_total") == 2
+    assert value(metrics, "out_of_memory_total") == 3
+
+
+def test_embeddings_are_counted_by_where_they_were_found(
+    metrics: WorkerMetrics, observer: MetricsObserver
+) -> None:
+    for level in ("process", "store", "store", "miss"):
+        observer.on_embedding_lookup(level)
+    observer.on_encoder_run()
+    found = [
+        value(metrics, "embedding_cache_total", result=result)
+        for result in ("process", "redis", "miss")
+    ]
+    assert found == [1, 2, 1]
+    assert value(metrics, "encoder_runs_total") == 1
+
+
+def test_memory_of_the_gpu_is_read_at_each_scrape(
+    metrics: WorkerMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"memory_allocated": 1, "memory_reserved": 2, "max_memory_allocated": 3}
+    for name in figures:
+        monkeypatch.setattr(torch.cuda, name, partial(figures.__getitem__, name))
+    watch_memory(metrics, "cuda")
+    figures["memory_allocated"] = 9
+    kinds = ("allocated", "reserved", "peak")
+    assert [value(metrics, "device_memory_bytes", kind=kind) for kind in kinds] == [9, 2, 3]
+
+
+def test_a_cpu_has_no_such_memory_to_show(metrics: WorkerMetrics) -> None:
+    watch_memory(metrics, "cpu")
+    assert value(metrics, "device_memory_bytes", kind="allocated") is None

@@ -1,0 +1,209 @@
+"""The RQ worker: takes jobs from one queue, a thread a job, and never forks.
+
+RQ's own workers fork a process a job and would lose the warm models, and their loop ends at the
+first time-out of Redis. This one holds as many jobs as it has slots, acquires a slot before it
+takes a job, and lives on through anything but its own end.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+import structlog
+from redis import Redis, RedisError
+from redis.client import Pipeline
+from rq import worker_registration
+from rq.exceptions import NoSuchJobError
+from rq.serializers import JSONSerializer
+from rq.utils import now
+from rq.worker.base import BaseWorker, WorkerStatus
+
+from service.core.queue import open_queue
+from service.core.transitions import Transitions
+from workers import refusal, retry
+from workers.leases import Lease, Leases
+from workers.rq_job import QueuedJob, Refused, check
+from workers.task import Outcome
+
+logger = structlog.get_logger(__name__)
+
+DEQUEUE_SECONDS: Final = 1
+RETRY_SECONDS: Final = 1.0
+HAND_BACK_SECONDS: Final = 10.0
+"""How long jobs that were told to let go may take to do so."""
+WORKER_TTL_SECONDS: Final = 16  # RQ waits 15 s less than this for a job at most
+
+Task = Callable[[str, threading.Event], Outcome]
+
+
+class Runner(BaseWorker):
+    """Holds up to `slots` jobs of one queue at once and gives each to `task` on its own thread."""
+
+    job_class = QueuedJob
+
+    def __init__(
+        self,
+        redis: Redis,
+        queue_name: str,
+        *,
+        name: str,
+        task: Task,
+        accepting: Callable[[], bool],
+        transitions: Transitions,
+        slots: int,
+        lease_seconds: float,
+    ) -> None:
+        """Register nothing yet. Raises `redis.RedisError` where Redis does not answer.
+
+        While `accepting` says no, no job is taken.
+        """
+        queue = open_queue(queue_name, redis, QueuedJob)
+        worker_registration.clean_worker_registry(queue)  # names of killed ones would stay
+        super().__init__(
+            [queue],
+            name=name,
+            connection=redis,
+            serializer=JSONSerializer,
+            worker_ttl=WORKER_TTL_SECONDS,
+        )
+        self.birth_date = now()
+        self.leases = Leases(queue, worker_name=name, lease_seconds=lease_seconds)
+        self._task = task
+        self._accepting = accepting
+        self._transitions = transitions
+        self._slots = threading.BoundedSemaphore(slots)
+        self._pool = ThreadPoolExecutor(slots, thread_name_prefix="job")
+        self._held: dict[Lease, Future[None]] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._let_go = threading.Event()
+        self._draining_since = 0.0
+
+    @property
+    def held(self) -> list[Lease]:
+        """The leases of the jobs that are in work."""
+        with self._lock:
+            return list(self._held)
+
+    def stop(self) -> None:
+        """Take no more jobs; asked again, hand back what is running. Safe in a signal handler."""
+        if self._stop.is_set():
+            self._let_go.set()
+        self._stop.set()
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """Renew the worker's registration with RQ and every lease it holds."""
+        if pipeline is not None:
+            super().heartbeat(timeout, pipeline)
+            return
+        with self.connection.pipeline() as own:
+            super().heartbeat(timeout, own)
+            # Registered anew each time, so that a Redis that forgot the worker learns of it.
+            own.hset(self.key, mapping=self.serialize())
+            self.set_state(WorkerStatus.BUSY if self.held else WorkerStatus.IDLE, own)
+            worker_registration.register(self, own)
+            own.execute()
+        self.leases.renew(self.held)
+
+    def work_until_stopped(self, drain_seconds: float) -> None:
+        """Take and run jobs until `stop`; then give running ones `drain_seconds` to finish."""
+        while not self._stop.is_set():
+            if not self._slots.acquire(timeout=0.2):
+                continue
+            taken = False
+            try:
+                taken = self._take_one()
+            except RedisError as error:
+                logger.warning("no jobs taken: Redis does not answer", cause=repr(error))
+                self._stop.wait(RETRY_SECONDS)
+            except Exception:
+                logger.exception("no job taken")
+                self._stop.wait(RETRY_SECONDS)
+            finally:
+                if not taken:
+                    self._slots.release()
+        self._drain(drain_seconds)
+
+    def _take_one(self) -> bool:
+        """Dequeue and start one job; `False` where there was none to start."""
+        job_id = self._dequeue()
+        if job_id is None:
+            return False
+        try:
+            check(QueuedJob.fetch(job_id, self.connection, JSONSerializer))
+        except NoSuchJobError:
+            self.leases.refuse(job_id)
+            return False
+        except RedisError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever a planted hash makes RQ's reader raise
+            why = str(error) if isinstance(error, Refused) else type(error).__name__
+            logger.warning("job refused", job_id=job_id, cause=why)
+            refusal.end(self._transitions, self.leases, job_id, self.name)
+            return False
+        lease = self.leases.take(job_id)
+        if lease is None:
+            return False
+        with self._lock:
+            self._held[lease] = self._pool.submit(self._run, lease)
+        return True
+
+    def _dequeue(self) -> str | None:
+        if not self._accepting():
+            self._stop.wait(RETRY_SECONDS)
+            return None
+        job_id = self.leases.dequeue(DEQUEUE_SECONDS)
+        if job_id is not None and (self._stop.is_set() or not self._accepting()):
+            self.leases.undo_dequeue(job_id)
+            return None
+        return job_id
+
+    def _run(self, lease: Lease) -> None:
+        log = logger.bind(job_id=lease.job_id)
+        try:
+            outcome = self._task(lease.job_id, self._let_go)
+            retry.persist(
+                lambda: self._settle(lease, outcome),
+                RedisError,
+                interrupt=self._let_go,
+                on_error=lambda error: log.warning(
+                    "job not settled with RQ yet", cause=type(error).__name__
+                ),
+            )
+        except retry.Interrupted:
+            log.warning("job left to its lease: Redis does not answer")
+        except Exception:
+            log.exception("job left to its lease")
+        finally:
+            with self._lock:
+                self._held.pop(lease, None)
+            self._slots.release()
+
+    def _settle(self, lease: Lease, outcome: Outcome) -> None:
+        if outcome is Outcome.ENDED:
+            self.leases.drop(lease)
+        elif outcome is Outcome.RETURNED:
+            self.leases.hand_back(lease)
+        elif outcome is Outcome.ELSEWHERE:
+            # Not to the front, or the jobs that this worker can do would never have their turn.
+            self.leases.hand_back(lease, to_front=False)
+        else:
+            self.leases.abandon(lease)
+
+    def _drain(self, drain_seconds: float) -> None:
+        logger.info("no more jobs taken", running=len(self.held), drain_seconds=drain_seconds)
+        self._wait_for_jobs(drain_seconds, unless=self._let_go)
+        self._let_go.set()
+        self._wait_for_jobs(HAND_BACK_SECONDS)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        try:
+            self.register_death()  # type: ignore[no-untyped-call]  # rq
+        except RedisError as error:
+            logger.warning("left without a word to Redis", cause=type(error).__name__)
+
+    def _wait_for_jobs(self, seconds: float, unless: threading.Event | None = None) -> None:
+        until = time.monotonic() + seconds
+        while self.held and time.monotonic() < until and not (unless and unless.is_set()):
+            time.sleep(0.05)

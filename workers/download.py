@@ -1,0 +1,120 @@
+"""`python -m workers.download`: download what models.yaml names, so that workers can stay offline.
+
+Run once before workers start; `--wait` waits until that has been done for this very models.yaml.
+Sources that are local folders need nothing. It loads no weights.
+"""
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import structlog
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from service.core import logging
+from service.core.catalog import Adapter, Catalog, ModelEntry, Source, load_catalog
+from service.core.errors import ConfigurationError
+from service.core.settings import load_settings
+
+POLL_SECONDS: Final = 2.0
+CONFIGURATION_WRONG: Final = 2
+
+logger = structlog.get_logger("workers.download")
+
+
+def marker(models: Path) -> Path:
+    """Name the file that says that everything `models` (a models.yaml) names is in the cache."""
+    digest = hashlib.sha256(models.read_bytes()).hexdigest()
+    return Path(constants.HF_HOME) / "fetched" / digest
+
+
+def fetch(catalog: Catalog) -> None:
+    """Download the files of every model. Raises `ConfigurationError` where one is not there."""
+    for name, entry in catalog.models.items():
+        for what, source, download in _downloads(entry):
+            if source.repo is None:
+                continue
+            logger.info("fetching", model=name, what=what, repo=source.repo)
+            try:
+                download()
+            except (HfHubHTTPError, OSError) as error:
+                raise ConfigurationError(
+                    f"{what} of {name} could not be fetched from "
+                    f"{source.repo}@{source.revision}: {error}"
+                ) from error
+
+
+def _downloads(entry: ModelEntry) -> Iterator[tuple[str, Source, Callable[[], object]]]:
+    # torch and diffusers take seconds to import, and `--wait` needs neither.
+    from diffusers import StableDiffusionXLPipeline  # noqa: PLC0415
+
+    from workers.engine import files  # noqa: PLC0415
+
+    def pipeline() -> object:
+        arguments = files.loader_arguments(entry.base)
+        return StableDiffusionXLPipeline.download(entry.base.location, **arguments)
+
+    def part(source: Source) -> Callable[[], object]:
+        return lambda: snapshot_download(
+            str(source.repo), revision=source.revision, allow_patterns=_patterns(source)
+        )
+
+    yield "base", entry.base, pipeline
+    if entry.vae is not None:
+        yield "VAE", entry.vae, part(entry.vae)
+    for name, adapter in entry.adapters.items():
+        yield f"adapter {name}", adapter, _weights(adapter)
+        encoder = files.encoder_source(adapter)
+        yield f"image encoder of adapter {name}", encoder, part(encoder)
+    for name, control in entry.controlnets.items():
+        yield f"ControlNet {name}", control, part(control)
+
+
+def _weights(adapter: Adapter) -> Callable[[], object]:
+    return lambda: hf_hub_download(
+        str(adapter.repo),
+        adapter.weight_name,
+        subfolder=adapter.subfolder,
+        revision=adapter.revision,
+    )
+
+
+def _patterns(source: Source) -> list[str]:
+    """List the files that `from_pretrained` reads of one network: settings and weights."""
+    folder = f"{source.subfolder}/" if source.subfolder else ""
+    suffix = f".{source.variant}" if source.variant else ""
+    names = ("config.json", *(f"{stem}{suffix}.safetensors" for stem in _STEMS))
+    return [folder + name for name in names]
+
+
+_STEMS: Final = ("diffusion_pytorch_model", "model")
+"""How diffusers and transformers call the weights of one network."""
+
+
+def main(arguments: list[str]) -> int:
+    """Fetch, or wait with `--wait`; the exit status."""
+    settings = load_settings()
+    logging.configure(settings.log_level, settings.log_format)
+    done = marker(settings.models)
+    if arguments == ["--wait"]:
+        logger.info("waiting for models", marker=str(done))
+        while not done.exists():
+            time.sleep(POLL_SECONDS)
+        return 0
+    try:
+        fetch(load_catalog(settings.models))
+    except ConfigurationError as error:
+        logger.critical("configuration is wrong", cause=str(error))
+        return CONFIGURATION_WRONG
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.touch()
+    logger.info("fetched", marker=str(done))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
