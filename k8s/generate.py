@@ -55,20 +55,22 @@ def _values(text: str) -> Iterator[tuple[str, str, str]]:
     """(path, default, comment) of each line of values.yaml that has a default of its own."""
     parents: list[tuple[int, str]] = []
     comments: list[str] = []
+    list_indent = -1
     for line in text.splitlines():
+        match = re.match(r"( *)([\w.]+): ?(.*)$", line)
         if not line.strip():
             comments = []
         elif line.lstrip().startswith("#"):
             comments.append(line.strip("# "))
-        elif match := re.match(r"( *)(- )?(.*?): ?(.*)$", line):
-            indent = len(match[1])
-            parents = [parent for parent in parents if parent[0] < indent]
-            if match[2] or line.lstrip().startswith("- "):
-                continue  # an entry of a list: its key has the comment
-            path = ".".join([*(name for _, name in parents), match[3]])
-            if match[4] or comments:
-                yield path, match[4].replace("|", r"\|") or "see values.yaml", " ".join(comments)
-            parents.append((indent, match[3]))
+        elif line.lstrip().startswith("- "):
+            list_indent = line.index("-")  # its key has the comment
+        elif match and (list_indent < 0 or len(match[1]) <= list_indent - 2):
+            list_indent = -1
+            parents = [parent for parent in parents if parent[0] < len(match[1])]
+            path = ".".join([*(name for _, name in parents), match[2]])
+            if match[3] or comments:
+                yield path, match[3].replace("|", r"\|") or "see values.yaml", " ".join(comments)
+            parents.append((len(match[1]), match[2]))
             comments = []
 
 
@@ -85,6 +87,8 @@ def files(runbooks: str = RUNBOOKS) -> dict[Path, str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write the generated files of the deployment.")
-    parser.add_argument("--runbooks", default=RUNBOOKS, help="where docs/observability.md is published")
+    parser.add_argument(
+        "--runbooks", default=RUNBOOKS, help="where docs/observability.md is published"
+    )
     for path, text in files(parser.parse_args().runbooks).items():
         path.write_text(text, encoding="utf-8")

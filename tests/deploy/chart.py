@@ -1,15 +1,16 @@
-"""The Helm chart as Helm itself renders it (the package helm-python-sdk), and when objects are equal."""
+"""The Helm chart as Helm renders it (the package helm-python-sdk), and when objects are equal."""
 
 import base64
 import copy
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import helm_python
 import yaml
 
-from tests.deploy.manifests import K8S, Manifest
+from tests.deploy.manifests import FAST, K8S, Manifest
 
 CHART = K8S / "chart"
 NAMESPACE = "imageprompt"
@@ -25,18 +26,22 @@ def values(name: str) -> dict[str, Any]:
 
 def rendered(given: dict[str, Any], namespace: str = NAMESPACE) -> list[Manifest]:
     """Every object that `helm install` would send. Raises `helm_python.HelmError`."""
-    with helm_python.Chart.load(str(CHART)) as chart:
-        texts = chart.render(given, name="imageprompt", namespace=namespace)
-    documents = (d for text in texts.values() for d in yaml.safe_load_all(text))
+    texts = _loaded().render(given, name="imageprompt", namespace=namespace)
+    documents = (d for text in texts.values() for d in yaml.load_all(text, Loader=FAST))
     return [document for document in documents if document]
+
+
+@cache
+def _loaded() -> helm_python.Chart:
+    return helm_python.Chart.load(str(CHART))
 
 
 def comparable(manifests: list[Manifest]) -> dict[str, Manifest]:
     """Objects by kind and name, without what the two tools do each in its own way.
 
-    These are: the Namespace object (`helm --create-namespace`), the namespace and the label `part-of`
-    of an object, the hash in a name or the checksum in an annotation, text or base64 in a Secret, and
-    the order of lists whose entries have names.
+    These are: the Namespace object (`helm --create-namespace`), the namespace and the label
+    `part-of` of an object, the hash in a name or the checksum in an annotation, text or base64 in
+    a Secret, and the order of lists whose entries have names.
     """
     found: dict[str, Manifest] = {}
     for manifest in manifests:
