@@ -1,4 +1,4 @@
-"""Every combination of the optional components, built by kustomize and by Helm: `make test-manifests`.
+"""Every combination of the optional components, by kustomize and Helm: `make test-manifests`.
 
 `make test` builds a part of them (test_chart.py), because all of them take minutes.
 """

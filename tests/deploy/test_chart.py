@@ -27,7 +27,7 @@ def test_the_chart_gives_the_objects_of_the_overlay(name: str) -> None:
 
 
 def test_components_combine_in_both_alike(tmp_path: Path) -> None:
-    """Each route with each scaling, and each option alone and missing; all: `make test-manifests`."""
+    """Each route with each scaling, each option alone and missing; all: `make test-manifests`."""
     everything = frozenset(OPTIONS)
     options = [frozenset(), everything]
     chosen = [(route, scaling, on) for route in ROUTES for scaling in SCALING for on in options]
