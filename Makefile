@@ -4,38 +4,51 @@ PORT ?= 8000
 MINUTES ?= 10
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# What the service runs, and what its tests, linters and benchmarks need beside it.
+RUN := $(VENV)/.run
+DEV := $(VENV)/.dev
 
-.PHONY: setup demo serve test test-images lint format openapi bench bench-gpu bench-http bench-workers \
-	bench-scale faults soak overload eval clean
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test test-images lint format openapi bench bench-gpu bench-http \
+	bench-workers bench-scale faults soak overload eval clean
 
-setup: $(READY)
+help: ## list the targets
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(READY): $(wildcard requirements/*.txt) pyproject.toml
+setup: $(DEV) ## install everything to develop and test into .venv
+
+$(RUN): $(wildcard requirements/*.txt) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@touch $(READY)
+	@echo "installing what the service runs into $(VENV)"
+	$(PIP) install --requirement requirements/demo.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(RUN)
 
-demo: setup ## one command: Redis, API, worker, storage, the bundled model; pictures in out/
+$(DEV): $(RUN)
+	@echo "installing what tests and benchmarks need into $(VENV)"
+	$(PIP) install --quiet --requirement requirements/dev.txt
+	@touch $(DEV)
+
+demo: $(RUN) ## one command: Redis, API, worker, storage, the bundled model; pictures in out/
 	$(BIN)/imageprompt demo --out out
 
-serve: setup ## the whole service on 127.0.0.1:$(PORT) until Ctrl-C
+serve: $(RUN) ## the whole service on 127.0.0.1:$(PORT) until Ctrl-C
 	$(BIN)/imageprompt up --port $(PORT)
 
-test: setup
+test: setup ## the whole test suite
 	$(BIN)/python -m pytest
 
 test-images: setup ## install and resolve what the worker's images hold; minutes; out/images.xml
 	$(BIN)/python -m pip install --quiet uv==0.13.9
 	$(BIN)/python -m pytest -rA --junitxml=out/images.xml tests/deploy/images.py
 
-lint: setup
+lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup
+format: setup ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -69,5 +82,5 @@ overload: setup ## $(MINUTES) minutes of twice the requests that can be done; ou
 eval: setup ## judge the bundled model's pictures; docs/
 	$(BIN)/python -m training.evaluate
 
-clean:
+clean: ## remove what was installed and made here
 	rm -rf $(VENV) out data build *.egg-info

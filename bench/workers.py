@@ -84,7 +84,7 @@ def run(workers: int, *, slots: int, waves: int, step_seconds: float) -> tuple[f
         redis = stack.enter_context(Redis.from_url(server.url))
         while redis.zcard(redis_keys.WORKERS) < workers:
             time.sleep(0.2)
-        time.sleep(worker_registry.PRESENCE_SECONDS / 5)
+        time.sleep(worker_registry.TTL_SECONDS / 5)
         jobs = workers * slots * waves
         watched = Server("redis", server.url, server.process.pid)
         before = watched.cpu_seconds()

@@ -14,6 +14,7 @@ RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin
 COPY --from=build /opt/venv /opt/venv
 WORKDIR /app
 COPY models/*.yaml models/
+COPY examples/*.png examples/
 COPY service service
 # HOME lies in the one folder that has to be writable; everything else may be mounted read-only.
 ENV PATH=/opt/venv/bin:$PATH \

@@ -7,10 +7,9 @@ from enum import Enum, auto
 from typing import TypedDict
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
-from service import docs_page, problems
+from service import problems
 from service.core.metrics import ApiMetrics
 from service.core.settings import Settings
 from service.deadlines import Deadlines
@@ -19,7 +18,7 @@ from service.document import describe
 from service.grace import Grace
 from service.middleware import RequestContext
 from service.periodic import repeat
-from service.routes import events, generate, health, jobs, models
+from service.routes import events, generate, health, jobs, models, pages
 from service.sweep import Sweep
 from service.webhooks.delivery import Delivery
 from service.webhooks.sender import Sender
@@ -84,9 +83,13 @@ def create_app(
     if side is not Side.ADMIN:
         for part in (generate, jobs, events, models):
             _include(app, part.router, counted)
+        if settings.page:
+            _include(app, pages.page, counted)
     if side is not Side.PUBLIC:
         _include(app, health.router, counted)
-        _document(app)
+        _include(app, pages.console, counted)
+        document = describe()
+        app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own hook
     return app
 
 
@@ -97,18 +100,6 @@ def _include(app: FastAPI, router: APIRouter, metrics: ApiMetrics) -> None:
         if isinstance(route, APIRoute):
             for method in route.methods or ():
                 metrics.requests.labels(route.path, method, "5xx")
-
-
-def _document(app: FastAPI) -> None:
-    """Serve the OpenAPI document of the whole contract, and a page of it."""
-    document = describe()
-    page = docs_page.render(document)
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": docs_page.POLICY})
-
-    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own hook
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""GET /docs: the OpenAPI document as one page of plain HTML, without scripts or other hosts."""
+"""GET /docs/plain: the OpenAPI document as one page of HTML, without scripts or other hosts."""
 
 import base64
 import hashlib
@@ -21,13 +21,15 @@ POLICY: Final = (
 """Content-Security-Policy under which the page's own style is allowed and nothing else."""
 
 
-def render(document: dict[str, Any]) -> str:
-    """The page for an OpenAPI document."""
+def render(document: dict[str, Any], guide: str) -> str:
+    """The page for an OpenAPI document, with a guide in Markdown (headings, paragraphs, code)."""
     info = document["info"]
     parts = [
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1>",
         *(f"<p>{_text(paragraph)}</p>" for paragraph in info["description"].split("\n\n")),
-        '<p>The whole contract: <a href="/openapi.json">/openapi.json</a>.</p>',
+        '<p>The whole contract: <a href="../openapi.json">openapi.json</a>.</p>',
+        '<p>With requests to try: <a href="../docs">the console</a>.</p>',
+        *_guide(guide),
     ]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -39,12 +41,41 @@ def render(document: dict[str, Any]) -> str:
     )
 
 
+def _guide(text: str) -> list[str]:
+    """Markdown as HTML: what stands between two fences is code as it is."""
+    parts = []
+    for number, block in enumerate(text.split("```\n")):
+        if number % 2:
+            parts.append(f"<pre>{escape(block)}</pre>")
+            continue
+        for paragraph in filter(None, map(str.strip, block.split("\n\n"))):
+            heading = paragraph.removeprefix("## ")
+            tag = "p" if heading == paragraph else "h2"
+            parts.append(f"<{tag}>{_text(heading)}</{tag}>")
+    return parts
+
+
+def _curl(document: dict[str, Any], method: str, path: str, operation: dict[str, Any]) -> str:
+    """The operation as a command; `{id}` and the like are to be filled in."""
+    words = ["curl -sS --fail-with-body"]
+    if method != "get":
+        words.append(f"-X {method.upper()}")
+    words.append(f"'http://127.0.0.1:8000{path}'")
+    if "security" in operation:
+        words.append('-H "Authorization: Bearer $IMAGEPROMPT_KEY"')
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        form = _resolved(document, content["schema"])
+        words += [f"-F {name}=@FILE" for name in form.get("required", ())]
+    return f"<pre>{escape(' '.join(words))}</pre>"
+
+
 def _operation(
     document: dict[str, Any], method: str, path: str, operation: dict[str, Any]
 ) -> list[str]:
     parts = [
         f"<h2><code>{method.upper()} {escape(path)}</code></h2>",
         f"<p>{_text(operation.get('description', ''))}</p>",
+        _curl(document, method, path, operation),
     ]
     rows = [
         (

@@ -1,5 +1,6 @@
 """The OpenAPI document of the whole API, made of its routes and of `service/contract.py`."""
 
+from functools import cache
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -20,6 +21,7 @@ Post an image prompt to `/generate`, perhaps with a text and a ControlNet map; a
 for its state, follow `/jobs/{id}/events`, or send `Prefer: wait=60` and be answered the picture."""
 
 
+@cache
 def describe() -> dict[str, Any]:
     """The document of all routes, with the schemas that they only refer to."""
     app = FastAPI(title="imageprompt")

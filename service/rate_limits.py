@@ -9,35 +9,12 @@ from typing import Any, Final
 
 import redis.asyncio as aioredis
 
-from service.core import redis_keys
+from service.core import redis_keys, scripts
 from service.core.errors import RateLimited
 
 MINUTE: Final = 60
 RESERVED_SECONDS: Final = 300
 """A place that was taken for a request which then died with its process is free after this."""
-
-# Generic cell rate algorithm (ITU-T I.371): one number a caller, no counting of windows.
-# KEYS: rate. ARGV: requests a minute. Times in microseconds.
-_PACE = """
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local period, quota = 60000000, tonumber(ARGV[1])
-local due = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), now)
-local step = period / quota
-local ahead = due - now
-if ahead + step > period + 1 then return {0, math.ceil(ahead + step - period), ahead} end
-redis.call('SET', KEYS[1], string.format('%.0f', due + step), 'PX', 61000)
-return {1, 0, ahead + step}
-"""
-
-# KEYS: active jobs. ARGV: job id, most at once, seconds until the place is free again
-_RESERVE = """
-local now = tonumber(redis.call('TIME')[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
-redis.call('ZADD', KEYS[1], now + tonumber(ARGV[3]), ARGV[1])
-return 1
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +48,8 @@ class Limits:
 
     def __init__(self, redis: "aioredis.Redis") -> None:
         self._redis = redis
-        self._pace = redis.register_script(_PACE)
-        self._reserve = redis.register_script(_RESERVE)
+        self._pace = redis.register_script(scripts.load("rate_limit"))
+        self._reserve = redis.register_script(scripts.load("active_job_reserve"))
 
     async def spend(self, owner: str, quota: int) -> tuple[Allowance, RateLimited | None]:
         """Count one request; what is left, and the refusal where nothing was."""

@@ -4,6 +4,7 @@ Fixtures in conftest.py hand these out; each process dies with the test run.
 """
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +51,15 @@ def until(
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not happen within {seconds} s")
         time.sleep(0.05)
+
+
+def connects(address: str, port: int) -> bool:
+    """Whether something listens there."""
+    try:
+        socket.create_connection((address, port), timeout=60).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 class Running(AbstractContextManager["Running"]):

@@ -1,6 +1,6 @@
-"""`python -m workers`: put a worker together from the environment and run it until SIGTERM.
+"""`python -m workers`: run one worker, configured by the environment, until SIGTERM.
 
-Redis or storage being away is no reason to end: it waits for them, and says so.
+A worker that cannot reach Redis or the storage logs it and keeps trying.
 """
 
 import os
@@ -26,18 +26,15 @@ from service.core.settings import Settings, load_settings
 from service.core.storage import Storage, StorageError
 from service.core.transitions import Transitions
 from workers import retry
-from workers.consumer import Runner
-from workers.eligibility import Elsewhere
+from workers.consumer import Consumer
+from workers.eligibility import Eligibility, Quarantine
 from workers.embedding_store import RedisEmbeddingStore
 from workers.engine.api import Options
 from workers.engine.engine import Engine, load_engine
-from workers.health import HealthServer
-from workers.isolation import Isolation
-from workers.liveness import SWEEP_SECONDS, Repeat, Sweep
-from workers.monitoring import MetricsObserver, watch_memory
-from workers.progress import Reporter
+from workers.liveness import CHECK_SECONDS, REAP_SECONDS, LeaseReaper, PeriodicThread, Watchdog
+from workers.monitoring import HealthServer, MetricsObserver, watch_memory
+from workers.progress import ProgressWriter
 from workers.task import Collaborators, generate
-from workers.watchdog import LOOK_SECONDS, Watchdog
 
 logger = structlog.get_logger("workers")
 
@@ -45,7 +42,7 @@ CONFIGURATION_WRONG = 2
 
 
 class Worker:
-    """One worker process, from loading to its last word."""
+    """One worker process, from loading the models to its end."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -68,7 +65,7 @@ class Worker:
             ) from None
 
     def run(self) -> None:
-        """Load, warm up, work until stopped. Raises `ConfigurationError` before anything runs."""
+        """Load, warm up, run jobs until stopped. `ConfigurationError` comes before any job runs."""
         settings = self._settings
         redis = connect(settings.redis_url.get_secret_value())
         storage = Storage.from_settings(settings)
@@ -82,26 +79,26 @@ class Worker:
         )
         wait_for("Redis", redis.ping, RedisError)
         wait_for("storage", storage.check, StorageError)
-        reporter = Reporter(redis, transitions)
+        progress = ProgressWriter(redis, transitions)
         shared = Collaborators(
             redis=redis,
             storage=storage,
             transitions=transitions,
             submit=engine.submit,
-            elsewhere=Elsewhere(redis, engine.serves, engine.models),
-            reporter=reporter,
-            isolation=Isolation(),
+            eligibility=Eligibility(redis, engine.serves, engine.models),
+            progress=progress,
+            quarantine=Quarantine(),
             metrics=self._metrics,
             worker_name=self._name,
             max_attempts=settings.max_attempts,
         )
-        runner: Runner = wait_for(
+        consumer: Consumer = wait_for(
             "Redis",
-            lambda: Runner(
+            lambda: Consumer(
                 redis,
                 settings.queue,
                 name=self._name,
-                task=lambda job_id, let_go: generate(job_id, shared, let_go=let_go),
+                task=lambda job_id, abort: generate(job_id, shared, abort=abort),
                 accepting=lambda: engine.alive,
                 transitions=transitions,
                 slots=settings.worker_slots,
@@ -109,29 +106,30 @@ class Worker:
             ),
             RedisError,
         )
-        self._metrics.running_jobs.set_function(lambda: len(runner.held))
+        self._metrics.running_jobs.set_function(lambda: len(consumer.held))
         self._metrics.ready.set_function(lambda: float(self._is_ready()))
         watchdog = Watchdog(engine, step_timeout_seconds=settings.step_timeout_seconds)
         self._watchdog, self._ready = watchdog, True
+        heartbeat = partial(self._heartbeat, redis, consumer, engine)
         threads = [
-            Repeat("heartbeat", partial(self._beat, redis, runner, engine), self._beat_seconds()),
-            Repeat("sweep", Sweep(runner.leases), SWEEP_SECONDS),
-            Repeat("watchdog", watchdog, LOOK_SECONDS),
+            PeriodicThread("heartbeat", heartbeat, self._heartbeat_seconds()),
+            PeriodicThread("lease reaper", LeaseReaper(consumer.leases), REAP_SECONDS),
+            PeriodicThread("watchdog", watchdog, CHECK_SECONDS),
         ]
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: runner.stop())
-        for thread in (reporter, *threads):
+            signal.signal(number, lambda *_: consumer.stop())
+        for thread in (progress, *threads):
             thread.start()
         logger.info("worker ready", name=self._name, models=sorted(engine.models))
         try:
-            wait_for("Redis", partial(self._beat, redis, runner, engine), RedisError)
-            runner.work_until_stopped(settings.drain_seconds)
+            wait_for("Redis", heartbeat, RedisError)
+            consumer.work_until_stopped(settings.drain_seconds)
         finally:
             self._ready = False
             for thread in threads:
                 thread.close()
-            reporter.close()
-            self._withdraw(redis)
+            progress.close()
+            self._unregister(redis)
             engine.stop()
             self._health.close()
         logger.info("worker ended", name=self._name)
@@ -165,42 +163,44 @@ class Worker:
         logger.info("engine warm", seconds=round(time.monotonic() - began, 2), device=engine.device)
         return engine
 
-    def _beat(self, redis: Redis, runner: Runner, engine: Engine) -> None:
-        runner.heartbeat()
-        worker_registry.announce(
+    def _heartbeat(self, redis: Redis, consumer: Consumer, engine: Engine) -> None:
+        consumer.heartbeat()
+        worker_registry.register(
             redis,
-            worker_registry.Presence(
+            worker_registry.WorkerInfo(
                 name=self._name,
                 ready=self._is_ready(),
                 models=tuple(engine.models),
                 device=engine.device,
                 slots=self._settings.worker_slots,
-                running=len(runner.held),
+                running=len(consumer.held),
                 row_steps_per_second=engine.row_steps_per_second,
                 at=time.time(),
             ),
         )
 
-    def _beat_seconds(self) -> float:
-        return min(self._settings.lease_seconds / 4, worker_registry.PRESENCE_SECONDS / 5)
+    def _heartbeat_seconds(self) -> float:
+        return min(self._settings.lease_seconds / 4, worker_registry.TTL_SECONDS / 5)
 
     def _is_ready(self) -> bool:
         return self._ready and self._watchdog is not None and self._watchdog.healthy()
 
-    def _withdraw(self, redis: Redis) -> None:
+    def _unregister(self, redis: Redis) -> None:
         try:
-            worker_registry.withdraw(redis, self._name)
+            worker_registry.unregister(redis, self._name)
         except RedisError as error:
-            logger.warning("left without a word to Redis", cause=type(error).__name__)
+            logger.warning("worker not removed from the registry", cause=type(error).__name__)
 
 
 def wait_for(what: str, action: Callable[[], Any], errors: type[Exception]) -> Any:
     """Call `action` until it succeeds and return its result; each failure is a log line."""
-    return retry.persist(
+    return retry.with_backoff(
         action,
         errors,
         interrupt=Event(),
-        on_error=lambda error: logger.warning("waiting", for_=what, cause=type(error).__name__),
+        on_error=lambda error: logger.warning(
+            "no answer; retrying", service=what, cause=type(error).__name__
+        ),
     )
 
 

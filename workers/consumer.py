@@ -1,8 +1,8 @@
-"""The RQ worker: takes jobs from one queue, a thread a job, and never forks.
+"""The RQ worker: takes jobs from one queue and runs each on a thread, without forking.
 
 RQ's own workers fork a process a job and would lose the warm models, and their loop ends at the
 first time-out of Redis. This one holds as many jobs as it has slots, acquires a slot before it
-takes a job, and lives on through anything but its own end.
+takes a job, and continues after any error.
 """
 
 import threading
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
+from uuid import uuid4
 
 import structlog
 from redis import Redis, RedisError
@@ -20,25 +21,32 @@ from rq.serializers import JSONSerializer
 from rq.utils import now
 from rq.worker.base import BaseWorker, WorkerStatus
 
+from service.core.errors import URN
+from service.core.job import JobError, JobMetrics
 from service.core.queue import open_queue
-from service.core.transitions import Transitions
-from workers import refusal, retry
-from workers.leases import Lease, Leases
-from workers.rq_job import QueuedJob, Refused, check
-from workers.task import Outcome
+from service.core.transitions import Claim, Transitions
+from workers import retry
+from workers.leases import Lease, Leases, QueuedJob, Rejected, check
+from workers.task import TaskOutcome
 
 logger = structlog.get_logger(__name__)
 
 DEQUEUE_SECONDS: Final = 1
 RETRY_SECONDS: Final = 1.0
 HAND_BACK_SECONDS: Final = 10.0
-"""How long jobs that were told to let go may take to do so."""
+"""How long aborted jobs may take to end."""
 WORKER_TTL_SECONDS: Final = 16  # RQ waits 15 s less than this for a job at most
 
-Task = Callable[[str, threading.Event], Outcome]
+_REJECTED: Final = JobError(
+    type=f"{URN}refused",
+    title="Refused",
+    detail="The queued job differs from what the API writes, so no worker ran it.",
+)
+
+Task = Callable[[str, threading.Event], TaskOutcome]
 
 
-class Runner(BaseWorker):
+class Consumer(BaseWorker):
     """Holds up to `slots` jobs of one queue at once and gives each to `task` on its own thread."""
 
     job_class = QueuedJob
@@ -57,7 +65,7 @@ class Runner(BaseWorker):
     ) -> None:
         """Register nothing yet. Raises `redis.RedisError` where Redis does not answer.
 
-        While `accepting` says no, no job is taken.
+        While `accepting` returns `False`, no job is taken.
         """
         queue = open_queue(queue_name, redis, QueuedJob)
         worker_registration.clean_worker_registry(queue)  # names of killed ones would stay
@@ -78,19 +86,18 @@ class Runner(BaseWorker):
         self._held: dict[Lease, Future[None]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._let_go = threading.Event()
-        self._draining_since = 0.0
+        self._abort = threading.Event()
 
     @property
     def held(self) -> list[Lease]:
-        """The leases of the jobs that are in work."""
+        """The leases of the jobs that are running."""
         with self._lock:
             return list(self._held)
 
     def stop(self) -> None:
-        """Take no more jobs; asked again, hand back what is running. Safe in a signal handler."""
+        """Take no more jobs; called again, hand running ones back. Safe in a signal handler."""
         if self._stop.is_set():
-            self._let_go.set()
+            self._abort.set()
         self._stop.set()
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
@@ -100,7 +107,7 @@ class Runner(BaseWorker):
             return
         with self.connection.pipeline() as own:
             super().heartbeat(timeout, own)
-            # Registered anew each time, so that a Redis that forgot the worker learns of it.
+            # Registered anew each time, in case Redis lost its data.
             own.hset(self.key, mapping=self.serialize())
             self.set_state(WorkerStatus.BUSY if self.held else WorkerStatus.IDLE, own)
             worker_registration.register(self, own)
@@ -134,14 +141,14 @@ class Runner(BaseWorker):
         try:
             check(QueuedJob.fetch(job_id, self.connection, JSONSerializer))
         except NoSuchJobError:
-            self.leases.refuse(job_id)
+            self.leases.reject(job_id)
             return False
         except RedisError:
             raise
         except Exception as error:  # noqa: BLE001  whatever a planted hash makes RQ's reader raise
-            why = str(error) if isinstance(error, Refused) else type(error).__name__
-            logger.warning("job refused", job_id=job_id, cause=why)
-            refusal.end(self._transitions, self.leases, job_id, self.name)
+            why = str(error) if isinstance(error, Rejected) else type(error).__name__
+            logger.warning("job rejected", job_id=job_id, cause=why)
+            self.reject(job_id)
             return False
         lease = self.leases.take(job_id)
         if lease is None:
@@ -149,6 +156,16 @@ class Runner(BaseWorker):
         with self._lock:
             self._held[lease] = self._pool.submit(self._run, lease)
         return True
+
+    def reject(self, job_id: str) -> None:
+        """Fail the record of a job that must not run, if there is one, and delete its RQ job.
+
+        Raises `redis.RedisError` where Redis does not answer; it is rejected again then.
+        """
+        claim = Claim(job_id, uuid4().hex)
+        if self._transitions.claim(claim, self.name):
+            self._transitions.fail(claim, _REJECTED, JobMetrics())
+        self.leases.reject(job_id)
 
     def _dequeue(self) -> str | None:
         if not self._accepting():
@@ -163,45 +180,47 @@ class Runner(BaseWorker):
     def _run(self, lease: Lease) -> None:
         log = logger.bind(job_id=lease.job_id)
         try:
-            outcome = self._task(lease.job_id, self._let_go)
-            retry.persist(
+            outcome = self._task(lease.job_id, self._abort)
+            retry.with_backoff(
                 lambda: self._settle(lease, outcome),
                 RedisError,
-                interrupt=self._let_go,
+                interrupt=self._abort,
                 on_error=lambda error: log.warning(
                     "job not settled with RQ yet", cause=type(error).__name__
                 ),
             )
         except retry.Interrupted:
-            log.warning("job left to its lease: Redis does not answer")
+            log.warning("job not settled; its lease will run out: Redis does not answer")
         except Exception:
-            log.exception("job left to its lease")
+            log.exception("job not settled; its lease will run out")
         finally:
             with self._lock:
                 self._held.pop(lease, None)
             self._slots.release()
 
-    def _settle(self, lease: Lease, outcome: Outcome) -> None:
-        if outcome is Outcome.ENDED:
-            self.leases.drop(lease)
-        elif outcome is Outcome.RETURNED:
-            self.leases.hand_back(lease)
-        elif outcome is Outcome.ELSEWHERE:
-            # Not to the front, or the jobs that this worker can do would never have their turn.
-            self.leases.hand_back(lease, to_front=False)
+    def _settle(self, lease: Lease, outcome: TaskOutcome) -> None:
+        if outcome is TaskOutcome.ENDED:
+            self.leases.end(lease)
+        elif outcome is TaskOutcome.RETURNED:
+            self.leases.requeue(lease)
+        elif outcome is TaskOutcome.NOT_ELIGIBLE:
+            # At the front, it would block the jobs that this worker can run.
+            self.leases.requeue(lease, to_front=False)
         else:
-            self.leases.abandon(lease)
+            self.leases.release(lease)
 
     def _drain(self, drain_seconds: float) -> None:
-        logger.info("no more jobs taken", running=len(self.held), drain_seconds=drain_seconds)
-        self._wait_for_jobs(drain_seconds, unless=self._let_go)
-        self._let_go.set()
+        logger.info(
+            "draining: no more jobs are taken", running=len(self.held), drain_seconds=drain_seconds
+        )
+        self._wait_for_jobs(drain_seconds, unless=self._abort)
+        self._abort.set()
         self._wait_for_jobs(HAND_BACK_SECONDS)
         self._pool.shutdown(wait=False, cancel_futures=True)
         try:
             self.register_death()  # type: ignore[no-untyped-call]  # rq
         except RedisError as error:
-            logger.warning("left without a word to Redis", cause=type(error).__name__)
+            logger.warning("worker not deregistered from RQ", cause=type(error).__name__)
 
     def _wait_for_jobs(self, seconds: float, unless: threading.Event | None = None) -> None:
         until = time.monotonic() + seconds

@@ -1,9 +1,10 @@
-"""`python -m workers.download`: download what models.yaml names, so that workers can stay offline.
+"""`python -m workers.download`: download the models that models.yaml names.
 
 Run once before workers start; `--wait` waits until that has been done for this models.yaml by this
 version, after which another run ends at once. The files come from the model hub (HF_ENDPOINT names
 a mirror, HF_TOKEN_PATH a token) or, with IMAGEPROMPT_MODEL_FILES_URL, from a bucket that
-`--upload URL` has filled. Sources that are local folders need nothing. It loads no weights.
+`--upload URL` has filled. Sources that are local folders are skipped. No weights are
+loaded.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ logger = structlog.get_logger("workers.download")
 
 
 def marker(models: Path) -> Path:
-    """Name the file that says that everything `models` (a models.yaml) names is in the cache.
+    """The file that marks that everything which `models` (a models.yaml) names is in the cache.
 
     Another version of the program may read other files of the same repositories.
     """
@@ -43,18 +44,18 @@ def marker(models: Path) -> Path:
     return Path(constants.HF_HOME) / "fetched" / digest
 
 
-def fetch(catalog: Catalog) -> None:
-    """Download the files of every model. Raises `ConfigurationError` where one is not there."""
+def download(catalog: Catalog) -> None:
+    """Download the files of every model. Raises `ConfigurationError` where one is missing."""
     for name, entry in catalog.models.items():
-        for what, source, download in _downloads(entry):
+        for what, source, load in _downloads(entry):
             if source.repo is None:
                 continue
-            logger.info("fetching", model=name, what=what, repo=source.repo)
+            logger.info("downloading", model=name, what=what, repo=source.repo)
             try:
-                download()
+                load()
             except (HfHubHTTPError, OSError) as error:
                 raise ConfigurationError(
-                    f"{what} of {name} could not be fetched from "
+                    f"{what} of {name} could not be downloaded from "
                     f"{source.repo}@{source.revision}: {error}"
                 ) from error
 
@@ -63,10 +64,10 @@ def _downloads(entry: ModelEntry) -> Iterator[tuple[str, Source, Callable[[], ob
     # torch and diffusers take seconds to import, and `--wait` needs neither.
     from diffusers import StableDiffusionXLPipeline  # noqa: PLC0415
 
-    from workers.engine import files  # noqa: PLC0415
+    from workers.engine.models import hub  # noqa: PLC0415
 
     def pipeline() -> object:
-        arguments = files.loader_arguments(entry.base)
+        arguments = hub.loader_arguments(entry.base)
         return StableDiffusionXLPipeline.download(entry.base.location, **arguments)
 
     def part(source: Source) -> Callable[[], object]:
@@ -79,7 +80,7 @@ def _downloads(entry: ModelEntry) -> Iterator[tuple[str, Source, Callable[[], ob
         yield "VAE", entry.vae, part(entry.vae)
     for name, adapter in entry.adapters.items():
         yield f"adapter {name}", adapter, _weights(adapter)
-        encoder = files.encoder_source(adapter)
+        encoder = hub.encoder_source(adapter)
         yield f"image encoder of adapter {name}", encoder, part(encoder)
     for name, control in entry.controlnets.items():
         yield f"ControlNet {name}", control, part(control)
@@ -146,11 +147,11 @@ def _fill(done: Path, settings: Settings) -> None:
         logger.info("everything is there", marker=str(done))
         return
     if settings.model_files_url is None:
-        fetch(load_catalog(settings.models))
+        download(load_catalog(settings.models))
     else:
         model_copy.download(settings.model_files_url, Path(constants.HF_HOME), settings)
     done.touch()
-    logger.info("fetched", marker=str(done))
+    logger.info("downloaded", marker=str(done))
 
 
 if __name__ == "__main__":

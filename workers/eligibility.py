@@ -1,12 +1,17 @@
-"""Whether a job is left to another worker, because this one does not serve what it asks for.
+"""Whether and beside whom a job may start on this worker.
 
-While a new `models.yaml` is rolled out, the API may know models that some workers do not know yet.
-Such a job is not started here: it goes to the back of the queue, until a worker that serves it
-takes it, or until its deadline, which says how long waiting for a worker makes sense.
+Requeue: while a new `models.yaml` is rolled out, the API may accept models that some workers do
+not serve yet. Such a job is not started: it goes to the end of the queue, until a worker that
+serves it takes it or its deadline passes.
+
+Quarantine: a job during which two workers have ended runs alone. It could otherwise end the
+attempts of all jobs that share a batch with it.
 """
 
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from threading import Condition
 from typing import Final
 
 from pydantic import ValidationError
@@ -16,12 +21,12 @@ from service.core import worker_registry
 from service.core.job import Job
 from service.core.params import GenerateRequest
 
-PAUSE_SECONDS: Final = 1.0
-"""How long such a job is held before it goes back, so that workers do not spin on it."""
+REQUEUE_PAUSE_SECONDS: Final = 1.0
+"""How long such a job is held before it is requeued, so that workers do not spin on it."""
 
 
-class Elsewhere:
-    """Tells the jobs of others by their records."""
+class Eligibility:
+    """Decides by a job's record whether this worker starts it."""
 
     def __init__(
         self,
@@ -37,20 +42,54 @@ class Elsewhere:
         self._models = models
         self._clock = clock
 
-    def is_awaited(self, record: dict[str, str]) -> bool:
-        """Whether a job that this worker cannot do may still find one that can.
+    def should_requeue(self, record: dict[str, str]) -> bool:
+        """Whether this worker cannot run a job and another one still may.
 
-        A worker that says it serves the model counts for longer than the deadline, for a job that
-        was started once has none any more. Not where this one has the model as well: then it is an
-        adapter or a ControlNet that is served no more. Raises `redis.RedisError`.
+        After the deadline (a job that was started once has none) it waits only while a live worker
+        serves its model. It does not wait where this worker has the model as well: then an adapter
+        or a ControlNet was removed. Raises `redis.RedisError`.
         """
         try:
             job = Job.from_hash(record)
         except ValidationError:
-            return False  # it is gone, or damaged: whoever claims it sees to that
+            return False  # gone or damaged: the claim handles it
         if job.status.is_terminal or self._serves(job.request):
             return False
         if self._clock() <= (job.deadline_at or 0.0):
             return True
         model = job.request.model
         return model not in self._models and worker_registry.is_served(self._redis, model)
+
+
+class Quarantine:
+    """Admits many ordinary jobs at once, or one suspect; suspects go first."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._ordinary_running = 0
+        self._suspect_running = False
+        self._suspects = 0
+
+    @contextmanager
+    def enter(self, *, suspect: bool) -> Iterator[None]:
+        """Wait for admission and hold it for the block."""
+        with self._changed:
+            if suspect:
+                self._suspects += 1
+                self._changed.wait_for(
+                    lambda: not self._suspect_running and self._ordinary_running == 0
+                )
+                self._suspect_running = True
+            else:
+                self._changed.wait_for(lambda: not self._suspect_running and self._suspects == 0)
+                self._ordinary_running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                if suspect:
+                    self._suspects -= 1
+                    self._suspect_running = False
+                else:
+                    self._ordinary_running -= 1
+                self._changed.notify_all()

@@ -52,11 +52,11 @@ def read_upload(storage: Storage, key: str, *, interrupt: Event) -> Image:
             raise InputLost(f"The upload {name} is no longer in storage.") from None
 
     try:
-        data = retry.persist(
+        data = retry.with_backoff(
             get,
             StorageError,
             interrupt=interrupt,
-            patience_seconds=STORAGE_RETRY_SECONDS,
+            limit_seconds=STORAGE_RETRY_SECONDS,
             on_error=note,
         )
         return open_image(io.BytesIO(data)).convert("RGB")

@@ -1,12 +1,13 @@
-"""The threads that keep a worker's word: its heartbeat, and the sweep for jobs of dead workers.
+"""What keeps a worker and its jobs alive: periodic threads, the lease reaper, the watchdog.
 
-Both run while jobs compute, and both live on while Redis is away.
+All of it runs while jobs compute, and goes on while Redis does not answer.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 from redis import RedisError
@@ -15,11 +16,17 @@ from workers.leases import Leases
 
 logger = structlog.get_logger(__name__)
 
-SWEEP_SECONDS: Final = 1.0
+REAP_SECONDS: Final = 1.0
+"""How often the lease reaper is to be called."""
+CHECK_SECONDS: Final = 1.0
+"""How often the watchdog is to be called."""
+PAUSE_SECONDS: Final = 5.0
+"""A watchdog that was not called for so long was paused together with the engine."""
+EXIT_STATUS: Final = 70  # EX_SOFTWARE of sysexits.h
 
 
-class Repeat(threading.Thread):
-    """Calls `action` every `seconds` until closed; errors of Redis are logged and survived."""
+class PeriodicThread(threading.Thread):
+    """Calls `action` every `seconds` until closed; errors are logged and the calls go on."""
 
     def __init__(self, name: str, action: Callable[[], None], seconds: float) -> None:
         super().__init__(name=name, daemon=True)
@@ -33,9 +40,9 @@ class Repeat(threading.Thread):
             try:
                 self._action()
             except RedisError as error:
-                logger.warning("a beat was missed", thread=self.name, cause=type(error).__name__)
+                logger.warning("periodic call failed", thread=self.name, cause=type(error).__name__)
             except Exception:
-                logger.exception("a beat was missed", thread=self.name)
+                logger.exception("periodic call failed", thread=self.name)
 
     def close(self) -> None:
         """End the thread after its present call."""
@@ -43,15 +50,10 @@ class Repeat(threading.Thread):
         self.join(timeout=2)
 
 
-class Sweep:
-    """Returns the jobs of workers that died; every worker sweeps, none needs a lock."""
+class LeaseReaper:
+    """Returns the jobs of dead workers to the queue. Every worker runs one; none needs a lock."""
 
-    def __init__(
-        self,
-        leases: Leases,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, leases: Leases, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._leases = leases
         self._clock = clock
         self._first_seen: dict[str, float] = {}
@@ -60,8 +62,8 @@ class Sweep:
     def __call__(self) -> None:
         """Return what is overdue. Raises `redis.RedisError`.
 
-        After Redis was away every lease has run out, so the living get one lease's time to renew
-        theirs before anything is taken from them.
+        After an outage of Redis every lease has run out, so live workers get half a lease's time
+        to renew theirs before any job is returned.
         """
         now = self._clock()
         try:
@@ -79,8 +81,66 @@ class Sweep:
             raise
 
     def _return_stranded(self, now: float) -> None:
-        """Return jobs whose worker died between taking them and leasing them."""
+        """Return jobs whose worker died between dequeue and lease."""
         for job_id, since in self._first_seen.items():
             if now - since > self._leases.seconds:
                 logger.warning("job of a lost worker returned", job_id=job_id)
                 self._leases.undo_dequeue(job_id)
+
+
+class Watched(Protocol):
+    """What the watchdog looks at; `workers.engine.engine.Engine` is one."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread runs."""
+
+    @property
+    def last_step_at(self) -> float:
+        """`time.monotonic()` of the last finished step, kept fresh while there is nothing to do."""
+
+
+class Watchdog:
+    """Ends a worker whose engine hangs, so that its supervisor starts a new one.
+
+    It checks finished denoising steps, not whether a thread runs. A process that was itself paused
+    (SIGSTOP, a moved machine) is not hung: its time starts anew. The jobs of an ended worker are
+    returned when their leases run out.
+    """
+
+    def __init__(
+        self,
+        engine: Watched,
+        *,
+        step_timeout_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        leave: Callable[[int], object] = os._exit,
+    ) -> None:
+        """`leave` ends the process at once: a hung thread would block an orderly exit."""
+        self._engine = engine
+        self._step_timeout_seconds = step_timeout_seconds
+        self._clock = clock
+        self._leave = leave
+        self._called_at = self._resumed_at = clock()
+
+    def healthy(self) -> bool:
+        """Whether the engine is alive and has finished a step lately, or has nothing to do."""
+        return self._engine.alive and self._idle_seconds() <= self._step_timeout_seconds
+
+    def __call__(self) -> None:
+        """End the process if the engine is not healthy."""
+        now = self._clock()
+        if now - self._called_at > PAUSE_SECONDS:
+            logger.warning("worker was paused", seconds=round(now - self._called_at, 1))
+            self._resumed_at = now
+        self._called_at = now
+        if not self.healthy():
+            logger.critical(
+                "the engine makes no progress; the worker exits",
+                engine_alive=self._engine.alive,
+                seconds_without_step=round(self._idle_seconds(), 1),
+            )
+            self._leave(EXIT_STATUS)
+
+    def _idle_seconds(self) -> float:
+        return self._clock() - max(self._engine.last_step_at, self._resumed_at)

@@ -1,8 +1,8 @@
-"""Carries progress from the engine's thread to Redis, and cancellation back.
+"""Progress from the engine's thread to Redis, and cancellation back.
 
-The engine must never wait for Redis, so it only leaves a note here; one thread writes the notes.
-When Redis is slow, the newest notes of a job stay. A job whose claim no longer holds (canceled,
-or another worker's by now) is dropped from the engine.
+The engine must never wait for Redis, so its callbacks only append to a queue; one thread writes
+them. When Redis is slow, the newest steps of a job are kept. A job whose claim no longer holds
+(canceled, or another worker's by now) is canceled in the engine.
 """
 
 import base64
@@ -22,71 +22,71 @@ from workers.engine.api import Ticket
 
 logger = structlog.get_logger(__name__)
 
-LOOK_SECONDS: Final = 0.2
-"""How often a job that takes no steps is looked at for cancellation."""
-NOTES_KEPT: Final = 32
-"""Steps of one job that may wait for Redis; the newest stay."""
+POLL_SECONDS: Final = 0.2
+"""How often a job that takes no steps is checked for cancellation."""
+STEPS_KEPT: Final = 32
+"""Steps of one job that may wait for Redis; the newest are kept."""
 
 
 @dataclass(eq=False)
-class Following:
-    """What one job has to tell; the engine's `Listener`.
+class JobProgress:
+    """The progress of one job that is not written yet; the engine's `Listener`.
 
-    The engine's thread notes without a lock: deques take and give one at a time.
+    The engine's thread appends without a lock: operations of a deque are atomic.
     """
 
     claim: Claim
     _wake: threading.Event
     ticket: Ticket | None = None
-    steps: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=NOTES_KEPT))
+    steps: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=STEPS_KEPT))
     previews: deque[tuple[int, Image]] = field(default_factory=lambda: deque(maxlen=1))
-    telling: threading.Lock = field(default_factory=threading.Lock)
-    """Held by whoever takes steps to tell them, so that they stay in order."""
+    writing: threading.Lock = field(default_factory=threading.Lock)
+    """Held while steps are taken and written, so that they stay in order."""
 
     def on_step(self, step: int, total: int) -> None:
-        """Note a finished step; called on the engine's thread."""
+        """Queue a finished step; called on the engine's thread."""
         self.steps.append((step, total))
         self._wake.set()
 
     def on_preview(self, step: int, image: Image) -> None:
-        """Note a preview; called on the engine's thread."""
+        """Queue a preview; called on the engine's thread."""
         self.previews.append((step, image))
         self._wake.set()
 
-    def drop(self) -> None:
-        """Take the job from the engine."""
-        ticket = self.ticket  # it may be gone the next moment
+    def cancel(self) -> None:
+        """Cancel the job in the engine."""
+        ticket = self.ticket  # another thread may unset it
         if ticket is not None:
             ticket.cancel()
 
 
-class Reporter(threading.Thread):
-    """The thread that writes progress and learns of cancellation."""
+class ProgressWriter(threading.Thread):
+    """The thread that writes progress and checks for cancellation."""
 
     def __init__(self, redis: Redis, transitions: Transitions) -> None:
-        super().__init__(name="reporter", daemon=True)
+        super().__init__(name="progress", daemon=True)
         self._redis = redis
         self._transitions = transitions
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._followed: set[Following] = set()
+        self._jobs: set[JobProgress] = set()
 
-    def follow(self, claim: Claim) -> Following:
-        """Begin to report on a job; give it its ticket as soon as there is one."""
-        following = Following(claim, self._wake)
+    def add(self, claim: Claim) -> JobProgress:
+        """Start to write the progress of a job; set its ticket as soon as there is one."""
+        job = JobProgress(claim, self._wake)
         with self._lock:
-            self._followed.add(following)
-        return following
+            self._jobs.add(job)
+        return job
 
-    def leave(self, following: Following) -> None:
-        """Stop reporting on a job; what it has still to tell is told first."""
+    def remove(self, job: JobProgress) -> None:
+        """Write what is left of a job's steps and stop."""
         with self._lock:
-            self._followed.discard(following)
-        # A ticket may know its listener; in a circle both would wait for the collector of cycles.
-        following.ticket = None
+            self._jobs.discard(job)
+        # A ticket may refer to its listener; a reference cycle would delay freeing both.
+        job.ticket = None
         try:
-            self._tell_steps(following)
+            self._write_steps(job)
         except RedisError as error:
             logger.warning("progress not written", cause=type(error).__name__)
 
@@ -96,16 +96,16 @@ class Reporter(threading.Thread):
         self._wake.set()
 
     def run(self) -> None:
-        """Write what there is, look at the claims, sleep until there is more."""
+        """Write what is queued, check the claims, wait for more."""
         while not self._closing.is_set():
-            self._wake.wait(LOOK_SECONDS)
+            self._wake.wait(POLL_SECONDS)
             self._wake.clear()
             with self._lock:
-                followed = list(self._followed)
+                jobs = list(self._jobs)
             try:
-                for following in followed:
-                    self._report(following)
-                self._drop_lost(followed)
+                for job in jobs:
+                    self._write(job)
+                self._cancel_lost(jobs)
             except RedisError as error:
                 logger.warning("progress not written", cause=type(error).__name__)
                 self._closing.wait(1)
@@ -113,33 +113,33 @@ class Reporter(threading.Thread):
                 logger.exception("progress not written")
                 self._closing.wait(1)
 
-    def _report(self, following: Following) -> None:
-        held = self._tell_steps(following)
-        if following.previews and held:
-            preview = _preview(*following.previews.popleft())
-            held = self._transitions.preview(following.claim, preview)
+    def _write(self, job: JobProgress) -> None:
+        held = self._write_steps(job)
+        if job.previews and held:
+            preview = _preview(*job.previews.popleft())
+            held = self._transitions.preview(job.claim, preview)
         if not held:
-            following.drop()
+            job.cancel()
 
-    def _tell_steps(self, following: Following) -> bool:
-        """Whether the claim still holds, as far as these steps tell."""
+    def _write_steps(self, job: JobProgress) -> bool:
+        """Write the queued steps; whether the claim still held for all of them."""
         held = True
-        with following.telling:
-            for _ in range(len(following.steps)):  # not until it is empty: others wait as well
-                note = following.steps.popleft()
-                held = held and self._transitions.progress(following.claim, *note)
+        with job.writing:
+            for _ in range(len(job.steps)):  # not until it is empty: other jobs wait
+                step, total = job.steps.popleft()
+                held = held and self._transitions.progress(job.claim, step, total)
         return held
 
-    def _drop_lost(self, followed: list[Following]) -> None:
-        if not followed:
+    def _cancel_lost(self, jobs: list[JobProgress]) -> None:
+        if not jobs:
             return
         with self._redis.pipeline(transaction=False) as pipeline:
-            for following in followed:
-                pipeline.hget(redis_keys.job(following.claim.job_id), "fence")
+            for job in jobs:
+                pipeline.hget(redis_keys.job(job.claim.job_id), "fence")
             fences = pipeline.execute()
-        for following, fence in zip(followed, fences, strict=True):
-            if fence != following.claim.token.encode():
-                following.drop()
+        for job, fence in zip(jobs, fences, strict=True):
+            if fence != job.claim.token.encode():
+                job.cancel()
 
 
 def _preview(step: int, image: Image) -> dict[str, object]:

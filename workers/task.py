@@ -1,8 +1,8 @@
-"""The life of one job on a worker: claim, read, generate, store, end.
+"""One job on a worker: claim, read the uploads, generate, store the pictures, end the record.
 
-`workers/consumer.py` says which job, and puts back what is returned. A finished picture is never
-dropped because Redis or the storage does not answer: both are tried again until they answer or the
-worker is told to stop.
+`workers/consumer.py` chooses the job and settles its outcome with RQ. A finished picture is never
+unwanted because Redis or the storage does not answer: calls of both are retried until they succeed
+or the worker stops.
 """
 
 import time
@@ -26,29 +26,28 @@ from service.core.metrics import STAGES, WorkerMetrics
 from service.core.storage import Storage, StorageError
 from service.core.transitions import Claim, Transitions
 from workers import images, retry
-from workers.eligibility import PAUSE_SECONDS, Elsewhere
+from workers.eligibility import REQUEUE_PAUSE_SECONDS, Eligibility, Quarantine
 from workers.engine.api import Canceled, EngineDied, EngineJob, EngineResult, Listener, Ticket
-from workers.isolation import Isolation
-from workers.progress import Reporter
+from workers.progress import ProgressWriter
 
 R = TypeVar("R")
 logger = structlog.get_logger(__name__)
 
 SUSPECT_ATTEMPTS: Final = 2
-"""A job that was started so often and never ended is run alone."""
+"""A job that was started so often without an end is quarantined."""
 
 
-class Outcome(Enum):
+class TaskOutcome(Enum):
     """What becomes of the RQ job."""
 
     ENDED = "ended"
     """The record is final or gone: nothing is left to do."""
     RETURNED = "returned"
-    """Another attempt is wanted, here or elsewhere."""
+    """It needs another attempt, by any worker."""
     LOST = "lost"
     """Another worker has it."""
-    ELSEWHERE = "elsewhere"
-    """Another worker must do it; it was not started here."""
+    NOT_ELIGIBLE = "not eligible"
+    """Another worker must run it; it was not started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,44 +59,44 @@ class Collaborators:
     transitions: Transitions
     submit: Callable[[EngineJob, Listener | None], Ticket]
     """Of the engine."""
-    elsewhere: Elsewhere
-    reporter: Reporter
-    isolation: Isolation
+    eligibility: Eligibility
+    progress: ProgressWriter
+    quarantine: Quarantine
     metrics: WorkerMetrics
     worker_name: str
     max_attempts: int
     tracer: Tracer = field(default_factory=tracing.process_tracer)
 
 
-def generate(job_id: str, shared: Collaborators, *, let_go: Event) -> Outcome:
-    """Run one job to its end, or until `let_go` is set; never raises for what a job may do.
+def generate(job_id: str, shared: Collaborators, *, abort: Event) -> TaskOutcome:
+    """Run one job to its end, or until `abort` is set; a job's failure is no exception.
 
-    Raises `patience.Interrupted` where Redis stayed away until `let_go`: the lease runs out then.
+    Raises `retry.Interrupted` where Redis did not answer until `abort`: the lease runs out then.
     """
-    return _Generation(job_id, shared, let_go).run()
+    return _Generation(job_id, shared, abort).run()
 
 
 class _Generation:
-    def __init__(self, job_id: str, shared: Collaborators, let_go: Event) -> None:
+    def __init__(self, job_id: str, shared: Collaborators, abort: Event) -> None:
         self._claim = Claim(job_id, uuid4().hex)
         self._shared = shared
-        self._let_go = let_go
+        self._abort = abort
         self._log = logger.bind(job_id=job_id)
 
-    def run(self) -> Outcome:
+    def run(self) -> TaskOutcome:
         known = self._record()
-        if self._redis(lambda: self._shared.elsewhere.is_awaited(known)):
-            self._log.debug("job left to another worker")
-            self._let_go.wait(PAUSE_SECONDS)
-            return Outcome.ELSEWHERE
+        if self._redis(lambda: self._shared.eligibility.should_requeue(known)):
+            self._log.debug("job requeued for another worker")
+            self._abort.wait(REQUEUE_PAUSE_SECONDS)
+            return TaskOutcome.NOT_ELIGIBLE
         suspect = int(known.get("attempt", 0)) >= SUSPECT_ATTEMPTS
-        with self._shared.isolation.enter(suspect=suspect):
-            if self._let_go.is_set():
-                return Outcome.RETURNED
+        with self._shared.quarantine.enter(suspect=suspect):
+            if self._abort.is_set():
+                return TaskOutcome.RETURNED
             if not self._redis(
                 lambda: self._shared.transitions.claim(self._claim, self._shared.worker_name)
             ):
-                return Outcome.ENDED
+                return TaskOutcome.ENDED
             try:
                 job = Job.from_hash(self._record())
             except ValidationError:
@@ -108,7 +107,7 @@ class _Generation:
         fields = self._redis(lambda: self._shared.redis.hgetall(redis_keys.job(self._claim.job_id)))
         return {_text(name): _text(value) for name, value in fields.items()}
 
-    def _run(self, job: Job) -> Outcome:
+    def _run(self, job: Job) -> TaskOutcome:
         self._log = self._log.bind(attempt=job.attempt, **tracing.log_fields(job.traceparent))
         metrics = JobMetrics(queue_seconds=max(0.0, (job.started_at or 0) - job.created_at))
         try:
@@ -137,15 +136,15 @@ class _Generation:
             return self._handed_back()
         except JobFailed as error:
             failure = error
-        except Exception:  # noqa: BLE001  one job must never end the worker
+        except Exception:  # noqa: BLE001  one job must not end the worker
             self._log.exception("job failed unexpectedly")
             failure = EngineFault("The worker failed in an unexpected way; its log has the cause.")
-        if self._let_go.is_set():
+        if self._abort.is_set():
             return self._stopped()
         if failure.retryable and job.attempt < self._shared.max_attempts:
             self._log.warning("attempt failed", cause=failure.detail)
             again = self._redis(lambda: self._shared.transitions.retry(self._claim))
-            return Outcome.RETURNED if again else self._whose()
+            return TaskOutcome.RETURNED if again else self._lost_claim()
         total = max(0.0, time.time() - job.created_at)
         metrics = metrics.model_copy(update={"total_seconds": total})
         tracing.record_job(self._shared.tracer, job, metrics, "failed", time.time())
@@ -153,24 +152,24 @@ class _Generation:
 
     def _pictures(self, job: Job) -> EngineResult:
         shared = self._shared
-        dropped = Event()
-        read = partial(images.read_upload, shared.storage, interrupt=dropped)
-        following = shared.reporter.follow(self._claim)
+        unwanted = Event()
+        read = partial(images.read_upload, shared.storage, interrupt=unwanted)
+        progress = shared.progress.add(self._claim)
         try:
-            ticket = shared.submit(EngineJob(job.id, job.request, read), following)
-            following.ticket = ticket
+            ticket = shared.submit(EngineJob(job.id, job.request, read), progress)
+            progress.ticket = ticket
             while True:
                 try:
                     return ticket.result(timeout=0.5)
                 except TimeoutError:
-                    if self._let_go.is_set():
+                    if self._abort.is_set():
                         ticket.cancel()
         finally:
-            dropped.set()
-            shared.reporter.leave(following)
+            unwanted.set()
+            shared.progress.remove(progress)
 
     def _upload(self, job: Job, result: EngineResult) -> tuple[StoredImage, ...]:
-        """Store the pictures under names of this attempt, so that no other one overwrites them."""
+        """Store the pictures under keys of this attempt, so that attempts stay apart."""
 
         def note(error: Exception) -> None:
             self._log.warning("picture not stored yet", cause=str(error))
@@ -180,13 +179,13 @@ class _Generation:
             file = images.encode(image, job.request, index)
             key = redis_keys.result(job.id, f"{index}-{self._claim.token[:12]}.{file.extension}")
             try:
-                retry.persist(
+                retry.with_backoff(
                     lambda key=key, file=file: self._shared.storage.put(  # type: ignore[misc]
                         key, file.data, file.content_type
                     ),
                     StorageError,
-                    interrupt=self._let_go,
-                    patience_seconds=images.STORAGE_RETRY_SECONDS,
+                    interrupt=self._abort,
+                    limit_seconds=images.STORAGE_RETRY_SECONDS,
                     on_error=note,
                 )
             except StorageError:
@@ -203,42 +202,44 @@ class _Generation:
             )
         return tuple(stored)
 
-    def _succeed(self, job: Job, images: tuple[StoredImage, ...], metrics: JobMetrics) -> Outcome:
+    def _succeed(
+        self, job: Job, images: tuple[StoredImage, ...], metrics: JobMetrics
+    ) -> TaskOutcome:
         steps = job.request.steps
         if not self._redis(
             lambda: self._shared.transitions.succeed(self._claim, images, metrics, steps)
         ):
             self._discard(images)
-            return self._whose()
+            return self._lost_claim()
         self._observe(metrics)
         tracing.record_job(self._shared.tracer, job, metrics, "succeeded", time.time())
         self._log.info("job succeeded", **metrics.model_dump())
-        return Outcome.ENDED
+        return TaskOutcome.ENDED
 
-    def _fail(self, failure: JobFailed, metrics: JobMetrics) -> Outcome:
+    def _fail(self, failure: JobFailed, metrics: JobMetrics) -> TaskOutcome:
         error = JobError(type=failure.type, title=failure.title, detail=failure.detail)
         if not self._redis(lambda: self._shared.transitions.fail(self._claim, error, metrics)):
-            return self._whose()
+            return self._lost_claim()
         self._log.warning("job failed", error=failure.code, detail=failure.detail)
-        return Outcome.ENDED
+        return TaskOutcome.ENDED
 
-    def _stopped(self) -> Outcome:
-        """Go on from a job that was dropped: canceled, taken away, or handed back by us."""
-        return self._handed_back() if self._let_go.is_set() else self._whose()
+    def _stopped(self) -> TaskOutcome:
+        """The outcome of a job that the engine dropped: canceled, lost, or aborted."""
+        return self._handed_back() if self._abort.is_set() else self._lost_claim()
 
-    def _handed_back(self) -> Outcome:
-        """Leave the job to another worker, the attempt not counted."""
+    def _handed_back(self) -> TaskOutcome:
+        """Put the job back to queued; the attempt does not count."""
         if not self._redis(lambda: self._shared.transitions.hand_back(self._claim)):
-            return self._whose()
+            return self._lost_claim()
         self._log.info("job handed back")
-        return Outcome.RETURNED
+        return TaskOutcome.RETURNED
 
-    def _whose(self) -> Outcome:
-        """Tell a job that is over from one that another worker holds."""
+    def _lost_claim(self) -> TaskOutcome:
+        """Whether a job whose claim was lost has ended, or another worker has it."""
         status = self._redis(
             lambda: self._shared.redis.hget(redis_keys.job(self._claim.job_id), "status")
         )
-        return Outcome.LOST if status in (b"queued", b"processing") else Outcome.ENDED
+        return TaskOutcome.LOST if status in (b"queued", b"processing") else TaskOutcome.ENDED
 
     def _discard(self, images: tuple[StoredImage, ...]) -> None:
         for image in images:
@@ -248,18 +249,18 @@ class _Generation:
                 self._log.warning("orphaned picture left", key=image.key, cause=str(error))
 
     def _observe(self, metrics: JobMetrics) -> None:
-        """Add the stages of a succeeded job; one that failed has not been through all of them."""
+        """Observe the stages of a succeeded job; a failed one has not been through all of them."""
         for stage in STAGES:
             seconds = getattr(metrics, f"{stage}_seconds")
             self._shared.metrics.stage_seconds.labels(stage).observe(seconds)
 
     def _redis(self, action: Callable[[], R]) -> R:
-        """Ask Redis until it answers. Raises `patience.Interrupted` once the worker lets go."""
+        """Call Redis until it answers. Raises `retry.Interrupted` once the job is aborted."""
 
         def note(error: Exception) -> None:
             self._log.warning("Redis does not answer", cause=type(error).__name__)
 
-        return retry.persist(action, RedisError, interrupt=self._let_go, on_error=note)
+        return retry.with_backoff(action, RedisError, interrupt=self._abort, on_error=note)
 
 
 def _text(value: bytes | str) -> str:

@@ -1,4 +1,4 @@
-"""A job as it stands in Redis, and the events it sends. Knows nothing of HTTP.
+"""A job's record in Redis, and the names of its events.
 
 Only the named transitions in `service/core/transitions.py` change a job.
 """
@@ -36,11 +36,11 @@ class EventName(StrEnum):
     DONE = "done"
 
 
-class _Frozen(BaseModel):
+class _StoredModel(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class StoredImage(_Frozen):
+class StoredImage(_StoredModel):
     """One finished picture in object storage. Width and height in pixels."""
 
     key: str
@@ -51,7 +51,7 @@ class StoredImage(_Frozen):
     sha256: str
 
 
-class JobError(_Frozen):
+class JobError(_StoredModel):
     """Why a job failed, in the words of RFC 9457."""
 
     type: str
@@ -59,7 +59,7 @@ class JobError(_Frozen):
     detail: str
 
 
-class JobMetrics(_Frozen):
+class JobMetrics(_StoredModel):
     """Where the time of a job went, in seconds, and what it shared."""
 
     queue_seconds: float = 0.0
@@ -73,7 +73,7 @@ class JobMetrics(_Frozen):
     """`hit` when no image of the job had to be encoded, else `miss`."""
 
 
-class Job(_Frozen):
+class Job(_StoredModel):
     """A job's whole record. Times are seconds since the Unix epoch."""
 
     id: str

@@ -1,4 +1,4 @@
-"""How this process's C library treats large blocks of memory that are freed; glibc's only.
+"""When the C library returns freed memory to the system (malloc trim); glibc only.
 
 Numbers from glibc's malloc.h; see mallopt(3). Each holds for the whole process.
 """
@@ -15,7 +15,7 @@ LARGEST_BLOCK_BYTES: Final = 32 * 2**20
 NEVER: Final = 2**31 - 1
 
 
-def give_back() -> bool:
+def trim_freed() -> bool:
     """Map blocks of a MiB and more, and unmap them when they are freed; says whether it is so.
 
     For a process that decodes pictures: left alone glibc keeps freed blocks of up to 32 MiB, and
@@ -24,7 +24,7 @@ def give_back() -> bool:
     return _set(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
-def keep() -> bool:
+def keep_freed() -> bool:
     """Let the process keep freed blocks for itself; says whether it is so.
 
     For an engine on a CPU: glibc unmaps large blocks as soon as they are freed, so every operator

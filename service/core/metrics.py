@@ -58,8 +58,12 @@ class ApiMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.redis_registry = CollectorRegistry()
+<<<<<<< HEAD
         """What is read from Redis, alike by every replica: nothing to expose while it is away."""
         describe_process(self.registry)
+=======
+        """Read from Redis, so the same for every replica; empty while Redis does not answer."""
+>>>>>>> main
         self.ends = Ends(self.registry)
         self.requests = Counter(
             "imageprompt_http_requests",
@@ -130,7 +134,7 @@ class ApiMetrics:
         )
         self.workers_ready = Gauge(
             "imageprompt_workers_ready",
-            "Warm workers that have given a sign of life.",
+            "Warm workers with a recent heartbeat.",
             registry=self.redis_registry,
         )
 

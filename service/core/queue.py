@@ -12,7 +12,7 @@ from rq import Queue, Retry
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from service.core import redis_keys
+from service.core import redis_keys, scripts
 from service.core.job import Job
 from service.core.transitions import Transitions
 
@@ -24,19 +24,6 @@ NO_TIMEOUT: Final = -1
 
 RECOVERIES: Final = 1_000_000
 """RQ requeues a job whose lease ran out so often; `Transitions.claim` holds the real cap."""
-
-# KEYS: waiting jobs. ARGV: most that may wait (-1 for any number), then each command of the
-# transaction as the number of its words and the words.
-_ENQUEUE: Final = """
-local most, at = tonumber(ARGV[1]), 2
-if most >= 0 and redis.call('LLEN', KEYS[1]) >= most then return 0 end
-while at <= #ARGV do
-  local last = at + tonumber(ARGV[at])
-  redis.call(unpack(ARGV, at + 1, last))
-  at = last + 1
-end
-return 1
-"""
 
 
 def connect(url: str) -> Redis:
@@ -82,9 +69,10 @@ def enqueue(
             also(pipeline)
         # A transaction cannot ask how long the queue is, so a script runs its commands.
         commands = [command for command, _ in pipeline.command_stack]
-    words = [word for command in commands for word in (len(command), *command)]
-    script = queue.connection.register_script(_ENQUEUE)
-    return bool(script(keys=[queue.key], args=[most, *words]))
+    script = queue.connection.register_script(scripts.load("queue_enqueue"))
+    keys = [key for _, key, *_ in commands]
+    words = [word for name, _, *rest in commands for word in (len(rest) + 1, name, *rest)]
+    return bool(script(keys=[queue.key, *keys], args=[most, *words]))
 
 
 def forget(queue: Queue, job_id: str) -> None:

@@ -33,24 +33,22 @@ def idempotency(owner: str, digest: str) -> str:
     return f"{PREFIX}idempotency:{owner}:{digest}"
 
 
-def embedding(fingerprint: str) -> str:
-    """String: one cached embedding of an image or a text."""
-    return f"{PREFIX}embedding:{fingerprint}"
-
-
 def worker(name: str) -> str:
-    """Hash with a time to live: what one worker says of itself."""
+    """String with a time to live: one worker's entry in the registry (`WorkerInfo`)."""
     return f"{PREFIX}worker:{name}"
 
 
 API_KEYS = f"{PREFIX}apikeys"
 """Hash: the records of all API keys by their ids; the keys themselves as hashes only."""
 
-EMBEDDINGS_USED = f"{PREFIX}embeddings:used"
-"""Sorted set: fingerprints of cached embeddings by when they were last used."""
+EMBEDDINGS = f"{PREFIX}embeddings"
+"""Hash: cached embeddings of images and texts by their fingerprints."""
 
-EMBEDDINGS_BYTES = f"{PREFIX}embeddings:bytes"
-"""Hash: the size of each of them, and that of all together under `total`."""
+EMBEDDINGS_LAST_USE = f"{EMBEDDINGS}:last-use"
+"""Sorted set: their fingerprints by when they were last used."""
+
+EMBEDDINGS_TOTAL_BYTES = f"{EMBEDDINGS}:total-bytes"
+"""String: the size of all of them together."""
 
 OUTBOX = f"{PREFIX}outbox"
 """Sorted set: ids of ended jobs whose webhook is still to be delivered, by when it is due."""
@@ -65,7 +63,7 @@ SWEEP = f"{PREFIX}sweep"
 """String with a time to live: somebody has lately swept the storage."""
 
 WORKERS = f"{PREFIX}workers"
-"""Sorted set: worker names by the time of their last sign of life."""
+"""Sorted set: names of registered workers by the time of their last heartbeat."""
 
 
 def upload(job_id: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The only code that changes a job: each change one of `service.core.scripts`, so whole or not.
+"""The only code that changes a job: each change is one Lua script, so whole or not at all.
 
 A worker that claims a job gets a fencing token; every later write must carry it. Once a job is
 final nothing changes it, so a cancel that races a finish ends in one state, and a worker that
@@ -30,8 +30,8 @@ ACTIVE_SECONDS: Final = 24 * 3600
 
 _EXHAUSTED = JobError(
     type="urn:imageprompt:error:attempts-exhausted",
-    title="Given up",
-    detail="The job was started as often as allowed and its worker never came to an end with it.",
+    title="Too many attempts",
+    detail="The job was started as often as allowed, and no worker finished it.",
 )
 _EXPIRED = JobError(
     type="urn:imageprompt:error:deadline",
@@ -64,18 +64,18 @@ class Transitions:
         clock: Callable[[], float] = time.time,
         on_end: Callable[[str, str], None] = lambda _model, _status: None,
     ) -> None:
-        """`on_end` is told the model and final state of each job that is ended here, once."""
+        """`on_end(model, final status)` is called once for each job that this object ends."""
         self._redis = redis
         self._retention = retention_seconds
         self._tombstone = tombstone_seconds
         self._max_attempts = max_attempts
         self._clock = clock
         self._on_end = on_end
-        self._claim = redis.register_script(scripts.CLAIM)
-        self._progress = redis.register_script(scripts.PROGRESS)
-        self._finish = redis.register_script(scripts.FINISH)
-        self._hand_back = redis.register_script(scripts.HAND_BACK)
-        self._expire = redis.register_script(scripts.EXPIRE)
+        self._claim = redis.register_script(scripts.load("job_claim"))
+        self._progress = redis.register_script(scripts.load("job_progress"))
+        self._finish = redis.register_script(scripts.load("job_finish"))
+        self._hand_back = redis.register_script(scripts.load("job_hand_back"))
+        self._expire = redis.register_script(scripts.load("job_expire"))
 
     def create(self, job: Job, pipeline: Any) -> None:
         """Write a new job into `pipeline`, which the caller executes as one transaction."""
@@ -194,9 +194,12 @@ class Transitions:
         )
 
     def _run(self, script: Any, job_id: str, *args: object) -> str:
-        answer = script(
-            keys=[redis_keys.job(job_id), redis_keys.events(job_id)], args=[EVENTS_KEPT, *args]
-        )
+        keys = [redis_keys.job(job_id), redis_keys.events(job_id)]
+        if script not in (self._progress, self._hand_back):  # those end no job
+            owner: Any = self._redis.hget(keys[0], "owner")  # it never changes
+            active = redis_keys.active_jobs(_text(owner or b""))
+            keys += [active, redis_keys.DEADLINES, redis_keys.OUTBOX]
+        answer = script(keys=keys, args=[job_id, EVENTS_KEPT, *args])
         if not isinstance(answer, list):
             return _text(answer)
         status, model = map(_text, answer)

@@ -1,22 +1,22 @@
-"""What the workers say of themselves in Redis: who is there, warm, and how fast.
+"""The registry of live workers in Redis: which there are, whether they are warm, how fast they are.
 
-The API reads it for readiness and for queue estimates. A worker that is gone is forgotten by
-the key's time to live.
+The API reads it for readiness and for estimates. A worker that stops without unregistering leaves
+it when its key's time to live ends.
 """
 
 import time
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
 
 from service.core import redis_keys
 
-PRESENCE_SECONDS = 15
+TTL_SECONDS: Final = 15
 
 
-class Presence(BaseModel):
-    """One worker's last sign of life."""
+class WorkerInfo(BaseModel):
+    """What one worker registers with each heartbeat."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -31,27 +31,25 @@ class Presence(BaseModel):
     at: float
 
 
-def announce(redis: Redis, presence: Presence) -> None:
-    """Write a worker's sign of life. Raises `redis.RedisError`."""
+def register(redis: Redis, info: WorkerInfo) -> None:
+    """Write or renew a worker's entry. Raises `redis.RedisError`."""
     with redis.pipeline(transaction=True) as pipeline:
-        pipeline.set(
-            redis_keys.worker(presence.name), presence.model_dump_json(), ex=PRESENCE_SECONDS
-        )
-        pipeline.zadd(redis_keys.WORKERS, {presence.name: presence.at})
-        pipeline.zremrangebyscore(redis_keys.WORKERS, 0, time.time() - 10 * PRESENCE_SECONDS)
+        pipeline.set(redis_keys.worker(info.name), info.model_dump_json(), ex=TTL_SECONDS)
+        pipeline.zadd(redis_keys.WORKERS, {info.name: info.at})
+        pipeline.zremrangebyscore(redis_keys.WORKERS, 0, time.time() - 10 * TTL_SECONDS)
         pipeline.execute()
 
 
 def is_served(redis: Redis, model: str) -> bool:
-    """Whether a live worker says that it serves `model`. Raises `redis.RedisError`."""
-    names: Any = redis.zrangebyscore(redis_keys.WORKERS, time.time() - 2 * PRESENCE_SECONDS, "+inf")
+    """Whether a live worker serves `model`. Raises `redis.RedisError`."""
+    names: Any = redis.zrangebyscore(redis_keys.WORKERS, time.time() - 2 * TTL_SECONDS, "+inf")
     texts = redis.mget([redis_keys.worker(name.decode()) for name in names]) if names else []
     return any(
-        model in Presence.model_validate_json(text).models for text in texts if text is not None
+        model in WorkerInfo.model_validate_json(text).models for text in texts if text is not None
     )
 
 
-def withdraw(redis: Redis, name: str) -> None:
+def unregister(redis: Redis, name: str) -> None:
     """Remove a worker that has stopped. Raises `redis.RedisError`."""
     with redis.pipeline(transaction=True) as pipeline:
         pipeline.delete(redis_keys.worker(name))

@@ -128,6 +128,10 @@ async def get_image(
     caller: Reads,
     job_id: JobId,
     number: Annotated[int, Path(ge=0, le=3, description="From 0.")],
+    *,
+    redirect: Annotated[
+        bool, Query(description="`false`: the picture itself, wherever it lies.")
+    ] = True,
 ) -> Response:
     """A finished picture, or a redirect to where it lies."""
     job = (await services.records.get(job_id, caller.owner)).job
@@ -135,7 +139,7 @@ async def get_image(
         state = "" if job.status is Status.SUCCEEDED else f"; the job is {job.status.value}"
         raise NotFound(f"The job has no picture {number}{state}")
     image = job.images[number]
-    if services.storage.signs:
+    if services.storage.signs and redirect:
         url = await to_thread.run_sync(services.storage.sign, image.key)
         return RedirectResponse(url, status_code=307)
     etag = f'"{image.sha256}"'

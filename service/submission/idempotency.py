@@ -17,7 +17,7 @@ from typing import Any, Final
 import redis
 import redis.asyncio as aioredis
 
-from service.core import redis_keys
+from service.core import redis_keys, scripts
 from service.core.errors import (
     FieldError,
     IdempotencyInProgress,
@@ -29,23 +29,6 @@ from service.submission.form import Upload
 
 PENDING_SECONDS: Final = 15
 """After a crash a key can be used again after this time at the latest."""
-
-# KEYS: mark. ARGV: token, fingerprint, seconds
-_BEGIN = """
-local known = redis.call('HMGET', KEYS[1], 'fingerprint', 'job', 'token')
-if known[1] and known[1] ~= ARGV[2] then return 'mismatch' end
-if known[2] then return known[2] end
-if known[1] and known[3] ~= ARGV[1] then return 'pending' end
-redis.call('HSET', KEYS[1], 'token', ARGV[1], 'fingerprint', ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
-return 'begun'
-"""
-
-# KEYS: mark. ARGV: token
-_ABANDON = """
-if redis.call('HGET', KEYS[1], 'token') == ARGV[1] and redis.call('HEXISTS', KEYS[1], 'job') == 0
-then redis.call('DEL', KEYS[1]) end
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +68,8 @@ class Idempotency:
     def __init__(self, redis: "aioredis.Redis", *, kept_seconds: int) -> None:
         self._redis = redis
         self._kept = kept_seconds
-        self._begin = redis.register_script(_BEGIN)
-        self._abandon = redis.register_script(_ABANDON)
+        self._begin = redis.register_script(scripts.load("idempotency_begin"))
+        self._abandon = redis.register_script(scripts.load("idempotency_abandon"))
 
     async def begin(self, owner: str, key: str, fingerprint: str) -> Mark | str:
         """Begin to take a request in, or the id of the job that it was made into before.

@@ -12,7 +12,7 @@ SCRIPT = """
 import resource, torch
 from service.core import malloc
 torch.set_num_threads(1)
-if {keep}: assert malloc.keep()
+if {keep}: assert malloc.keep_freed()
 def churn():
     blocks = [torch.zeros(2**20).add_(1) for _ in range(20)]
 for _ in range(3): churn()

@@ -26,7 +26,7 @@ NO_REGISTRY = re.compile(
 )
 """What pip and uv say of it; a version that does not exist reads otherwise."""
 WARM = """
-from workers import __main__, fetch
+from workers import __main__, download
 from workers.engine.engine import load_engine
 from workers.engine.api import Options
 from service.core.catalog import load_catalog

@@ -9,7 +9,12 @@ from packaging.utils import canonicalize_name
 
 from tests.deploy import pins
 
-LAYERS = {"api.txt": [], "worker.txt": ["worker"], "otel.txt": ["otel"], "dev.txt": ["dev"]}
+LAYERS = {
+    "api.txt": ["api"],
+    "worker.txt": ["worker"],
+    "otel.txt": ["api", "otel"],
+    "dev.txt": ["dev"],
+}
 """The extras that each file is for."""
 GPU_ONLY = re.compile("nvidia-|cuda-|triton$|xformers$")
 

@@ -18,10 +18,10 @@ from service.core import redis_keys
 from service.core.job import JobMetrics, StoredImage
 from service.core.storage import Storage
 from service.core.transitions import Claim, Transitions
-from service.core.worker_registry import announce, withdraw
+from service.core.worker_registry import register, unregister
 from tests import corpus
-from tests.presence import presence
 from tests.running import KEEP, Running, start_api, until
+from tests.worker_info import worker_info
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
 PNG = corpus.saved(corpus.picture(), "PNG")
@@ -145,9 +145,9 @@ def api(
 
 def announce_warm(redis: Redis, *, row_steps_per_second: float) -> None:
     """Let a worker say that it is warm, however long the test takes."""
-    announce(
+    register(
         redis,
-        presence(
+        worker_info(
             name="hand",
             slots=4,
             row_steps_per_second=row_steps_per_second,
@@ -162,7 +162,7 @@ def warm_worker(api: Api) -> Iterator[None]:
     """A worker that says it does 20 row steps a second."""
     announce_warm(api.redis, row_steps_per_second=20.0)
     yield
-    withdraw(api.redis, "hand")
+    unregister(api.redis, "hand")
 
 
 def problem(answer: httpx.Response, status: int) -> dict[str, object]:

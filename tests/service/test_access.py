@@ -20,7 +20,7 @@ from service.api_keys import ApiKey, Right
 from service.cli.keys import app as keys_app
 from service.cli.redis_server import RedisServer
 from service.core import redis_keys
-from tests.running import Running, until
+from tests.running import Running, connects, until
 from tests.service.conftest import PNG, Api, problem
 
 NewKey = Callable[..., tuple[str, ApiKey]]
@@ -190,15 +190,6 @@ def own_address() -> str:
         return str(probe.getsockname()[0])
 
 
-def connects(address: str, port: int) -> bool:
-    """Whether something listens there."""
-    try:
-        socket.create_connection((address, port), timeout=60).close()
-    except ConnectionRefusedError:
-        return False
-    return True
-
-
 def test_others_connect_only_after_a_key_was_made(
     make_api: Callable[..., Running],
     redis_url: str,
@@ -272,7 +263,7 @@ def test_off_loopback_everybody_is_served_where_the_operator_says_so(
     with make_api(
         redis_url=redis_url, storage_url=storage_url, host="0.0.0.0", allow_anonymous=True
     ) as running:
-        assert "anybody who can connect" in running.log.read_text()
+        assert "every client that can connect" in running.log.read_text()
         assert httpx.get(f"{running.url}/jobs", timeout=60).status_code == 200
 
 

@@ -47,6 +47,8 @@ def test_pictures_on_s3_reach_the_client(
             assert answer.status_code == 307
             picture = httpx.get(answer.headers["location"], timeout=60)
             assert (picture.content, picture.headers["content-type"]) == (PNG, "image/png")
+            itself = client.get(f"/jobs/{job_id}/images/0", params={"redirect": "false"})
+            assert (itself.status_code, itself.content) == (200, PNG)
             bad = client.post("/generate", files={"image": ("a", b"GIF89a")})
             assert bad.status_code == 415
             assert storage.delete_folder("uploads") == 1, "a refused upload leaves nothing"

@@ -20,9 +20,9 @@ from service.core.storage import Storage
 from service.core.transitions import Transitions
 from tests.requests import generate_request
 from tests.workers.fake_engine import FakeEngine
-from workers.eligibility import Elsewhere
-from workers.isolation import Isolation
-from workers.progress import Reporter
+from workers.eligibility import Eligibility, Quarantine
+from workers.leases import Leases
+from workers.progress import ProgressWriter
 from workers.task import Collaborators
 
 QUEUE = "test"
@@ -94,9 +94,9 @@ def shared(
         storage=storage,
         transitions=transitions,
         submit=engine.submit,
-        elsewhere=Elsewhere(redis, engine.serves, engine.models),
-        reporter=Reporter(redis, transitions),
-        isolation=Isolation(),
+        eligibility=Eligibility(redis, engine.serves, engine.models),
+        progress=ProgressWriter(redis, transitions),
+        quarantine=Quarantine(),
         metrics=metrics,
         worker_name="tester",
         max_attempts=MAX_ATTEMPTS,
@@ -139,3 +139,19 @@ def results(storage_url: str) -> Callable[[str], list[Path]]:
     """Files under which pictures of a job are stored."""
     folder = Path(storage_url.removeprefix("file://"))
     return lambda job_id: sorted((folder / "results" / job_id).glob("*"))
+
+
+@pytest.fixture
+def leases(queue: Queue) -> Leases:
+    return Leases(queue, worker_name="one", lease_seconds=6)
+
+
+@pytest.fixture
+def later(redis: Redis):
+    """Let every lease have less time left, as if seconds had gone by."""
+
+    def move(seconds: float) -> None:
+        for member in redis.zrange("rq:wip:test", 0, -1):
+            redis.zincrby("rq:wip:test", -seconds, member)
+
+    return move

@@ -1,4 +1,4 @@
-"""The loop that takes jobs: slots, refusals, shut-down, and Redis going away."""
+"""The loop that takes jobs: slots, rejected jobs, shutdown, and outages of Redis."""
 
 import os
 import pickle
@@ -20,9 +20,9 @@ from service.core.queue import connect, open_queue
 from service.core.transitions import Transitions
 from tests.running import until
 from tests.workers.fake_engine import FakeEngine
-from workers.consumer import Runner
+from workers.consumer import Consumer
 from workers.engine.api import EngineDied, EngineJob
-from workers.task import Outcome, generate
+from workers.task import TaskOutcome, generate
 
 
 class Task:
@@ -32,12 +32,12 @@ class Task:
         self.started: list[str] = []
         self.end = threading.Event()
 
-    def __call__(self, job_id: str, let_go: threading.Event) -> Outcome:
+    def __call__(self, job_id: str, abort: threading.Event) -> TaskOutcome:
         self.started.append(job_id)
         while not self.end.wait(0.01):
-            if let_go.is_set():
-                return Outcome.RETURNED
-        return Outcome.ENDED
+            if abort.is_set():
+                return TaskOutcome.RETURNED
+        return TaskOutcome.ENDED
 
 
 @pytest.fixture
@@ -47,39 +47,39 @@ def task() -> Task:
 
 @pytest.fixture
 def work(redis_url: str, transitions: Transitions, task: Task):
-    """Start a runner on a thread."""
-    runners, clients = [], ExitStack()
+    """Start a consumer on a thread."""
+    consumers, clients = [], ExitStack()
 
     def start(
         *,
         slots: int = 2,
         url: str = redis_url,
         drain_seconds: float = 30,
-        task: Callable[[str, threading.Event], Outcome] = task,
+        task: Callable[[str, threading.Event], TaskOutcome] = task,
         accepting: Callable[[], bool] = lambda: True,
-    ) -> Runner:
-        runner = Runner(
+    ) -> Consumer:
+        consumer = Consumer(
             clients.enter_context(connect(url)),
             "test",
-            name=f"runner-{len(runners)}",
+            name=f"consumer-{len(consumers)}",
             task=task,
             accepting=accepting,
             transitions=transitions,
             slots=slots,
             lease_seconds=6,
         )
-        runner.heartbeat()
-        thread = threading.Thread(target=runner.work_until_stopped, args=(drain_seconds,))
+        consumer.heartbeat()
+        thread = threading.Thread(target=consumer.work_until_stopped, args=(drain_seconds,))
         thread.start()
-        runner.ended = thread.join
-        runners.append(runner)
-        return runner
+        consumer.ended = thread.join
+        consumers.append(consumer)
+        return consumer
 
     yield start
-    for runner in runners:
-        runner.stop()
-        runner.stop()
-        runner.ended(30)
+    for consumer in consumers:
+        consumer.stop()
+        consumer.stop()
+        consumer.ended(30)
     clients.close()
 
 
@@ -95,66 +95,64 @@ def test_worker_holds_no_more_jobs_than_it_has_slots(add_job, queue, work, task)
 
 def test_rq_own_tools_see_the_worker_and_its_jobs(add_job, redis: Redis, work, task) -> None:
     job = add_job()
-    runner = work()
+    consumer = work()
     until(lambda: task.started)
-    runner.heartbeat()
+    consumer.heartbeat()
     (seen,) = Worker.all(connection=redis, serializer=JSONSerializer)
-    assert (seen.name, seen.get_state()) == (runner.name, "busy")
+    assert (seen.name, seen.get_state()) == (consumer.name, "busy")
     assert seen.get_current_job_id() == job.id
-    runner.stop()
-    runner.stop()
-    runner.ended(30)
+    consumer.stop()
+    consumer.stop()
+    consumer.ended(30)
     assert Worker.all(connection=redis, serializer=JSONSerializer) == []
 
 
 def test_names_of_killed_workers_do_not_stay(redis: Redis, work) -> None:
-    runner = work()
+    consumer = work()
     redis.sadd("rq:workers", "rq:worker:killed")
     redis.sadd("rq:workers:test", "rq:worker:killed")
     work()
     assert b"rq:worker:killed" not in redis.sunion("rq:workers", "rq:workers:test")
-    assert runner.key.encode() in redis.smembers("rq:workers")
+    assert consumer.key.encode() in redis.smembers("rq:workers")
 
 
 def test_ended_jobs_leave_nothing_in_rq(add_job, redis: Redis, work, task) -> None:
     task.end.set()
     job = add_job()
-    runner = work()
-    until(lambda: task.started == [job.id] and not runner.held)
+    consumer = work()
+    until(lambda: task.started == [job.id] and not consumer.held)
     assert [key for key in redis.keys("rq:*") if job.id.encode() in key] == []
 
 
 def test_stop_lets_running_jobs_finish_and_leaves_the_others(add_job, queue, work, task) -> None:
     jobs = [add_job() for _ in range(3)]
-    runner = work(slots=2)
+    consumer = work(slots=2)
     until(lambda: len(task.started) == 2)
-    runner.stop()
+    consumer.stop()
     threading.Timer(0.3, task.end.set).start()
-    runner.ended(30)
+    consumer.ended(30)
     assert queue.job_ids == [jobs[2].id]
-    assert task.started == [jobs[0].id, jobs[1].id]
+    assert set(task.started) == {jobs[0].id, jobs[1].id}, "each on a thread, in any order"
 
 
 def test_jobs_that_outlast_the_grace_go_back_to_the_front(add_job, queue, work, task) -> None:
     first, second = add_job(), add_job()
-    runner = work(slots=1, drain_seconds=0.2)
+    consumer = work(slots=1, drain_seconds=0.2)
     until(lambda: task.started == [first.id])
-    runner.stop()
-    runner.ended(30)
+    consumer.stop()
+    consumer.ended(30)
     assert queue.job_ids == [first.id, second.id]
 
 
 def test_job_of_another_worker_lets_those_behind_it_have_their_turn(
-    add_job, queue, work, task, monkeypatch
+    add_job, queue, work, task
 ) -> None:
     other, mine = add_job(), add_job()
-    held = task.__call__
-    monkeypatch.setattr(
-        Task,
-        "__call__",
-        lambda _, job_id, let_go: Outcome.ELSEWHERE if job_id == other.id else held(job_id, let_go),
-    )
-    work(slots=1)
+
+    def run(job_id: str, abort: threading.Event) -> TaskOutcome:
+        return TaskOutcome.NOT_ELIGIBLE if job_id == other.id else task(job_id, abort)
+
+    work(slots=1, task=run)
     until(lambda: task.started == [mine.id])
     assert queue.job_ids == [other.id]
 
@@ -162,22 +160,23 @@ def test_job_of_another_worker_lets_those_behind_it_have_their_turn(
 def test_worker_whose_engine_has_died_fails_no_job_and_leaves_the_others(
     add_job, queue, read, work, shared, engine: FakeEngine
 ) -> None:
-    alive = True
+    died = threading.Event()
+    first = threading.Lock()
 
     def die(_job: EngineJob) -> Exception:
-        nonlocal alive
-        answer = EngineFault("The engine has lost its device.") if alive else EngineDied()
-        alive = False
-        return answer
+        if not first.acquire(blocking=False):
+            return EngineDied()
+        died.set()
+        return EngineFault("The engine has lost its device.")
 
     engine.answer = die
     jobs = [add_job() for _ in range(6)]
-    runner = work(
-        task=lambda job_id, let_go: generate(job_id, shared, let_go=let_go),
-        accepting=lambda: alive,
+    consumer = work(
+        task=lambda job_id, abort: generate(job_id, shared, abort=abort),
+        accepting=lambda: not died.is_set(),
     )
     ids = {job.id for job in jobs}
-    until(lambda: engine.tickets and not runner.held and set(queue.job_ids) == ids)
+    until(lambda: engine.tickets and not consumer.held and set(queue.job_ids) == ids)
     time.sleep(0.3)
     assert sorted(queue.job_ids) == sorted(ids)
     now = [read(job.id) for job in jobs]
@@ -256,11 +255,11 @@ def test_callback_planted_while_a_job_runs_is_not_called_when_its_lease_ends(
     add_job, redis: Redis, queue: Queue, work, task
 ) -> None:
     job = add_job()
-    runner = work(slots=1)
+    consumer = work(slots=1)
     until(lambda: task.started == [job.id])
     redis.hset(f"rq:job:{job.id}", "failure_callback_name", "os.abort")
     redis.zadd("rq:wip:test", {redis.zrange("rq:wip:test", 0, -1)[0]: 1})
-    assert runner.leases.return_expired() == [job.id]
+    assert consumer.leases.return_expired() == [job.id]
     assert queue.job_ids == [job.id]
 
 
@@ -283,13 +282,22 @@ def test_foreign_rq_job_with_callback_objects_is_refused(
     assert task.started == []
 
 
+def test_rejected_job_is_counted_as_failed_once(add_job, read, work, ends) -> None:
+    consumer = work(accepting=lambda: False)
+    job = add_job()
+    consumer.reject(job.id)
+    consumer.reject(job.id)
+    assert read(job.id).status is Status.FAILED
+    assert ends() == {"failed": 1}
+
+
 def test_worker_takes_jobs_again_after_redis_was_killed(tmp_path, work, task, add_job) -> None:
     server = RedisServer(tmp_path / "redis")
     server.start()
     redis = connect(server.url)
     try:
-        runner = work(url=server.url)
-        until(lambda: redis.exists(runner.key))
+        consumer = work(url=server.url)
+        until(lambda: redis.exists(consumer.key))
         server.process.kill()
         server.process.wait()
         time.sleep(1)

@@ -10,18 +10,18 @@ from service.core import redis_keys
 from service.core.errors import UnservableRequest
 from service.core.job import EventName, Status
 from service.core.transitions import Claim
-from service.core.worker_registry import announce
-from tests.presence import presence
+from service.core.worker_registry import register
+from tests.worker_info import worker_info
 from tests.workers.fake_engine import FakeEngine
 from workers import task
-from workers.task import Outcome, generate
+from workers.task import TaskOutcome, generate
 
 
 @pytest.fixture
 def run(shared, monkeypatch):
     """One attempt of this worker at a job."""
-    monkeypatch.setattr(task, "PAUSE_SECONDS", 0.1)
-    return lambda job: generate(job.id, shared, let_go=threading.Event())
+    monkeypatch.setattr(task, "REQUEUE_PAUSE_SECONDS", 0.1)
+    return lambda job: generate(job.id, shared, abort=threading.Event())
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_it_is_left_to_a_worker_that_may_come(
     read, redis: Redis, run, unknown, engine: FakeEngine
 ) -> None:
     began = time.monotonic()
-    assert run(unknown) is Outcome.ELSEWHERE
+    assert run(unknown) is TaskOutcome.NOT_ELIGIBLE
     assert time.monotonic() - began >= 0.1, "workers do not spin on it"
     job = read(unknown.id)
     assert (job.status, job.attempt, job.started_at) == (Status.QUEUED, 0, None)
@@ -58,7 +58,7 @@ def test_it_expires_as_any_job_that_found_no_worker_in_time(
     read, redis: Redis, run, unknown
 ) -> None:
     redis.hset(redis_keys.job(unknown.id), "deadline_at", time.time() - 1)
-    assert run(unknown) is Outcome.ENDED
+    assert run(unknown) is TaskOutcome.ENDED
     assert read(unknown.id).status is Status.EXPIRED
 
 
@@ -68,12 +68,12 @@ def test_started_once_it_waits_after_its_deadline_only_where_a_worker_serves_it(
 ) -> None:
     start_once(transitions, unknown)
     redis.hset(redis_keys.job(unknown.id), "deadline_at", time.time() - 1)
-    announce(redis, presence(models=(model,)))
+    register(redis, worker_info(models=(model,)))
     if model == "new":
-        assert run(unknown) is Outcome.ELSEWHERE
+        assert run(unknown) is TaskOutcome.NOT_ELIGIBLE
         assert read(unknown.id).status is Status.QUEUED
     else:
-        assert run(unknown) is Outcome.ENDED
+        assert run(unknown) is TaskOutcome.ENDED
         assert read(unknown.id).error.type == "urn:imageprompt:error:unservable-request"
 
 
@@ -83,13 +83,13 @@ def test_it_does_not_wait_for_ever_for_an_adapter_that_is_served_no_more(
     engine.models.add("new")
     engine.lost_adapters.add(unknown.request.adapter)
     start_once(transitions, unknown)
-    assert run(unknown) is Outcome.ELSEWHERE, "until its deadline another worker may have it"
+    assert run(unknown) is TaskOutcome.NOT_ELIGIBLE, "until its deadline another worker may have it"
     redis.hset(redis_keys.job(unknown.id), "deadline_at", time.time() - 1)
-    announce(redis, presence(name="this", models=("new",)))
-    assert run(unknown) is Outcome.ENDED
+    register(redis, worker_info(name="this", models=("new",)))
+    assert run(unknown) is TaskOutcome.ENDED
     assert read(unknown.id).error.type == "urn:imageprompt:error:unservable-request"
 
 
 def test_it_is_over_when_it_is_canceled(run, unknown, transitions) -> None:
     transitions.cancel(unknown.id)
-    assert run(unknown) is Outcome.ENDED
+    assert run(unknown) is TaskOutcome.ENDED

@@ -1,27 +1,6 @@
 """No job is lost or doubled, whenever its worker dies."""
 
-import pytest
 from redis import Redis
-from rq import Queue
-
-from workers.leases import Leases
-from workers.liveness import Sweep
-
-
-@pytest.fixture
-def leases(queue: Queue) -> Leases:
-    return Leases(queue, worker_name="one", lease_seconds=6)
-
-
-@pytest.fixture
-def later(redis: Redis):
-    """Let every lease have less time left, as if seconds had gone by."""
-
-    def move(seconds: float) -> None:
-        for member in redis.zrange("rq:wip:test", 0, -1):
-            redis.zincrby("rq:wip:test", -seconds, member)
-
-    return move
 
 
 def test_job_of_a_worker_that_died_is_returned_once(add_job, queue, leases, later) -> None:
@@ -60,7 +39,7 @@ def test_lost_lease_cannot_be_renewed(add_job, queue, leases, later) -> None:
     later(7)
     leases.return_expired()
     leases.renew([lease])
-    leases.hand_back(lease)
+    leases.requeue(lease)
     assert queue.job_ids == [job.id]
 
 
@@ -74,41 +53,11 @@ def test_worker_that_wakes_late_does_not_take_a_job_that_was_returned(
     assert queue.job_ids == [job.id]
 
 
-def test_job_of_a_worker_that_died_before_its_lease_is_returned(add_job, queue, leases) -> None:
-    job = add_job()
-    now = [0.0]
-    sweep = Sweep(leases, clock=lambda: now[0])
-    assert leases.dequeue(1) == job.id
-    for seconds in (0, 4, 6):
-        now[0] = seconds
-        sweep()
-    assert queue.job_ids == []
-    now[0] = 7
-    sweep()
-    sweep()
-    assert queue.job_ids == [job.id]
-
-
-def test_nothing_is_taken_from_the_living_right_after_redis_was_away(
-    add_job, queue, leases, later
-) -> None:
-    job = add_job()
-    leases.take(leases.dequeue(1))
-    later(60)
-    now = [0.0]
-    sweep = Sweep(leases, clock=lambda: now[0])
-    sweep()
-    assert queue.job_ids == []
-    now[0] = 10
-    sweep()
-    assert queue.job_ids == [job.id]
-
-
 def test_finished_job_leaves_no_keys_of_rq(add_job, redis: Redis, leases) -> None:
     job = add_job()
     lease = leases.take(leases.dequeue(1))
     leases.renew([lease])
-    leases.drop(lease)
+    leases.end(lease)
     left = [key for key in redis.keys("rq:*") if job.id.encode() in key]
     assert left == []
     assert redis.zcard("rq:wip:test") == 0

@@ -1,13 +1,15 @@
-"""What the engine says of itself arrives in the metrics, each under its own name."""
+"""The worker's metrics and health."""
 
 import time
 from functools import partial
 
+import httpx
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 
 from service.core.metrics import WorkerMetrics
-from workers.monitoring import MetricsObserver, watch_memory
+from workers.monitoring import HealthServer, MetricsObserver, watch_memory
 
 
 @pytest.fixture
@@ -78,3 +80,24 @@ def test_memory_of_the_gpu_is_read_at_each_scrape(
 def test_a_cpu_has_no_such_memory_to_show(metrics: WorkerMetrics) -> None:
     watch_memory(metrics, "cpu")
     assert value(metrics, "device_memory_bytes", kind="allocated") is None
+
+
+def test_health_and_metrics_are_served() -> None:
+    state = {"live": True, "ready": False}
+    server = HealthServer(
+        "127.0.0.1",
+        0,
+        CollectorRegistry(),
+        live=lambda: state["live"],
+        ready=lambda: state["ready"],
+    )
+    url = f"http://127.0.0.1:{server.port}"
+    try:
+        assert httpx.get(f"{url}/healthz/live").status_code == 200
+        assert httpx.get(f"{url}/healthz/ready").status_code == 503
+        state.update(live=False)
+        assert httpx.get(f"{url}/healthz/live").status_code == 503
+        assert httpx.get(f"{url}/metrics").status_code == 200
+        assert httpx.get(f"{url}/other").status_code == 404
+    finally:
+        server.close()

@@ -15,34 +15,29 @@ from service.core import redis_keys
 from service.core.errors import EngineFault, InputLost, NotFinite
 from service.core.job import Status
 from service.core.metrics import STAGES
-from service.core.queue import open_queue
 from service.core.storage import StorageError
 from service.core.transitions import Claim
 from tests.running import until
-from tests.workers.conftest import QUEUE
 from tests.workers.fake_engine import FakeEngine, result
-from workers import refusal
 from workers.engine.api import EngineDied
-from workers.leases import Leases
-from workers.progress import NOTES_KEPT, Reporter
-from workers.task import Outcome, generate
+from workers.task import TaskOutcome, generate
 
 
 @pytest.fixture
 def start(shared):
     """Run a job on a thread, as a slot of a worker does."""
-    let_go = threading.Event()
-    shared.reporter.start()
+    abort = threading.Event()
+    shared.progress.start()
     with ThreadPoolExecutor(8) as pool:
 
-        def run(job_id: str) -> Future[Outcome]:
-            return pool.submit(generate, job_id, shared, let_go=let_go)
+        def run(job_id: str) -> Future[TaskOutcome]:
+            return pool.submit(generate, job_id, shared, abort=abort)
 
-        run.let_go = let_go
+        run.abort = abort
         yield run
-        let_go.set()
-    shared.reporter.close()
-    shared.reporter.join(30)
+        abort.set()
+    shared.progress.close()
+    shared.progress.join(30)
 
 
 def test_pictures_are_stored_before_the_job_has_succeeded(
@@ -50,7 +45,7 @@ def test_pictures_are_stored_before_the_job_has_succeeded(
 ) -> None:
     engine.answer = lambda _: result(count=2)
     job = add_job(num_images=2)
-    assert start(job.id).result(30) is Outcome.ENDED
+    assert start(job.id).result(30) is TaskOutcome.ENDED
     done = read(job.id)
     assert done.status is Status.SUCCEEDED
     assert [image.seed for image in done.images] == [7, 8]
@@ -72,38 +67,6 @@ def test_progress_reaches_record_and_events(
     running.result(30)
     names = [fields[b"event"] for _, fields in redis.xrange(redis_keys.events(job.id))]
     assert names == [b"status", b"status", *[b"progress"] * 3, b"status", b"done"]
-
-
-def test_newest_steps_stay_while_redis_is_slow(add_job, redis, transitions) -> None:
-    job = add_job()
-    claim = Claim(job.id, "token")
-    transitions.claim(claim, "worker")
-    reporter = Reporter(redis, transitions)
-    following = reporter.follow(claim)
-    for step in range(1, NOTES_KEPT + 9):
-        following.on_step(step, 50)
-    reporter.start()
-    until(lambda: not following.steps)
-    reporter.close()
-    reporter.join(30)
-    assert told_steps(redis, job.id) == list(range(9, NOTES_KEPT + 9))
-
-
-def told_steps(redis, job_id: str) -> list[int]:
-    events = [fields for _, fields in redis.xrange(redis_keys.events(job_id))]
-    return [json.loads(one[b"data"])["step"] for one in events if one[b"event"] == b"progress"]
-
-
-def test_last_steps_are_told_though_the_job_ends_first(add_job, redis, transitions) -> None:
-    job = add_job()
-    claim = Claim(job.id, "token")
-    transitions.claim(claim, "worker")
-    reporter = Reporter(redis, transitions)  # its thread does not come by
-    following = reporter.follow(claim)
-    for step in (3, 4):
-        following.on_step(step, 4)
-    reporter.leave(following)
-    assert told_steps(redis, job.id) == [3, 4]
 
 
 def test_preview_is_sent_as_a_small_jpeg(add_job, redis, engine: FakeEngine, start) -> None:
@@ -131,7 +94,7 @@ def test_canceled_job_leaves_the_engine_and_stores_nothing(
     ticket = until(lambda: engine.tickets and engine.tickets[0])
     assert api_transitions.cancel(job.id) is Status.CANCELED
     assert ticket.canceled.wait(30)
-    assert running.result(30) is Outcome.ENDED
+    assert running.result(30) is TaskOutcome.ENDED
     assert read(job.id).status is Status.CANCELED
     assert results(job.id) == []
     assert ends() == {}, "the API ended it, and counts it"
@@ -140,14 +103,14 @@ def test_canceled_job_leaves_the_engine_and_stores_nothing(
 def test_job_that_another_worker_took_is_not_overwritten(
     add_job, read, transitions, results, shared, engine: FakeEngine, start
 ) -> None:
-    shared.reporter.close()  # it would stop the job at once; here its result comes first
-    shared.reporter.join(30)
+    shared.progress.close()  # it would stop the job at once; here its result comes first
+    shared.progress.join(30)
     job = add_job()
     running = start(job.id)
     ticket = until(lambda: engine.tickets and engine.tickets[0])
     assert transitions.claim(Claim(job.id, "other"), "other")
     ticket.finish(result())
-    assert running.result(30) is Outcome.LOST
+    assert running.result(30) is TaskOutcome.LOST
     now = read(job.id)
     assert (now.status, now.worker, now.images) == (Status.PROCESSING, "other", ())
     assert results(job.id) == []
@@ -170,7 +133,7 @@ def test_failure_of_the_job_ends_it_with_its_reason(
 ) -> None:
     engine.answer = lambda _: NotFinite("The latents are not finite.")
     job = add_job()
-    assert start(job.id).result(30) is Outcome.ENDED
+    assert start(job.id).result(30) is TaskOutcome.ENDED
     error = read(job.id).error
     assert error.type == "urn:imageprompt:error:not-finite"
     assert error.detail == "The latents are not finite."
@@ -182,7 +145,7 @@ def test_engine_fault_is_tried_again_until_the_cap(
     engine.answer = lambda _: EngineFault("Something broke.")
     job = add_job()
     outcomes = [start(job.id).result(30) for _ in range(3)]
-    assert outcomes == [Outcome.RETURNED, Outcome.RETURNED, Outcome.ENDED]
+    assert outcomes == [TaskOutcome.RETURNED, TaskOutcome.RETURNED, TaskOutcome.ENDED]
     assert read(job.id).status is Status.FAILED
 
 
@@ -211,7 +174,7 @@ def test_result_waits_for_a_storage_that_is_away(
 
     monkeypatch.setattr(storage, "put", sometimes)
     engine.answer = lambda _: result()
-    assert start(job.id).result(30) is Outcome.ENDED
+    assert start(job.id).result(30) is TaskOutcome.ENDED
     assert refusals == []
     assert read(job.id).status is Status.SUCCEEDED
 
@@ -237,8 +200,8 @@ def test_running_job_is_handed_back_without_counting_the_attempt(
     job = add_job()
     running = start(job.id)
     until(lambda: engine.tickets)
-    start.let_go.set()
-    assert running.result(30) is Outcome.RETURNED
+    start.abort.set()
+    assert running.result(30) is TaskOutcome.RETURNED
     now = read(job.id)
     assert (now.status, now.attempt, now.worker) == (Status.QUEUED, 0, None)
 
@@ -249,7 +212,7 @@ def test_job_that_came_to_a_dead_engine_is_handed_back_without_counting_the_atte
     engine.answer = lambda _: EngineDied()
     job = add_job()
     for _ in range(5):
-        assert start(job.id).result(30) is Outcome.RETURNED
+        assert start(job.id).result(30) is TaskOutcome.RETURNED
     now = read(job.id)
     assert (now.status, now.attempt, now.worker) == (Status.QUEUED, 0, None)
 
@@ -272,7 +235,7 @@ def test_job_that_saw_two_workers_die_runs_alone(
     alone.result(30)
     until(lambda: len(engine.tickets) == 3)
     engine.tickets[2].finish(result())
-    assert after.result(30) is Outcome.ENDED
+    assert after.result(30) is TaskOutcome.ENDED
 
 
 def test_stages_are_observed_of_jobs_that_went_through_all_of_them(
@@ -288,22 +251,13 @@ def test_stages_are_observed_of_jobs_that_went_through_all_of_them(
         assert count == 2, stage
 
 
-def test_refused_job_is_counted_as_failed(add_job, read, redis, transitions, ends) -> None:
-    job = add_job()
-    leases = Leases(open_queue(QUEUE, redis), worker_name="tester", lease_seconds=9)
-    refusal.end(transitions, leases, job.id, "tester")
-    refusal.end(transitions, leases, job.id, "tester")
-    assert read(job.id).status is Status.FAILED
-    assert ends() == {"failed": 1}
-
-
 def test_job_started_too_often_is_given_up(
     add_job, read, transitions, ends, engine: FakeEngine, start
 ) -> None:
     job = add_job()
     for token in ("first", "second", "third"):
         assert transitions.claim(Claim(job.id, token), "dead")
-    assert start(job.id).result(30) is Outcome.ENDED
+    assert start(job.id).result(30) is TaskOutcome.ENDED
     assert engine.tickets == []
     assert read(job.id).error.type == "urn:imageprompt:error:attempts-exhausted"
     assert ends() == {"failed": 1}

@@ -202,7 +202,7 @@ HELD = """
 import sys, threading
 from service.submission import images
 from service.core import malloc
-malloc.give_back()
+malloc.trim_freed()
 def held():
     lines = open("/proc/self/status").readlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024

@@ -1,0 +1,42 @@
+-- Included by every job_*.lua.
+-- KEYS: 1 the job's record, 2 its event stream; and where the script can end the job: 3 its owner's
+--       active jobs, 4 deadlines of jobs that wait for a first worker, 5 webhook outbox
+-- ARGV: 1 job id, 2 most events kept in the stream; each file lists its own from 3 on
+local JOB, EVENTS, ACTIVE, DEADLINES, OUTBOX = unpack(KEYS)
+local ID, EVENTS_KEPT = ARGV[1], ARGV[2]
+local status = redis.call('HGET', JOB, 'status')
+local final = status and status ~= 'queued' and status ~= 'processing'
+
+local function emit(name, data)
+  redis.call('XADD', EVENTS, 'MAXLEN', '~', EVENTS_KEPT, '*', 'event', name, 'data', data)
+end
+
+local function emit_status(value)
+  emit('status', cjson.encode({status = value}))
+end
+
+-- The answer to the call that ends a job, with the job's model. No other call gets it, so each end
+-- is counted once.
+local function ended(answer)
+  local parsed, request = pcall(cjson.decode, redis.call('HGET', JOB, 'request') or '')
+  local model = parsed and type(request) == 'table' and request.model
+  return {answer, type(model) == 'string' and model or ''}
+end
+
+-- A worker repeats a call whose answer was lost; it gets the same answer again.
+local function ended_by(token)
+  return token ~= '' and redis.call('HGET', JOB, 'ended_by') == token
+end
+
+local function finish(final_status, now, retention_seconds, tombstone_seconds, fields)
+  redis.call('HDEL', JOB, 'fence')
+  redis.call('ZREM', ACTIVE, ID)
+  redis.call('HSET', JOB, 'status', final_status, 'completed_at', now,
+             'expires_at', now + retention_seconds)
+  for name, value in pairs(fields) do redis.call('HSET', JOB, name, value) end
+  if redis.call('HEXISTS', JOB, 'webhook') == 1 then redis.call('ZADD', OUTBOX, now, ID) end
+  emit_status(final_status)
+  emit('done', cjson.encode({status = final_status}))
+  redis.call('EXPIRE', JOB, retention_seconds + tombstone_seconds)
+  redis.call('EXPIRE', EVENTS, retention_seconds)
+end

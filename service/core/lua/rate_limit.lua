@@ -1,0 +1,14 @@
+-- Counts one request: the generic cell rate algorithm (ITU-T I.371), one number a caller.
+-- Times are in microseconds.
+-- KEYS: 1 when the caller's next request would be due at an even pace
+-- ARGV: 1 requests a minute
+-- Returns {1 where granted, microseconds to wait, microseconds the caller is ahead of the pace}.
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local period, quota = 60000000, tonumber(ARGV[1])
+local due = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), now)
+local step = period / quota
+local ahead = due - now
+if ahead + step > period + 1 then return {0, math.ceil(ahead + step - period), ahead} end
+redis.call('SET', KEYS[1], string.format('%.0f', due + step), 'PX', 61000)
+return {1, 0, ahead + step}

@@ -1,0 +1,212 @@
+"""The page at `/` and the API console at `/docs`: static files, and what the page needs to know.
+
+The page's files have the digest of all of them in their path, so that browsers keep them for good
+and ask for `/` alone again. They hold no request of a client and need no API key.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from service import docs_page
+from service.core.errors import NotFound
+from service.core.settings import ROOT
+from service.dependencies import Services, Use
+from service.document import describe
+
+STATIC: Final = Path(__file__).resolve().parents[1] / "static"
+EXAMPLES: Final = ROOT / "examples"
+"""Pictures that the page offers to try; an installation without them offers none."""
+FORM: Final = "form.json"
+"""What the page has to know of the service; made, not stored."""
+MEDIA_TYPES: Final[Mapping[str, str]] = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".md": "text/markdown; charset=utf-8",
+    ".json": "application/json",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
+"""Of what is served; licence texts beside the code are not."""
+REVALIDATE: Final = "no-cache"
+FOR_GOOD: Final = "public, max-age=31536000, immutable"
+_METHODS: Final = ["GET", "HEAD"]
+_NOTHING_ELSE: Final = (
+    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "connect-src 'self'; script-src 'self'; "
+)
+PAGE_POLICY: Final = (
+    _NOTHING_ELSE + "style-src 'self'; img-src 'self' blob:; require-trusted-types-for 'script'"
+)
+CONSOLE_POLICY: Final = (
+    _NOTHING_ELSE + "style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:; "
+    "font-src 'self' data:; media-src blob:"
+)
+"""Scalar puts its styles into the page itself; scripts come from files alone here, too."""
+
+page = APIRouter(include_in_schema=False)
+"""The page: for clients."""
+console = APIRouter(include_in_schema=False)
+"""The API console: beside the OpenAPI document."""
+
+
+@dataclass(frozen=True)
+class StaticFile:
+    """One file as it is sent; `packed` is its body in gzip, which may be all that is stored."""
+
+    media_type: str
+    plain: bytes | None
+    packed: bytes | None
+
+    @cached_property
+    def etag(self) -> str:
+        """A weak one, since both encodings share it (RFC 9110, section 8.8.1)."""
+        return f'W/"{hashlib.sha256(self.plain or self.packed or b"").hexdigest()[:32]}"'
+
+    def answer(self, request: Request, headers: Mapping[str, str]) -> Response:
+        """The file, or 304 where the client has it."""
+        shared = {"ETag": self.etag, "Vary": "Accept-Encoding", **headers}
+        known = request.headers.get("if-none-match", "")
+        if not {self.etag, "*"}.isdisjoint(tag.strip() for tag in known.split(",")):
+            return Response(status_code=304, headers=shared)
+        if self.packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
+            shared["Content-Encoding"] = "gzip"
+            return Response(self.packed, media_type=self.media_type, headers=shared)
+        plain = gzip.decompress(self.packed or b"") if self.plain is None else self.plain
+        return Response(plain, media_type=self.media_type, headers=shared)
+
+
+def _of_bytes(name: str, body: bytes) -> StaticFile:
+    media_type = MEDIA_TYPES[Path(name).suffix]
+    packed = None if media_type == "image/png" else gzip.compress(body, mtime=0)
+    return StaticFile(media_type, body, packed)
+
+
+@dataclass(frozen=True)
+class Site:
+    """The page with all its files, by their names."""
+
+    version: str
+    index: StaticFile
+    files: Mapping[str, StaticFile]
+
+
+@cache
+def _site(*, console_here: bool) -> Site:
+    """Read once, when the first request comes."""
+    bodies = dict(_page_files())
+    known = form() | {"console": console_here}
+    bodies[FORM] = json.dumps(known, separators=(",", ":")).encode()
+    version = hashlib.sha256(
+        b"".join(name.encode() + body for name, body in sorted(bodies.items()))
+    ).hexdigest()[:16]
+    index = bodies.pop("index.html").replace(b'"static/', f'"static/{version}/'.encode())
+    return Site(
+        version,
+        _of_bytes("index.html", index),
+        {name: _of_bytes(name, body) for name, body in bodies.items()},
+    )
+
+
+def _of(services: Services) -> Site:
+    """The page as this process serves it: with a port for operators, the console is there."""
+    return _site(console_here=services.settings.admin_port is None)
+
+
+def _page_files() -> Iterator[tuple[str, bytes]]:
+    root = STATIC / "page"
+    for path in sorted(root.rglob("*")):
+        if path.suffix in MEDIA_TYPES:
+            yield path.relative_to(root).as_posix(), path.read_bytes()
+    for path in sorted(EXAMPLES.glob("*.png")):
+        yield f"examples/{path.name}", path.read_bytes()
+
+
+def form() -> dict[str, Any]:
+    """JSON schema of POST /generate's form without references, and the names of the examples."""
+    document = describe()
+    schema = document["components"]["schemas"]["GenerateForm"]
+    return {
+        "schema": _inlined(schema, document),
+        "examples": [path.name for path in sorted(EXAMPLES.glob("*.png"))],
+    }
+
+
+def _inlined(node: Any, document: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_inlined(one, document) for one in node]
+    if not isinstance(node, dict):
+        return node
+    found = {key: _inlined(value, document) for key, value in node.items() if key != "$ref"}
+    if "$ref" in node:
+        name = str(node["$ref"]).rpartition("/")[2]
+        found = _inlined(document["components"]["schemas"][name], document) | found
+    return found
+
+
+@page.api_route("/", methods=_METHODS)
+async def index(request: Request, services: Use) -> Response:
+    """The page."""
+    headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": REVALIDATE}
+    return _of(services).index.answer(request, headers)
+
+
+@page.api_route("/static/{version}/{name:path}", methods=_METHODS)
+async def static_file(request: Request, services: Use, version: str, name: str) -> Response:
+    """A file of the page; one of another version is not kept."""
+    site = _of(services)
+    if name not in site.files:
+        raise NotFound("There is nothing at this path")
+    kept = FOR_GOOD if version == site.version else REVALIDATE
+    return site.files[name].answer(request, {"Cache-Control": kept})
+
+
+@cache
+def _console_files() -> Mapping[str, StaticFile]:
+    root = STATIC / "console"
+    files = {
+        path.name: _of_bytes(path.name, path.read_bytes())
+        for path in root.iterdir()
+        if path.suffix in MEDIA_TYPES
+    }
+    for path in root.glob("*.gz"):
+        name = path.name.removesuffix(".gz")
+        files[name] = StaticFile(MEDIA_TYPES[Path(name).suffix], None, path.read_bytes())
+    return files
+
+
+@console.api_route("/docs", methods=_METHODS)
+async def docs(request: Request) -> Response:
+    """The API console."""
+    headers = {"Content-Security-Policy": CONSOLE_POLICY, "Cache-Control": REVALIDATE}
+    return _console_files()["console.html"].answer(request, headers)
+
+
+@cache
+def _plain() -> StaticFile:
+    guide = (STATIC / "console" / "guide.md").read_text(encoding="utf-8")
+    return _of_bytes("plain.html", docs_page.render(describe(), guide).encode())
+
+
+@console.api_route("/docs/plain", methods=_METHODS)
+async def plain_docs(request: Request) -> Response:
+    """The same as one page without scripts."""
+    headers = {"Content-Security-Policy": docs_page.POLICY, "Cache-Control": REVALIDATE}
+    return _plain().answer(request, headers)
+
+
+@console.api_route("/docs/{name}", methods=_METHODS)
+async def console_file(request: Request, name: str) -> Response:
+    """A file of the console."""
+    if name not in _console_files():
+        raise NotFound("There is nothing at this path")
+    return _console_files()[name].answer(request, {"Cache-Control": REVALIDATE})

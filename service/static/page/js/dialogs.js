@@ -1,0 +1,53 @@
+/** Small dialogs: the API key, and a dropped picture that was made here. */
+
+import { useEffect, useRef, useState } from "../vendor/hooks.js";
+import { apiKey, setApiKey } from "./api.js";
+import { Button, html } from "./elements.js";
+import { forgetAll } from "./store.js";
+
+/** A modal dialog, opened when it appears. */
+function Modal({ id, title, onClose, children }) {
+  const dialog = useRef();
+  useEffect(() => dialog.current.showModal(), []);
+  return html`<dialog ref=${dialog} aria-labelledby=${id} onClose=${onClose}><h2 id=${id}>${title}</h2>${children}</dialog>`;
+}
+
+export function KeyDialog({ message, onDone, onClose }) {
+  const [key, setKey] = useState(apiKey());
+  const [forgotten, setForgotten] = useState(false);
+  const save = (event) => {
+    event.preventDefault();
+    setApiKey(key.trim());
+    onDone();
+  };
+  return html`<${Modal} id="key-title" title="API key" onClose=${onClose}>
+    <form onSubmit=${save}>
+      ${message && html`<p class="field-error" id="key-error">${message}</p>`}
+      <div class="field"><label for="key">Key</label>
+        <input id="key" type="password" autocomplete="off" spellcheck="false" value=${key} aria-describedby="key-help"
+          onInput=${(event) => setKey(event.target.value)} /></div>
+      <p class="help" id="key-help">Kept in this tab until it is closed, and sent to this service alone.
+        Whoever runs the service makes one with <code>imageprompt keys create NAME</code>.</p>
+      <div class="row end">
+        ${apiKey() && html`<${Button} label="Remove the key" onClick=${() => (setApiKey(""), onDone())} />`}
+        <button class="button primary" type="submit">Use this key</button>
+      </div>
+    </form>
+    <hr />
+    <p class="help">Pictures that you add are kept in this browser, so that the history can show them.</p>
+    <${Button} kind="small" label=${forgotten ? "Deleted" : "Delete kept pictures"} disabled=${forgotten}
+      onClick=${async () => (await forgetAll(), setForgotten(true))} />
+  <//>`;
+}
+
+/** Asked when a picture that was made here is added: is it an image prompt, or its settings? */
+export function MadeHereDialog({ picture, onSettings, onPicture, onClose }) {
+  return html`<${Modal} id="made-title" title="This picture was made here" onClose=${onClose}>
+    <img class="made-here" src=${picture.url} alt=${picture.name} />
+    <p>It carries the settings that it was made with.</p>
+    <div class="row end">
+      <${Button} label="Use as image prompt" onClick=${onPicture} />
+      <${Button} kind="primary" label="Restore its settings" onClick=${onSettings} />
+    </div>
+  <//>`;
+}

@@ -1,0 +1,73 @@
+/** The caller's own jobs, newest first; pictures are fetched as they come into view. */
+
+import { useEffect, useRef, useState } from "../vendor/hooks.js";
+import { getImage, getJson } from "./api.js";
+import { Button, html, Icon } from "./elements.js";
+
+const AT_ONCE = 12;
+
+/** The first picture of a job once its place is in view. */
+function useThumb(job, element) {
+  const [url, setUrl] = useState(null);
+  const has = job.images.length > 0;
+  useEffect(() => {
+    if (!has) return undefined;
+    let made = null;
+    let ended = false;
+    const observer = new IntersectionObserver(async ([entry]) => {
+      if (!entry.isIntersecting) return;
+      observer.disconnect();
+      const blob = await getImage(job.id, 0).catch(() => null);
+      if (blob && !ended) setUrl((made = URL.createObjectURL(blob)));
+    });
+    observer.observe(element.current);
+    return () => {
+      ended = true;
+      observer.disconnect();
+      if (made) URL.revokeObjectURL(made);
+    };
+  }, [job.id, has]);
+  return url;
+}
+
+const WORDS = { queued: "Queued", processing: "In progress", succeeded: "", failed: "Failed", canceled: "Canceled", expired: "Expired" };
+
+function Entry({ job, current, onOpen }) {
+  const element = useRef();
+  const url = useThumb(job, element);
+  const when = new Date(job.created_at).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
+  const text = job.input.prompt || `Seed ${job.input.seed}`;
+  return html`<li ref=${element}>
+    <button type="button" class="entry" aria-current=${current ? "true" : undefined} title=${when} onClick=${onOpen}>
+      <span class="entry-picture">${url ? html`<img src=${url} alt="" />` : html`<${Icon} name=${job.status === "succeeded" ? "image" : "sparkle"} />`}
+        ${WORDS[job.status] && html`<span class=${`badge ${job.status}`}>${WORDS[job.status]}</span>`}</span>
+      <span class="entry-text">${text}</span><span class="visually-hidden">, ${when}</span>
+    </button>
+  </li>`;
+}
+
+/** `changed` is another value whenever the list may have changed. */
+export function History({ current, changed, onOpen }) {
+  const [jobs, setJobs] = useState(null);
+  const [next, setNext] = useState(null);
+  const [problem, setProblem] = useState(null);
+  const load = async (query, before) => {
+    try {
+      const page = await getJson(`jobs${query}`);
+      setJobs([...before, ...page.jobs]);
+      setNext(page.next && new URL(page.next).search);
+      setProblem(null);
+    } catch (error) {
+      setProblem(error);
+    }
+  };
+  useEffect(() => void load(`?limit=${AT_ONCE}`, []), [changed]);
+  if (problem?.status === 401) return null; // said above, where a key can be given
+  return html`<section class="history" aria-labelledby="history-title">
+    <h2 id="history-title">Your jobs</h2>
+    ${problem && html`<p class="help">${problem.detail}</p>`}
+    ${jobs?.length === 0 && html`<p class="help">Nothing yet. What you make will stand here.</p>`}
+    ${jobs?.length > 0 && html`<ul class="entries">${jobs.map((job) => html`<${Entry} key=${job.id} job=${job} current=${job.id === current} onOpen=${() => onOpen(job.id)} />`)}</ul>`}
+    ${next && html`<${Button} label="Show more" onClick=${() => load(next, jobs)} />`}
+  </section>`;
+}

@@ -1,0 +1,267 @@
+/** The page: the form at one side, what becomes of it at the other. */
+
+import { render } from "../vendor/preact.js";
+import { useCallback, useEffect, useMemo, useRef, useState } from "../vendor/hooks.js";
+import { apiKey, cancelJob, generate, getJson, Problem } from "./api.js";
+import { KeyDialog, MadeHereDialog } from "./dialogs.js";
+import { Button, html, Icon } from "./elements.js";
+import { Form } from "./form.js";
+import { History } from "./history.js";
+import { isFinal, useJob } from "./job.js";
+import { readSettings } from "./metadata.js";
+import { Painter } from "./painter.js";
+import { asControl, asImage, asInit, emptyState, entries, formData, isComplete, pictureOf, remembered, stateOf } from "./request.js";
+import { Schema } from "./schema.js";
+import { Empty, Job, ProblemBox, spoken } from "./stage.js";
+
+const FORM = "imageprompt.form";
+const THEMES = ["auto", "light", "dark"];
+const assets = new URL("../", import.meta.url);
+
+const jobInUrl = () => new URLSearchParams(location.hash.slice(1)).get("job");
+
+/** Names of the examples as `[file, title, url]`: image prompts, and maps for a served ControlNet. */
+function examplesOf(names, schema) {
+  const types = new Set(schema.models.models.flatMap((model) => schema.served(model.name, "controlnets")));
+  const all = names.map((name) => [name, name.replace(/\.\w+$/, "").replaceAll("-", " "), new URL(`examples/${name}`, assets).href]);
+  const isMap = ([, title]) => types.has(title.split(" ").at(-1));
+  return { images: all.filter((one) => !isMap(one)), maps: all.filter(isMap) };
+}
+
+function Theme() {
+  const [theme, setTheme] = useState(document.documentElement.dataset.theme);
+  const choose = () => {
+    const next = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+    document.documentElement.dataset.theme = next;
+    localStorage.setItem("imageprompt.theme", next);
+    setTheme(next);
+  };
+  return html`<${Button} icon="moon" kind="plain" quiet=${`Colours: ${theme}`} onClick=${choose} />`;
+}
+
+/** What the form holds, and what is said of it; kept in this tab over a reload. */
+function useForm(schema) {
+  const [state, setState] = useState(emptyState);
+  const change = useCallback((patch) => setState((before) => ({ ...before, ...(typeof patch === "function" ? patch(before) : patch) })), []);
+  const restored = useRef(false);
+  useEffect(() => {
+    const text = sessionStorage.getItem(FORM);
+    const restore = text ? stateOf(JSON.parse(text), schema).then(setState) : Promise.resolve();
+    restore.catch(() => {}).then(() => (restored.current = true));
+  }, []);
+  useEffect(() => {
+    if (restored.current) remembered(state, schema).then((found) => sessionStorage.setItem(FORM, JSON.stringify(found)));
+  }, [state]);
+  return [state, change, setState];
+}
+
+function App({ schema, examples, hasConsole }) {
+  const [state, change, setState] = useForm(schema);
+  const [jobId, setJobId] = useState(jobInUrl);
+  const [sending, setSending] = useState(false);
+  const [canceling, setCanceling] = useState(false);
+  const [problem, setProblem] = useState(null);
+  const [dialog, setDialog] = useState(null);
+  const [dragging, setDragging] = useState(false);
+  const [keyed, setKeyed] = useState(0);
+  const job = useJob(jobId, keyed);
+  const stage = useRef();
+  const offered = useMemo(() => examplesOf(examples, schema), []);
+  const errors = useMemo(() => Object.fromEntries((problem?.errors ?? []).map(({ field, message }) => [field, message])), [problem]);
+
+  const open = useCallback((id) => {
+    history.pushState(null, "", id ? `#job=${id}` : location.pathname);
+    setJobId(id);
+    setProblem(null);
+    setCanceling(false);
+  }, []);
+  useEffect(() => {
+    const follow = () => setJobId(jobInUrl());
+    addEventListener("popstate", follow);
+    addEventListener("hashchange", follow);
+    return () => (removeEventListener("popstate", follow), removeEventListener("hashchange", follow));
+  }, []);
+
+  const fail = (error) => {
+    if (!(error instanceof Problem)) throw error;
+    setProblem(error);
+    if (error.status === 401) setDialog({ kind: "key", message: error.detail });
+    const [first] = error.errors;
+    if (first) focusField(first.field);
+  };
+
+  const send = async (what) => {
+    setSending(true);
+    setProblem(null);
+    if (matchMedia("(max-width: 55rem)").matches) stage.current.scrollIntoView({ block: "start" });
+    try {
+      const fields = await entries(what, schema);
+      if (!isComplete(fields)) {
+        throw new Problem({ status: 422, title: "A file is missing", detail: "", errors: [{ field: "image", message: "Some pictures are not in this browser. Remove them and add their files again." }] });
+      }
+      open((await generate(formData(fields))).id);
+    } catch (error) {
+      fail(error);
+    } finally {
+      setSending(false);
+    }
+  };
+  const cancel = async () => {
+    setCanceling(true);
+    await cancelJob(jobId).catch(fail);
+    setCanceling(false);
+  };
+  const restore = async (input) => setState(await stateOf(input, schema));
+  const again = async (seed) => {
+    const same = await stateOf({ ...job.view.input, seed, num_images: 1 }, schema);
+    setState(same);
+    await send(same);
+  };
+
+  const addImages = async (files, take = true) => {
+    const most = schema.fields.image.most;
+    for (const file of files.filter((one) => one.type.startsWith("image/") || !one.type)) {
+      const settings = take ? await readSettings(file) : null;
+      const picture = await pictureOf(file);
+      if (settings) setDialog({ kind: "made-here", settings, picture });
+      else change(({ images }) => ({ images: [...images, asImage(picture)].slice(0, most) }));
+    }
+    setProblem(null);
+  };
+  const add = (key, as, most) => async (files) => {
+    const pictures = await Promise.all(files.map((file) => pictureOf(file)));
+    change((before) => (key === "init" ? { init: as(pictures[0]) } : { [key]: [...before[key], ...pictures.map(as)].slice(0, most) }));
+    setProblem(null);
+  };
+  const adders = {
+    images: addImages,
+    controls: add("controls", asControl, schema.fields.control_image?.most),
+    negatives: add("negatives", (one) => one, schema.fields.negative_image?.most),
+    init: add("init", asInit),
+  };
+  const example = (adder) => async (name) => {
+    const answer = await fetch(new URL(`examples/${name}`, assets));
+    await adder([new File([await answer.blob()], name, { type: "image/png" })]);
+  };
+
+  useEffect(() => {
+    const paste = (event) => {
+      const files = [...(event.clipboardData?.files ?? [])];
+      if (files.length) addImages(files);
+    };
+    const over = (event) => {
+      if (!event.dataTransfer?.types.includes("Files")) return;
+      event.preventDefault();
+      setDragging(event.type === "dragover");
+    };
+    const leave = (event) => event.relatedTarget === null && setDragging(false);
+    const drop = (event) => {
+      over(event);
+      addImages([...event.dataTransfer.files]);
+    };
+    const end = () => setDragging(false);
+    const listeners = [["paste", paste], ["dragover", over], ["dragleave", leave], ["drop", drop]];
+    listeners.forEach(([name, listener]) => document.addEventListener(name, listener));
+    document.addEventListener("drop", end, true);
+    return () => {
+      listeners.forEach(([name, listener]) => document.removeEventListener(name, listener));
+      document.removeEventListener("drop", end, true);
+    };
+  }, []);
+
+  const view = job.view;
+  const running = view && !isFinal(view);
+  const percent = running ? Math.round((100 * view.progress.step) / view.progress.total) : null;
+  useEffect(() => {
+    document.title = running ? `${percent} % · imageprompt` : "imageprompt";
+  }, [running, percent]);
+
+  const painted = async (blob) => {
+    const mask = await pictureOf(new File([blob], "mask.png", { type: "image/png" }));
+    if (dialog.what.kind === "init") change(({ init }) => ({ init: { ...init, mask } }));
+    else change(({ images }) => ({ images: images.map((one, index) => (index === dialog.what.index ? { ...one, mask } : one)) }));
+    setDialog(null);
+  };
+  const close = () => setDialog(null);
+  const shownProblem = problem ?? job.problem;
+
+  return html`
+    <header class="bar">
+      <h1><img src=${new URL("icon.svg", assets).href} alt="" width="24" height="24" /> imageprompt</h1>
+      <nav aria-label="Service">
+        ${hasConsole && html`<a class="button plain" href="docs">API</a>`}
+        <${Button} icon="key" kind="plain" quiet=${apiKey() ? "API key: set" : "API key: none"} onClick=${() => setDialog({ kind: "key" })} />
+        <${Theme} />
+      </nav>
+    </header>
+    <main class=${dragging ? "dragging" : ""}>
+      <${Form} state=${state} schema=${schema} errors=${errors} change=${change} adders=${adders} offered=${offered} example=${example}
+        sending=${sending} onSubmit=${() => send(state)} onClear=${() => setState(emptyState())} onPaint=${(what) => setDialog({ kind: "painter", what })} />
+      <div class="side">
+        <section class="stage" ref=${stage} aria-label="Result" aria-busy=${running || sending ? "true" : "false"}>
+          <p class="visually-hidden" role="status">${sending ? "Sending" : spoken(job)}</p>
+          ${shownProblem && html`<${ProblemBox} problem=${shownProblem} onField=${focusField} onKey=${() => setDialog({ kind: "key" })}
+            onRetry=${problem && problem.status !== 422 ? () => send(state) : null} />`}
+          ${sending && html`<div class="sending"><progress aria-label="Sending"></progress><p>Sending…</p></div>`}
+          ${!sending && !view && !shownProblem && !jobId && html`<${Empty} example=${offered.images.length > 0} onExample=${() => example(adders.images)(offered.images.at(-1)[0])} />`}
+          ${!sending && view && html`<${Job} key=${view.id} job=${job} schema=${schema} canceling=${canceling} onCancel=${cancel} onAgain=${again}
+            onInit=${(blob, name) => adders.init([new File([blob], name, { type: blob.type })])}
+            onPrompt=${(blob, name) => addImages([new File([blob], name, { type: blob.type })], false)}
+            onSettings=${() => restore(view.input)} />`}
+        </section>
+        <${History} current=${jobId} changed=${`${keyed} ${jobId} ${view?.status}`} onOpen=${open} />
+      </div>
+    </main>
+    ${dialog?.kind === "key" && html`<${KeyDialog} message=${dialog.message} onClose=${close}
+      onDone=${() => (close(), setProblem(null), setKeyed(keyed + 1))} />`}
+    ${dialog?.kind === "made-here" && html`<${MadeHereDialog} picture=${dialog.picture} onClose=${close}
+      onSettings=${() => (restore(dialog.settings), close())}
+      onPicture=${() => (change(({ images }) => ({ images: [...images, asImage(dialog.picture)] })), close())} />`}
+    ${dialog?.kind === "painter" && html`<${MaskPainter} what=${dialog.what} state=${state} schema=${schema} onSave=${painted} onClose=${close} />`}`;
+}
+
+/** The painter for the init image's mask or for where an image prompt acts. */
+function MaskPainter({ what, state, schema, onSave, onClose }) {
+  const [size, setSize] = useState(null);
+  const { init } = state;
+  useEffect(() => {
+    if (what.kind === "init") createImageBitmap(init.file).then(({ width, height }) => setSize([width, height]));
+    else setSize(["width", "height"].map((name) => Number(state.values[name] ?? schema.field(name, state).fallback)));
+  }, []);
+  if (!size) return null;
+  const [title, hint, picture] = what.kind === "init"
+    ? ["Paint a mask", "Paint what is to be made anew; the rest keeps its pixels.", init]
+    : ["Where this image prompt acts", "Paint the part of the result that should follow it.", state.images[what.index]];
+  return html`<${Painter} title=${title} hint=${hint} url=${what.kind === "init" ? init.url : null} width=${size[0]} height=${size[1]}
+    mask=${picture.mask} onSave=${onSave} onClose=${onClose} />`;
+}
+
+/** Move the focus to the control of a field, out of whatever it is folded into. */
+function focusField(name) {
+  setTimeout(() => {
+    const owner = name.startsWith("image_") ? "image" : name.startsWith("control_") ? "control_image" : name;
+    const control = document.getElementById(`f-${name}`) ?? document.getElementById(`f-${owner}`);
+    for (let box = control?.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
+    control?.focus({ preventScroll: true });
+    control?.scrollIntoView({ block: "center" });
+  });
+}
+
+function Start() {
+  const [loaded, setLoaded] = useState({});
+  const load = async () => {
+    setLoaded({});
+    try {
+      const [form, models] = await Promise.all([getJson(new URL("form.json", assets)), getJson("models")]);
+      setLoaded({ schema: new Schema(form.schema, models), examples: form.examples, hasConsole: form.console });
+    } catch (problem) {
+      setLoaded({ problem });
+    }
+  };
+  useEffect(() => void load(), []);
+  if (loaded.problem) return html`<main class="alone"><${ProblemBox} problem=${loaded.problem} onRetry=${load} /></main>`;
+  if (!loaded.schema) return html`<p class="visually-hidden" role="status">Loading</p>`;
+  return html`<${App} ...${loaded} />`;
+}
+
+render(html`<${Start} />`, document.getElementById("page"));

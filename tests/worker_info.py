@@ -1,0 +1,20 @@
+"""A worker's registry entry, where a test needs only some of its fields."""
+
+import time
+
+from service.core.worker_registry import WorkerInfo
+
+
+def worker_info(**fields: object) -> WorkerInfo:
+    """A warm worker on a CPU that has just registered; every field may be given."""
+    defaults = {
+        "name": "another",
+        "ready": True,
+        "models": ("shapes",),
+        "device": "cpu",
+        "slots": 1,
+        "running": 0,
+        "row_steps_per_second": 1.0,
+        "at": time.time(),
+    }
+    return WorkerInfo.model_validate(defaults | fields)

@@ -1,0 +1,172 @@
+"""Whether the files of a model fit together, asked before and while they are loaded.
+
+Every mismatch is a `ConfigurationError` whose message names both files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from service.core.catalog import BlockScales
+from service.core.errors import ConfigurationError
+
+BASE_TOKENS: Final = 4
+"""Tokens an image becomes in a base adapter; diffusers' loader takes no other number."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """The header of one IP-Adapter weight file. `name` is how messages call it."""
+
+    name: str
+    kind: Literal["base", "plus"]
+    shapes: Shapes
+
+    @property
+    def encoder_width(self) -> int:
+        """The width of the image encoder's output that the projection takes."""
+        key = "image_proj.proj.weight" if self.kind == "base" else "image_proj.proj_in.weight"
+        return self.shapes[key][1]
+
+    @property
+    def context_width(self) -> int:
+        """The width of the tokens that the projection makes."""
+        if self.kind == "base":
+            return self.shapes["image_proj.proj.weight"][0] // BASE_TOKENS
+        return self.shapes["image_proj.proj_out.weight"][0]
+
+
+def read_adapter(path: Path, name: str) -> AdapterFile:
+    """Read the header of an adapter file.
+
+    Raises `ConfigurationError` where it is no safetensors file or no adapter of the served kinds.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(f"adapter file {name} is no readable safetensors file") from error
+    if "image_proj.proj.weight" in shapes:
+        kind: Literal["base", "plus"] = "base"
+    elif {"image_proj.latents", "image_proj.proj_in.weight", "image_proj.proj_out.weight"} <= set(
+        shapes
+    ):
+        kind = "plus"
+    else:
+        raise ConfigurationError(
+            f"adapter file {name} is neither a base nor a Plus IP-Adapter: "
+            "it has neither image_proj.proj nor image_proj.latents"
+        )
+    return AdapterFile(name, kind, shapes)
+
+
+def check_encoder(adapter: AdapterFile, config: Any, encoder: str) -> None:
+    """Compare an adapter with its image encoder (`config` is the CLIP vision config)."""
+    pooled = adapter.kind == "base"
+    width = config.projection_dim if pooled else config.hidden_size
+    if adapter.encoder_width != width:
+        what = "image embeddings" if pooled else "hidden states"
+        raise ConfigurationError(
+            f"image encoder {encoder} gives {what} of width {width}, but adapter file "
+            f"{adapter.name} was trained on width {adapter.encoder_width}: "
+            "`image_encoder` names another encoder than the adapter's own"
+        )
+
+
+def check_adapter(adapter: AdapterFile, cross_attentions: Mapping[int, int], unet: Any) -> None:
+    """Compare an adapter with the UNet.
+
+    `cross_attentions` maps a cross-attention's number in the adapter's files to its width;
+    `unet` is the loaded UNet, whose `name` in messages is `unet.config._name_or_path`.
+    """
+    name = unet_name(unet)
+    width = unet.config.cross_attention_dim
+    if adapter.context_width != width:
+        raise ConfigurationError(
+            f"adapter file {adapter.name} makes tokens of width {adapter.context_width}, but the "
+            f"cross-attention of UNet {name} takes width {width}: it belongs to another base model"
+        )
+    for number, inner in cross_attentions.items():
+        for part in ("to_k_ip", "to_v_ip"):
+            key = f"ip_adapter.{number}.{part}.weight"
+            found = adapter.shapes.get(key)
+            if found != (inner, width):
+                raise ConfigurationError(
+                    f"adapter file {adapter.name} has {key} of shape {found}, but UNet {name} "
+                    f"needs {(inner, width)}: it belongs to another base model"
+                )
+
+
+def check_block_scales(scales: BlockScales, adapter: str, unet: Any) -> None:
+    """Check that a UNet has the blocks that an adapter's `block_scales` in models.yaml name.
+
+    diffusers passes over names it does not know; the number of values it checks itself.
+    """
+    for side, blocks in (("down", unet.down_blocks), ("up", unet.up_blocks)):
+        named = getattr(scales, side)
+        known = [f"block_{n}" for n, block in enumerate(blocks) if hasattr(block, "attentions")]
+        unknown = sorted(set(named) - set(known)) if isinstance(named, dict) else []
+        if unknown:
+            raise ConfigurationError(
+                f"models.yaml: `block_scales` of adapter file {adapter} name {side}.{unknown[0]}, "
+                f"but UNet {unet_name(unet)} has cross-attention in {side}.{known} only"
+            )
+
+
+def check_unet(unet: Any, vae: Any) -> None:
+    """Check that a UNet has no parts that `forward.unet_forward` leaves out, and fits its VAE."""
+    name = unet_name(unet)
+    config = unet.config
+    if config.in_channels != config.out_channels:
+        raise ConfigurationError(
+            f"UNet {name} takes {config.in_channels} channels and gives {config.out_channels}, "
+            "which is not served"
+        )
+    unserved = (
+        unet.class_embedding is not None
+        or unet.time_embed_act is not None
+        or config.center_input_sample
+        or config.time_cond_proj_dim is not None
+        or unet.encoder_hid_proj is not None
+    )
+    if unserved:
+        raise ConfigurationError(f"UNet {name} has parts that are not served")
+    if vae.config.latent_channels != config.in_channels:
+        raise ConfigurationError(
+            f"VAE {vae.config._name_or_path} has {vae.config.latent_channels} latent channels, "  # noqa: SLF001 (where diffusers keeps the name)
+            f"but UNet {name} takes {config.in_channels}"
+        )
+
+
+def check_controlnet(controlnet: Any, name: str, unet: Any) -> None:
+    """Compare a ControlNet with the UNet that takes its residuals."""
+    if controlnet.config.global_pool_conditions:
+        raise ConfigurationError(f"ControlNet {name} pools its conditions, which is not served")
+    for field in (
+        "in_channels",
+        "block_out_channels",
+        "layers_per_block",
+        "cross_attention_dim",
+        "addition_embed_type",
+        "projection_class_embeddings_input_dim",
+    ):
+        ours, theirs = controlnet.config[field], unet.config[field]
+        if _listed(ours) != _listed(theirs):
+            raise ConfigurationError(
+                f"ControlNet {name} has {field} {ours}, but UNet {unet_name(unet)} has {theirs}: "
+                "it belongs to another base model"
+            )
+
+
+def unet_name(unet: Any) -> str:
+    """How messages call a UNet: the folder or repository it was loaded from."""
+    return str(unet.config._name_or_path)  # noqa: SLF001 (where diffusers keeps the name)
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value

@@ -1,0 +1,197 @@
+"""Transformers that replace those of diffusers inside a loaded UNet or ControlNet.
+
+They keep the loaded weights. A cross-attention layer makes keys and values only when a job is
+prepared (`text_kv`, `image_kv`), never in a forward pass.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+
+from service.core.errors import ConfigurationError
+from workers.engine.attention import Context, Kernel, decoupled
+
+
+class SelfAttention(nn.Module):
+    """Self-attention with the three projections fused into one matrix.
+
+    `(batch, pixels, dim)` to the same. Source of the computation: diffusers' `AttnProcessor2_0`.
+    """
+
+    def __init__(self, attention: Attention, kernel: Kernel) -> None:
+        super().__init__()
+        self.heads: int = attention.heads
+        self.kernel = kernel
+        parts = (attention.to_q, attention.to_k, attention.to_v)
+        self.to_qkv = _fused(parts)
+        self.to_out: nn.Linear = attention.to_out[0]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Attend `(batch, pixels, dim)` to itself."""
+        query, key, value = self.to_qkv(hidden_states).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        out: Tensor = self.to_out(self.kernel(query, key, value, None).flatten(2))
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Decoupled cross-attention to a `Context`.
+
+    `to_k` and `to_v` are the text's; `offset` is where this layer begins in the context's width.
+    """
+
+    def __init__(self, attention: Attention, kernel: Kernel, *, layer: int, offset: int) -> None:
+        super().__init__()
+        self.heads: int = attention.heads
+        self.layer = layer
+        self.offset = offset
+        self.kernel = kernel
+        self.to_q: nn.Linear = attention.to_q
+        self.to_k: nn.Linear = attention.to_k
+        self.to_v: nn.Linear = attention.to_v
+        self.to_out: nn.Linear = attention.to_out[0]
+
+    def forward(self, hidden_states: Tensor, context: Context) -> Tensor:
+        """Attend `(batch, pixels, dim)` to the context."""
+        query = self.to_q(hidden_states).unflatten(-1, (self.heads, -1))
+        out = decoupled(self.kernel, query, context, layer=self.layer, offset=self.offset)
+        joined: Tensor = self.to_out(out.flatten(2))
+        return joined
+
+
+class Block(nn.Module):
+    """One transformer block: self-attention, cross-attention, feed-forward, each on its norm.
+
+    Source of the computation: diffusers' `BasicTransformerBlock` with `layer_norm`.
+    """
+
+    def __init__(
+        self, block: BasicTransformerBlock, kernel: Kernel, *, layer: int, offset: int
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = block.norm1, block.norm2, block.norm3
+        self.attn1 = SelfAttention(block.attn1, kernel)
+        self.attn2 = CrossAttention(block.attn2, kernel, layer=layer, offset=offset)
+        self.ff = block.ff
+
+    def forward(self, hidden: Tensor, context: Context) -> Tensor:
+        """`(batch, pixels, dim)` to the same."""
+        hidden = hidden + self.attn1(self.norm1(hidden))
+        hidden = hidden + self.attn2(self.norm2(hidden), context)
+        summed: Tensor = hidden + self.ff(self.norm3(hidden))
+        return summed
+
+
+class Transformer(nn.Module):
+    """The transformer between two convolutions of a UNet; stays in channels-last all the way.
+
+    diffusers' own (`Transformer2DModel`, the source of the computation) turns its result to
+    channels-first, which every convolution after it then has to turn back.
+    """
+
+    def __init__(self, transformer: Transformer2DModel, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.norm = transformer.norm
+        self.proj_in = transformer.proj_in
+        self.proj_out = transformer.proj_out
+        self.transformer_blocks = nn.ModuleList(blocks)
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Context, **_ignored: object
+    ) -> tuple[Tensor]:
+        """`(batch, channels, h, w)` to the same, as diffusers' UNet blocks call it."""
+        size = hidden_states.shape[-2:]
+        hidden = self.norm(hidden_states).permute(0, 2, 3, 1).flatten(1, 2)
+        hidden = self.proj_in(hidden)
+        for block in self.transformer_blocks:
+            hidden = block(hidden, encoder_hidden_states)
+        hidden = self.proj_out(hidden).unflatten(1, size).permute(0, 3, 1, 2)
+        return (hidden + hidden_states,)
+
+
+def install(model: nn.Module, kernel: Kernel, *, name: str) -> tuple[CrossAttention, ...]:
+    """Replace every transformer of `model` and return its cross-attentions in their order.
+
+    The order is the one in which diffusers lists its attention processors, which numbers the
+    adapters' weights. Raises `ConfigurationError` for attention of another kind.
+    """
+    layers: list[CrossAttention] = []
+    offset = 0
+    for path, transformer in list(model.named_modules()):
+        if not isinstance(transformer, Transformer2DModel):
+            continue
+        _check_transformer(transformer, f"{name}: {path}")
+        blocks = []
+        for block in transformer.transformer_blocks:
+            blocks.append(Block(block, kernel, layer=len(layers), offset=offset))
+            layers.append(blocks[-1].attn2)
+            offset += 2 * layers[-1].to_k.out_features
+        model.set_submodule(path, Transformer(transformer, blocks))
+    return tuple(layers)
+
+
+def text_kv(layers: Sequence[CrossAttention], text: Tensor) -> Tensor:
+    """Make keys and values of every layer from text embeddings, as `Context.text` wants them.
+
+    `(batch, tokens, dim)` to `(batch, tokens, width)`.
+    """
+    return torch.cat([part(text) for layer in layers for part in (layer.to_k, layer.to_v)], dim=-1)
+
+
+def image_kv(weights: Iterable[tuple[nn.Linear, nn.Linear]], tokens: Tensor) -> Tensor:
+    """Make K' and V' of every layer from image tokens, as `Context.image` wants them.
+
+    `weights` are an adapter's `to_k_ip` and `to_v_ip` in the order of the layers.
+    `(batch, tokens, dim)` to `(batch, tokens, width)`.
+    """
+    return torch.cat([part(tokens) for pair in weights for part in pair], dim=-1)
+
+
+def kv_width(layers: Iterable[CrossAttention]) -> int:
+    """The width of `text_kv` and `image_kv`."""
+    return sum(2 * layer.to_k.out_features for layer in layers)
+
+
+def _fused(parts: Sequence[nn.Linear]) -> nn.Linear:
+    first = parts[0]
+    fused = nn.Linear(
+        first.in_features,
+        sum(part.out_features for part in parts),
+        bias=first.bias is not None,
+        device=first.weight.device,
+        dtype=first.weight.dtype,
+    )
+    with torch.no_grad():
+        fused.weight.copy_(torch.cat([part.weight for part in parts]))
+        if first.bias is not None:
+            fused.bias.copy_(torch.cat([part.bias for part in parts]))
+    return fused.requires_grad_(first.weight.requires_grad)
+
+
+def _check_transformer(transformer: Transformer2DModel, path: str) -> None:
+    blocks = list(transformer.transformer_blocks)
+    known = (
+        transformer.is_input_continuous
+        and transformer.use_linear_projection
+        and all(block.norm_type == "layer_norm" and block.pos_embed is None for block in blocks)
+        and all(_is_known(part) for block in blocks for part in (block.attn1, block.attn2))
+    )
+    if not known:
+        raise ConfigurationError(f"{path} is a transformer of a kind that is not served")
+
+
+def _is_known(attention: object) -> bool:
+    return (
+        isinstance(attention, Attention)
+        and attention.group_norm is None
+        and attention.spatial_norm is None
+        and attention.norm_cross is None
+        and attention.norm_q is None
+        and attention.norm_k is None
+        and attention.added_kv_proj_dim is None
+        and not attention.residual_connection
+        and attention.rescale_output_factor == 1
+    )
