@@ -7,7 +7,7 @@ hub's library reads as well.
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import obstore
@@ -99,6 +99,6 @@ def _open(url: str, settings: Settings) -> ObjectStore:
             "secret_access_key": secret.get_secret_value(),
         }
     try:
-        return cast("ObjectStore", from_url(url, **options))
+        return from_url(url, **options)
     except (BaseError, ValueError) as error:
         raise ConfigurationError(f"IMAGEPROMPT_MODEL_FILES_URL: {error}") from error

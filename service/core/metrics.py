@@ -58,12 +58,8 @@ class ApiMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.redis_registry = CollectorRegistry()
-<<<<<<< HEAD
-        """What is read from Redis, alike by every replica: nothing to expose while it is away."""
-        describe_process(self.registry)
-=======
         """Read from Redis, so the same for every replica; empty while Redis does not answer."""
->>>>>>> main
+        describe_process(self.registry)
         self.ends = Ends(self.registry)
         self.requests = Counter(
             "imageprompt_http_requests",

@@ -47,6 +47,8 @@ checksum/settings: {{ include "imageprompt.settings" . | sha256sum }}
 {{- /* The API's public paths. /metrics is left out on purpose: Prometheus asks the pods themselves. */ -}}
 {{- define "imageprompt.paths" -}}
 - {path: /generate, type: Exact}
+- {path: /, type: Exact}
+- {path: /static, type: Prefix}
 - {path: /jobs, type: Prefix}
 - {path: /models, type: Prefix}
 - {path: /healthz, type: Prefix}
