@@ -24,7 +24,7 @@ FLAGS = [
     "--disable-sync",
 ]
 AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
-PATIENCE_MS = 120_000
+PATIENCE_MS = 90_000
 """How long a state may take to come on a busy machine."""
 WATCH = """
 window.broken = [];
