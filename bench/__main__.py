@@ -24,21 +24,20 @@ from bench.engine.measures import Bench, Results
 from bench.engine.plain import Plain
 from bench.engine.subject import Subject
 from service.core.settings import Device
-from workers.engine.api import Options
+from workers.engine.api import NullObserver, Options
 from workers.engine.engine import load_engine
-from workers.engine.silent import Silent
 
 OUT: Final = Path("out/bench")
 
 
-class Recompiles(Silent):
+class Recompiles(NullObserver):
     """Counts compilations after warm-up."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def on_recompile(self) -> None:
-        """See `types.Observer`."""
+        """See `workers.engine.api.Observer`."""
         self.count += 1
 
 

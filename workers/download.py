@@ -1,7 +1,7 @@
-"""`python -m workers.download`: download what models.yaml names, so that workers can stay offline.
+"""`python -m workers.download`: download the models that models.yaml names.
 
-Run once before workers start; `--wait` waits until that has been done for this very models.yaml.
-Sources that are local folders need nothing. It loads no weights.
+Run it once before offline workers start; `--wait` waits until it has run for the same models.yaml.
+Sources that are local folders are skipped. No weights are loaded.
 """
 
 import hashlib
@@ -27,23 +27,23 @@ logger = structlog.get_logger("workers.download")
 
 
 def marker(models: Path) -> Path:
-    """Name the file that says that everything `models` (a models.yaml) names is in the cache."""
+    """The file that marks that everything which `models` (a models.yaml) names is in the cache."""
     digest = hashlib.sha256(models.read_bytes()).hexdigest()
     return Path(constants.HF_HOME) / "fetched" / digest
 
 
-def fetch(catalog: Catalog) -> None:
-    """Download the files of every model. Raises `ConfigurationError` where one is not there."""
+def download(catalog: Catalog) -> None:
+    """Download the files of every model. Raises `ConfigurationError` where one is missing."""
     for name, entry in catalog.models.items():
-        for what, source, download in _downloads(entry):
+        for what, source, load in _downloads(entry):
             if source.repo is None:
                 continue
-            logger.info("fetching", model=name, what=what, repo=source.repo)
+            logger.info("downloading", model=name, what=what, repo=source.repo)
             try:
-                download()
+                load()
             except (HfHubHTTPError, OSError) as error:
                 raise ConfigurationError(
-                    f"{what} of {name} could not be fetched from "
+                    f"{what} of {name} could not be downloaded from "
                     f"{source.repo}@{source.revision}: {error}"
                 ) from error
 
@@ -52,10 +52,10 @@ def _downloads(entry: ModelEntry) -> Iterator[tuple[str, Source, Callable[[], ob
     # torch and diffusers take seconds to import, and `--wait` needs neither.
     from diffusers import StableDiffusionXLPipeline  # noqa: PLC0415
 
-    from workers.engine import files  # noqa: PLC0415
+    from workers.engine.models import hub  # noqa: PLC0415
 
     def pipeline() -> object:
-        arguments = files.loader_arguments(entry.base)
+        arguments = hub.loader_arguments(entry.base)
         return StableDiffusionXLPipeline.download(entry.base.location, **arguments)
 
     def part(source: Source) -> Callable[[], object]:
@@ -68,7 +68,7 @@ def _downloads(entry: ModelEntry) -> Iterator[tuple[str, Source, Callable[[], ob
         yield "VAE", entry.vae, part(entry.vae)
     for name, adapter in entry.adapters.items():
         yield f"adapter {name}", adapter, _weights(adapter)
-        encoder = files.encoder_source(adapter)
+        encoder = hub.encoder_source(adapter)
         yield f"image encoder of adapter {name}", encoder, part(encoder)
     for name, control in entry.controlnets.items():
         yield f"ControlNet {name}", control, part(control)
@@ -96,7 +96,7 @@ _STEMS: Final = ("diffusion_pytorch_model", "model")
 
 
 def main(arguments: list[str]) -> int:
-    """Fetch, or wait with `--wait`; the exit status."""
+    """Download, or wait with `--wait`; the exit status."""
     settings = load_settings()
     logging.configure(settings.log_level, settings.log_format)
     done = marker(settings.models)
@@ -106,13 +106,13 @@ def main(arguments: list[str]) -> int:
             time.sleep(POLL_SECONDS)
         return 0
     try:
-        fetch(load_catalog(settings.models))
+        download(load_catalog(settings.models))
     except ConfigurationError as error:
         logger.critical("configuration is wrong", cause=str(error))
         return CONFIGURATION_WRONG
     done.parent.mkdir(parents=True, exist_ok=True)
     done.touch()
-    logger.info("fetched", marker=str(done))
+    logger.info("downloaded", marker=str(done))
     return 0
 
 

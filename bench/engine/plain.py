@@ -19,7 +19,7 @@ from PIL import Image
 
 from service.core.catalog import Adapter, ModelEntry
 from service.core.params import GenerateRequest
-from workers.engine.files import loader_arguments
+from workers.engine.models.hub import loader_arguments
 from workers.engine.schedulers import CLASSES
 
 

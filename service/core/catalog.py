@@ -87,9 +87,11 @@ class Defaults(_Strict):
 
 
 class ModelEntry(_Strict):
-    """One served model: an SDXL-shaped base, its adapters and its ControlNets."""
+    """One served model: its base, its adapters and its ControlNets."""
 
     title: str
+    family: Name = "sdxl"
+    """Which kind of model it is: a name of `workers/engine/models`."""
     base: Source
     vae: Source | None = None
     adapters: Annotated[dict[Name, Adapter], Field(min_length=1)]

@@ -1,4 +1,4 @@
-"""A job as it stands in Redis, and the events it sends. Knows nothing of HTTP.
+"""A job's record in Redis, and the names of its events.
 
 Only the named transitions in `service/core/transitions.py` change a job.
 """

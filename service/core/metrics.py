@@ -46,7 +46,7 @@ class ApiMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.redis_registry = CollectorRegistry()
-        """What is read from Redis, alike by every replica: nothing to expose while it is away."""
+        """Read from Redis, so the same for every replica; empty while Redis does not answer."""
         self.ends = Ends(self.registry)
         self.requests = Counter(
             "imageprompt_http_requests",
@@ -102,7 +102,7 @@ class ApiMetrics:
         )
         self.workers_ready = Gauge(
             "imageprompt_workers_ready",
-            "Warm workers that have given a sign of life.",
+            "Warm workers with a recent heartbeat.",
             registry=self.redis_registry,
         )
 

@@ -34,7 +34,7 @@ def idempotency(owner: str, digest: str) -> str:
 
 
 def worker(name: str) -> str:
-    """Hash with a time to live: what one worker says of itself."""
+    """String with a time to live: one worker's entry in the registry (`WorkerInfo`)."""
     return f"{PREFIX}worker:{name}"
 
 
@@ -63,7 +63,7 @@ SWEEP = f"{PREFIX}sweep"
 """String with a time to live: somebody has lately swept the storage."""
 
 WORKERS = f"{PREFIX}workers"
-"""Sorted set: worker names by the time of their last sign of life."""
+"""Sorted set: names of registered workers by the time of their last heartbeat."""
 
 
 def upload(job_id: str, name: str) -> str:

@@ -30,8 +30,8 @@ ACTIVE_SECONDS: Final = 24 * 3600
 
 _EXHAUSTED = JobError(
     type="urn:imageprompt:error:attempts-exhausted",
-    title="Given up",
-    detail="The job was started as often as allowed and its worker never came to an end with it.",
+    title="Too many attempts",
+    detail="The job was started as often as allowed, and no worker finished it.",
 )
 _EXPIRED = JobError(
     type="urn:imageprompt:error:deadline",
@@ -64,7 +64,7 @@ class Transitions:
         clock: Callable[[], float] = time.time,
         on_end: Callable[[str, str], None] = lambda _model, _status: None,
     ) -> None:
-        """`on_end` is told the model and final state of each job that is ended here, once."""
+        """`on_end(model, final status)` is called once for each job that this object ends."""
         self._redis = redis
         self._retention = retention_seconds
         self._tombstone = tombstone_seconds

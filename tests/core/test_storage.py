@@ -39,7 +39,9 @@ def test_objects_come_back_and_go_by_folder(storage: Storage) -> None:
     assert storage.get("uploads/ab/0.png") == b"neighbour"
 
 
-def test_a_missing_object_is_told_from_a_storage_that_is_away(storage: Storage) -> None:
+def test_a_missing_object_is_distinguished_from_a_storage_that_does_not_answer(
+    storage: Storage,
+) -> None:
     with pytest.raises(ObjectMissing):
         storage.get("uploads/none/0.png")
     with pytest.raises(ObjectMissing):
@@ -57,7 +59,9 @@ def test_a_presigned_url_is_read_without_keys(bucket: Bucket) -> None:
 def test_a_storage_that_is_away_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", REGION)
     with pytest.raises(StorageError) as caught:
-        Bucket("away", "http://127.0.0.1:9").storage().put("uploads/a/0.png", b"x", "image/png")
+        Bucket("unreachable", "http://127.0.0.1:9").storage().put(
+            "uploads/a/0.png", b"x", "image/png"
+        )
     assert not isinstance(caught.value, ObjectMissing)
 
 

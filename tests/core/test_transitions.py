@@ -200,7 +200,7 @@ def test_a_job_that_kills_its_workers_is_given_up(redis: Redis, transitions: Tra
         assert transitions.claim(claim_of(job_id), "w")
     assert not transitions.claim(claim_of(job_id), "w")
     job = stored(redis, job_id)
-    assert (job.status, job.error and job.error.title) == (Status.FAILED, "Given up")
+    assert (job.status, job.error and job.error.title) == (Status.FAILED, "Too many attempts")
 
 
 def test_handing_back_is_no_attempt_but_a_retry_is(redis: Redis, transitions: Transitions) -> None:
@@ -262,13 +262,13 @@ def test_an_overdue_job_ends_without_a_worker(
 
 
 @pytest.fixture
-def told() -> list[tuple[str, str]]:
-    """Model and final state of every end that was told."""
+def ended() -> list[tuple[str, str]]:
+    """Model and final state of every end that was counted."""
     return []
 
 
 @pytest.fixture
-def telling(redis: Redis, clock: Clock, told: list[tuple[str, str]]) -> Transitions:
+def counting(redis: Redis, clock: Clock, ended: list[tuple[str, str]]) -> Transitions:
     """Transitions that tell of ends."""
     return Transitions(
         redis,
@@ -276,41 +276,41 @@ def telling(redis: Redis, clock: Clock, told: list[tuple[str, str]]) -> Transiti
         tombstone_seconds=50,
         max_attempts=1,
         clock=clock,
-        on_end=lambda *end: told.append(end),
+        on_end=lambda *end: ended.append(end),
     )
 
 
-def test_each_end_is_told_once_whoever_made_it(
-    redis: Redis, telling: Transitions, clock: Clock, told: list[tuple[str, str]]
+def test_each_end_is_counted_once_whoever_made_it(
+    redis: Redis, counting: Transitions, clock: Clock, ended: list[tuple[str, str]]
 ) -> None:
     good, bad, dead, late, overdue, canceled = (
-        new_job(redis, telling, deadline_at=1500.0) for _ in range(6)
+        new_job(redis, counting, deadline_at=1500.0) for _ in range(6)
     )
     claims = {job_id: claim_of(job_id) for job_id in (good, bad, dead)}
-    assert all(telling.claim(claim, "w") for claim in claims.values())
+    assert all(counting.claim(claim, "w") for claim in claims.values())
     clock.now = 1501
-    assert told == []
-    assert telling.succeed(claims[good], (IMAGE,), METRICS, 5)
-    assert telling.fail(claims[bad], ERROR, METRICS)
-    assert not telling.claim(claim_of(dead), "w"), "its worker died, and once is all it may"
-    assert not telling.claim(claim_of(late), "w")
-    assert telling.expire(overdue)
-    assert telling.cancel(canceled) is Status.CANCELED
+    assert ended == []
+    assert counting.succeed(claims[good], (IMAGE,), METRICS, 5)
+    assert counting.fail(claims[bad], ERROR, METRICS)
+    assert not counting.claim(claim_of(dead), "w"), "its worker died, and once is all it may"
+    assert not counting.claim(claim_of(late), "w")
+    assert counting.expire(overdue)
+    assert counting.cancel(canceled) is Status.CANCELED
     ends = ["succeeded", "failed", "failed", "expired", "expired", "canceled"]
-    assert told == [("tiny", end) for end in ends]
+    assert ended == [("tiny", end) for end in ends]
     for job_id in (good, bad, dead, late, overdue, canceled):
-        telling.cancel(job_id)
-        telling.expire(job_id)
-        assert not any(_endings(telling, claim_of(job_id)))
-    assert len(told) == len(ends)
+        counting.cancel(job_id)
+        counting.expire(job_id)
+        assert not any(_endings(counting, claim_of(job_id)))
+    assert len(ended) == len(ends)
 
 
-def test_an_end_whose_answer_was_lost_is_told_when_it_is_asked_for_again(
+def test_an_end_whose_answer_was_lost_is_counted_when_it_is_asked_for_again(
     redis: Redis,
     transitions: Transitions,
-    telling: Transitions,
+    counting: Transitions,
     clock: Clock,
-    told: list[tuple[str, str]],
+    ended: list[tuple[str, str]],
 ) -> None:
     done, late = (new_job(redis, transitions, deadline_at=1500.0) for _ in range(2))
     claim, too_late = claim_of(done), claim_of(late)
@@ -318,9 +318,9 @@ def test_an_end_whose_answer_was_lost_is_told_when_it_is_asked_for_again(
     clock.now = 1501
     assert transitions.succeed(claim, (IMAGE,), METRICS, 5)  # who asked does not learn of it
     assert not transitions.claim(too_late, "w")
-    assert telling.succeed(claim, (IMAGE,), METRICS, 5)
-    assert not telling.claim(too_late, "w")
-    assert told == [("tiny", "succeeded"), ("tiny", "expired")]
+    assert counting.succeed(claim, (IMAGE,), METRICS, 5)
+    assert not counting.claim(too_late, "w")
+    assert ended == [("tiny", "succeeded"), ("tiny", "expired")]
 
 
 def test_a_claim_whose_answer_was_lost_is_one_attempt(
@@ -343,16 +343,19 @@ def test_a_claim_whose_answer_was_lost_is_one_attempt(
 
 
 @pytest.mark.parametrize("request_text", [b"{", b"7", b'{"model": 3}', None])
-def test_the_end_of_a_damaged_record_is_told_without_a_model(
-    redis: Redis, telling: Transitions, told: list[tuple[str, str]], request_text: bytes | None
+def test_the_end_of_a_damaged_record_is_counted_without_a_model(
+    redis: Redis,
+    counting: Transitions,
+    ended: list[tuple[str, str]],
+    request_text: bytes | None,
 ) -> None:
-    job_id = new_job(redis, telling)
+    job_id = new_job(redis, counting)
     if request_text is None:
         redis.hdel(redis_keys.job(job_id), "request")
     else:
         redis.hset(redis_keys.job(job_id), "request", request_text)
-    assert telling.cancel(job_id) is Status.CANCELED
-    assert told == [("", "canceled")]
+    assert counting.cancel(job_id) is Status.CANCELED
+    assert ended == [("", "canceled")]
 
 
 def test_an_erased_job_leaves_no_count_of_its_webhooks(

@@ -18,11 +18,12 @@ LOAD = """
 import torch
 from service.core.catalog import load_catalog
 from service.core.settings import load_settings
-from workers.engine import attention, loading
+from workers.engine import attention
+from workers.engine.models import sdxl
 
 catalog = load_catalog(load_settings().models)
 for name, entry in catalog.models.items():
-    loading.load_model(
+    sdxl.load(
         name, entry, device=torch.device("cpu"), kernel=attention.sdpa, on_stage=print
     )
 """

@@ -1,9 +1,8 @@
-"""A loaded engine on the tiny model, jobs for it, and the plain pipelines to compare it with."""
+"""An engine on the tiny model, stepped by hand, and the plain pipelines to compare it with."""
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +13,10 @@ from bench.engine.plain import Plain
 from service.core.catalog import Catalog, load_catalog
 from service.core.params import Control, GenerateRequest, ImagePrompt
 from service.core.settings import Device
-from workers.engine.api import EngineJob, EngineResult, Options
+from tests.running import until
+from workers.engine.api import EngineJob, EngineResult, Listener, NullObserver, Options, Ticket
 from workers.engine.engine import Engine, load_engine
-from workers.engine.rows import Row, Work
-from workers.engine.silent import Silent
+from workers.engine.rows import Row
 from workers.engine.warmup import digest, noise
 
 SIZE = 64
@@ -31,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings(reason))
 
 
-class Counts(Silent):
+class Counts(NullObserver):
     """An observer that counts."""
 
     def __init__(self) -> None:
@@ -53,8 +52,8 @@ class Counts(Silent):
         self.out_of_memory += 1
 
 
-class Steps(Silent):
-    """A listener that remembers what it heard and does something at a step."""
+class Steps(NullObserver):
+    """A listener that remembers what it was told and does something at a step."""
 
     def __init__(self, at: int = 0, action: Callable[[], None] = lambda: None) -> None:
         self.heard: list[tuple[int, int]] = []
@@ -67,34 +66,124 @@ class Steps(Silent):
             self._action()
 
 
+class Stepper:
+    """An engine whose turns the test takes itself; remembers every row that took part.
+
+    The final latents of a job's rows are compared before they are rounded to a picture.
+    """
+
+    def __init__(self, engine: Engine, observer: Counts | None = None) -> None:
+        self.engine = engine
+        self.loop = engine.loop
+        self.observer = observer or Counts()
+        self._rows: dict[str, dict[int, Row]] = {}
+
+    def submit(self, job: EngineJob, listener: Listener | None = None) -> Ticket:
+        """Submit a job; it starts in one of the next turns."""
+        return self.engine.submit(job, listener)
+
+    def submit_all(self, *jobs: EngineJob | tuple[EngineJob, Listener]) -> list[Ticket]:
+        """Submit jobs and make rows of all of them, so that they take their first step together."""
+        before = len(self.loop.waiting)
+        tickets = [self.engine.submit(*(job if isinstance(job, tuple) else (job,))) for job in jobs]
+        self.gather(before + len(jobs))
+        self.loop.prepare(float("inf"))
+        return tickets
+
+    def gather(self, jobs: int) -> None:
+        """Wait until the inputs of so many jobs are gathered."""
+
+        def gathered() -> bool:
+            self.loop.receive()
+            return len(self.loop.waiting) >= jobs
+
+        until(gathered, what="the inputs of the jobs")
+
+    def turn(self) -> None:
+        """Take one turn."""
+        self.loop.turn()
+        for row in (*self.loop.rows, *self.loop.decoding):
+            self._rows.setdefault(row.work.job.id, {})[row.index] = row
+
+    def finish(self, *tickets: Ticket) -> list[EngineResult]:
+        """Take turns until every ticket has ended; raises what the first failed one raises."""
+        for ticket in tickets:
+            while not ticket.done:
+                self.turn()
+        return [ticket.result(0) for ticket in tickets]
+
+    def run(self, job: EngineJob, listener: Listener | None = None) -> EngineResult:
+        """Run one job to its end. Rows of an earlier job of that name are forgotten."""
+        self._rows.pop(job.id, None)
+        return self.finish(self.submit(job, listener))[0]
+
+    def together(self, *jobs: EngineJob) -> list[EngineResult]:
+        """Run jobs that all start at once."""
+        return self.finish(*self.submit_all(*jobs))
+
+    def rows_of(self, name: str) -> list[Row]:
+        """The rows of a job, in order."""
+        return [row for _, row in sorted(self._rows[name].items())]
+
+    def decoded(self, name: str) -> np.ndarray:
+        """The pictures of a job as floats of 0 to 1, `(pictures, height, width, 3)`."""
+        rows = self.rows_of(name)
+        with torch.no_grad():
+            decoded = torch.cat([row.work.model.decode(row.latents.clone()) for row in rows])
+        return (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().numpy()
+
+    def difference(self, name: str, other: str) -> float:
+        """The largest difference between the pictures of two jobs, of full scale."""
+        return float(np.abs(self.decoded(name) - self.decoded(other)).max())
+
+
 @pytest.fixture(scope="session")
 def catalog(tiny_catalog: Path) -> Catalog:
     """The tiny model's catalog."""
     return load_catalog(tiny_catalog)
 
 
-@pytest.fixture
-def observer(engine_and_observer: tuple[Engine, Counts]) -> Counts:
-    """What the shared engine's observer has heard since the test began."""
-    _, counts = engine_and_observer
-    Counts.__init__(counts)
-    return counts
-
-
 @pytest.fixture(scope="session")
-def engine_and_observer(catalog: Catalog) -> Iterator[tuple[Engine, Counts]]:
-    """A started engine; caps are left at the number of slots."""
-    counts = Counts()
-    engine = load_engine(catalog, Options(slots=8, threads=1, observer=counts), device=Device.CPU)
-    engine.start()
-    yield engine, counts
+def loaded(catalog: Catalog) -> Iterator[Engine]:
+    """An engine that is not started; others are made from its models."""
+    engine = load_engine(catalog, Options(threads=1), device=Device.CPU)
+    yield engine
     engine.stop()
 
 
 @pytest.fixture
-def engine(engine_and_observer: tuple[Engine, Counts]) -> Engine:
-    """The engine that most tests share."""
-    return engine_and_observer[0]
+def make_engine(loaded: Engine) -> Iterator[Callable[..., Engine]]:
+    """Call it for a new engine over the tiny model; the arguments are those of `Options`."""
+    engines = []
+
+    def make(**options: Any) -> Engine:
+        engine = Engine(
+            loaded.models,
+            "tiny",
+            Options(**{"slots": 8, "threads": 1, **options}),
+            device=torch.device("cpu"),
+        )
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.stop()
+
+
+@pytest.fixture
+def stepper(make_engine: Callable[..., Engine]) -> Stepper:
+    """A new engine that the test steps by hand; caps are left at the number of slots."""
+    observer = Counts()
+    return Stepper(make_engine(observer=observer), observer)
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., Engine]) -> Engine:
+    """A new engine that runs on its own thread."""
+    engine = make_engine()
+    engine.start()
+    return engine
 
 
 @pytest.fixture(scope="session")
@@ -152,100 +241,5 @@ def read(key: str) -> Image.Image:
 
 
 def job(wanted: GenerateRequest, name: str = "job") -> EngineJob:
-    """A job whose uploads are at hand."""
+    """A job whose uploads can be read."""
     return EngineJob(name, wanted, read)
-
-
-class Rows:
-    """Remembers the rows of an engine, to compare finished ones before they are rounded."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._rows: dict[str, list[Row]] = {}
-        self._rows_of = engine._admission.rows_of
-        engine._admission.rows_of = self._remember
-
-    def _remember(self, work: Work) -> list[Row]:
-        self._rows[work.job.id] = rows = self._rows_of(work)
-        return rows
-
-    def of(self, name: str) -> list[Row]:
-        """The rows of a job."""
-        return self._rows[name]
-
-    def decoded(self, name: str) -> np.ndarray:
-        """The pictures of a job as floats of 0 to 1, `(pictures, height, width, 3)`."""
-        model = self._engine.models["tiny"]
-        latents = torch.cat([row.latents for row in self._rows[name]])
-        with torch.no_grad():
-            decoded = torch.cat(
-                [
-                    model.vae.decode(one / model.vae.config.scaling_factor).sample
-                    for one in latents.clone().split(1)
-                ]
-            )
-        return (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-
-
-@pytest.fixture
-def rows(engine: Engine) -> Iterator[Rows]:
-    """The rows of jobs that come during a test."""
-    remembered = Rows(engine)
-    yield remembered
-    engine._admission.rows_of = remembered._rows_of
-
-
-class Arrivals:
-    """Counts the jobs whose inputs have been gathered: the engine takes them in next."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._stepper = engine._stepper
-        self._admit = engine._stepper.admit
-        self._gathered = threading.Semaphore(0)
-
-    def __enter__(self) -> Self:
-        self._stepper.admit = self._count
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        del self._stepper.admit
-
-    def wait_for(self, jobs: int) -> None:
-        """Wait until the inputs of `jobs` more jobs have been gathered."""
-        for _ in range(jobs):
-            assert self._gathered.acquire(timeout=60)
-
-    def _count(self, work: Work) -> None:
-        self._admit(work)
-        self._gathered.release()
-
-
-class Gate(Arrivals):
-    """Holds an engine between two steps while jobs are handed in, so that they start together."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
-        self._open = threading.Event()
-        self._shut = threading.Event()
-
-    def __enter__(self) -> Self:
-        self._stepper.call(self._hold)
-        assert self._shut.wait(60)
-        return super().__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._open.set()
-
-    def _hold(self) -> None:
-        self._shut.set()
-        assert self._open.wait(120)
-        self._stepper._step_seconds = 60.0  # so long no step is due: all are taken in before one
-
-
-def together(engine: Engine, jobs: Sequence[EngineJob]) -> list[EngineResult]:
-    """Run jobs that all start at once."""
-    with Gate(engine) as gate:
-        tickets = [engine.submit(each) for each in jobs]
-        gate.wait_for(len(jobs))
-    return [ticket.result(60) for ticket in tickets]

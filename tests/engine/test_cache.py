@@ -8,8 +8,9 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from service.core.params import Crop
-from workers.engine import cache, files
+from workers.engine import cache
 from workers.engine.cache import EmbeddingCache
+from workers.engine.models import hub
 
 LAYOUT = {"embedding": (3,)}
 
@@ -74,16 +75,16 @@ def test_a_spoilt_entry_is_a_miss(data: bytes) -> None:
 def test_an_encoder_s_fingerprint_tells_its_tokenizer_and_configuration(tiny_model: Path) -> None:
     encoder = CLIPTextModel.from_pretrained(tiny_model / "text_encoder")
     tokenizer = CLIPTokenizer.from_pretrained(tiny_model / "tokenizer")
-    first = files.fingerprint(encoder, tokenizers=(tokenizer,))
-    assert files.fingerprint(encoder) != first
+    first = hub.fingerprint(encoder, tokenizers=(tokenizer,))
+    assert hub.fingerprint(encoder) != first
     again = CLIPTokenizer.from_pretrained(tiny_model / "tokenizer", pad_token="!")
-    assert files.fingerprint(encoder, tokenizers=(again,)) != first
+    assert hub.fingerprint(encoder, tokenizers=(again,)) != first
     encoder.config.hidden_act = "relu"
     fresh = CLIPTokenizer.from_pretrained(tiny_model / "tokenizer")
-    assert files.fingerprint(encoder, tokenizers=(fresh,)) != first
+    assert hub.fingerprint(encoder, tokenizers=(fresh,)) != first
     encoder.config.hidden_act = "gelu"
     encoder.config.name_or_path = "elsewhere"
-    assert files.fingerprint(encoder, tokenizers=(fresh,)) == first
+    assert hub.fingerprint(encoder, tokenizers=(fresh,)) == first
 
 
 def test_a_fingerprint_depends_on_pixels_encoder_crop_and_kind() -> None:

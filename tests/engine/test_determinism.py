@@ -1,4 +1,4 @@
-"""Nothing that a deterministic job runs was chosen by timing: its bytes outlive a restart."""
+"""Nothing that a deterministic job runs was chosen by timing: its bytes stay after a restart."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engine.conftest import Counts, job, request
+from tests.engine.conftest import Stepper, job, request
 from workers.engine import attention
-from workers.engine.engine import Engine
-from workers.engine.layers import CrossAttention, SelfAttention
+from workers.engine.models.layers import CrossAttention, SelfAttention
 
-BY_RULE, BY_TIMING = (False, True), (True, False)
+FIXED, BY_TIMING = (False, True), (True, False)
 """cuDNN's (benchmark, deterministic)."""
 
 
@@ -38,10 +37,10 @@ class Spy:
 
 
 @pytest.fixture
-def spy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
+def spy(stepper: Stepper, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
     """An engine as on CUDA while cuDNN times its algorithms and a kernel has been chosen."""
-    spy, model = Spy(), engine.models["tiny"]
-    networks = engine._networks["tiny"]
+    spy, model = Spy(), stepper.engine.models["tiny"]
+    networks = stepper.engine.networks["tiny"]
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(networks, "denoise", spy.noting("unet", networks.denoise))
     monkeypatch.setattr(model.vae, "decode", spy.noting("vae", model.vae.decode))
@@ -55,24 +54,24 @@ def spy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == BY_TIMING
 
 
-def test_a_deterministic_job_runs_by_rule(engine: Engine, spy: Spy) -> None:
+def test_a_deterministic_job_runs_deterministically(stepper: Stepper, spy: Spy) -> None:
     """No algorithm of cuDNN's and no attention kernel is one that was the fastest at start-up."""
-    wanted = request(deterministic=True, control={}, prompt="by rule")
-    engine.submit(job(wanted)).result(60)
-    assert spy.flags == {"text": {BY_RULE}, "unet": {BY_RULE}, "vae": {BY_RULE}}
+    wanted = request(deterministic=True, control={}, prompt="fixed")
+    stepper.run(job(wanted))
+    assert spy.flags == {"text": {FIXED}, "unet": {FIXED}, "vae": {FIXED}}
     assert spy.fastest == 0
 
 
-def test_another_job_runs_what_is_fastest_but_encodes_by_rule(engine: Engine, spy: Spy) -> None:
+def test_another_job_runs_what_is_fastest_but_encodes_deterministically(
+    stepper: Stepper, spy: Spy
+) -> None:
     """Its embeddings are cached, and a deterministic job may be served from there."""
-    engine.submit(job(request(control={}, prompt="by timing"))).result(60)
-    assert spy.flags == {"text": {BY_RULE}, "unet": {BY_TIMING}, "vae": {BY_TIMING}}
+    stepper.run(job(request(control={}, prompt="by timing")))
+    assert spy.flags == {"text": {FIXED}, "unet": {BY_TIMING}, "vae": {BY_TIMING}}
     assert spy.fastest > 0
 
 
-def test_the_measured_cap_does_not_show_in_a_deterministic_job(
-    engine: Engine, observer: Counts
-) -> None:
+def test_the_measured_cap_does_not_show_in_a_deterministic_job(stepper: Stepper) -> None:
     """Its rows make the same batches whatever was measured at start-up."""
-    engine.submit(job(request(deterministic=True, num_images=2))).result(60)
-    assert set(observer.forwards) == {2}
+    stepper.run(job(request(deterministic=True, num_images=2)))
+    assert set(stepper.observer.forwards) == {2}

@@ -1,4 +1,4 @@
-"""A job in the engine gives what the plain diffusers pipeline gives, alone or in company."""
+"""A job in the engine gives what the plain diffusers pipeline gives, alone or in a batch."""
 
 import gc
 import weakref
@@ -12,13 +12,13 @@ from bench.engine.plain import Plain
 from service.core.catalog import BlockScales, Catalog
 from service.core.params import GenerateRequest
 from service.core.settings import Device
-from tests.engine.conftest import Counts, Rows, control_map, job, picture, request, together
+from tests.engine.conftest import Stepper, control_map, job, picture, request
 from tests.running import until
 from workers.engine.api import Options
 from workers.engine.engine import Engine, load_engine
 
 SAME_AS_PLAIN = 1e-3
-SAME_IN_COMPANY = 1e-4
+SAME_IN_A_BATCH = 1e-4
 WINDOW = {"scale": 0.8, "start": 0.2, "end": 0.7}
 
 CASES = {
@@ -39,29 +39,29 @@ CASES = {
 
 @pytest.mark.parametrize("wanted", CASES.values(), ids=CASES.keys())
 def test_a_job_alone_equals_the_plain_pipeline(
-    engine: Engine, rows: Rows, plain: Plain, wanted: GenerateRequest
+    stepper: Stepper, plain: Plain, wanted: GenerateRequest
 ) -> None:
     """The same request with the same seed gives the same pixels as diffusers itself."""
     images = [picture(index) for index in range(len(wanted.images))]
     theirs = plain.pictures(wanted, images, control_map() if wanted.control else None)
-    result = engine.submit(job(wanted)).result(60)
-    ours = rows.decoded("job")
+    result = stepper.run(job(wanted))
+    ours = stepper.decoded("job")
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() <= SAME_AS_PLAIN
     # The picture that is handed out is this one, rounded to 8 bits.
     assert np.abs(np.stack(result.images) / 255 - ours).max() <= 0.5 / 255 + 1e-5
 
 
-def test_an_engine_serves_what_it_has_loaded(engine: Engine) -> None:
+def test_an_engine_serves_what_it_has_loaded(loaded: Engine) -> None:
     served = request(adapter="plus", control={})
     assert served.control is not None
-    assert engine.serves(served)
+    assert loaded.serves(served)
     for change in (
         {"model": "new"},
         {"adapter": "new"},
         {"control": served.control.model_copy(update={"type": "new"})},
     ):
-        assert not engine.serves(served.model_copy(update=change))
+        assert not loaded.serves(served.model_copy(update=change))
 
 
 CHANGES = {
@@ -79,32 +79,30 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_every_parameter_matters(engine: Engine, rows: Rows, change: dict[str, object]) -> None:
+def test_every_parameter_matters(stepper: Stepper, change: dict[str, object]) -> None:
     """Each condition changes the picture by more than the tolerance of the comparisons."""
     for name, wanted in (("before", request()), ("after", request().model_copy(update=change))):
-        engine.submit(job(wanted, name)).result(60)
-    difference = np.abs(rows.decoded("before") - rows.decoded("after")).max()
+        stepper.run(job(wanted, name))
+    difference = np.abs(stepper.decoded("before") - stepper.decoded("after")).max()
     assert difference > 10 * SAME_AS_PLAIN
 
 
 def test_an_ended_job_is_freed_at_once(engine: Engine) -> None:
-    """Tensors and pictures do not pile up until the collector of cycles comes by."""
+    """Tensors and pictures do not pile up until the garbage collector runs."""
     gc.disable()
     try:
-        done, given_up = (engine.submit(job(request(steps=steps))) for steps in (2, 50))
+        done, dropped = (engine.submit(job(request(steps=steps))) for steps in (2, 50))
         done.result(60)
-        given_up.cancel()
-        kept = [weakref.ref(ticket) for ticket in (done, given_up)]
-        del done, given_up
+        dropped.cancel()
+        kept = [weakref.ref(ticket) for ticket in (done, dropped)]
+        del done, dropped
         until(lambda: not any(ticket() for ticket in kept), what="the end of the tickets")
     finally:
         gc.enable()
 
 
-def test_rows_of_a_mixed_batch_equal_the_same_jobs_alone(
-    engine: Engine, rows: Rows, observer: Counts
-) -> None:
-    """Eight jobs that differ in everything share forwards, and none can tell."""
+def test_rows_of_a_mixed_batch_equal_the_same_jobs_alone(stepper: Stepper) -> None:
+    """Eight jobs that differ in everything share forwards and come out as if alone."""
     mixed = [
         request(seed=1),
         request(seed=2, adapter="plus", images=2, ip_scale=1.2, steps=5),
@@ -115,13 +113,13 @@ def test_rows_of_a_mixed_batch_equal_the_same_jobs_alone(
         request(seed=7, images=3, scheduler="dpmpp_2m", guidance_scale=9.0, guidance_end=0.5),
         request(seed=8, negative_prompt="star", scheduler="unipc", ip_scale=0.0, num_images=2),
     ]
-    results = together(engine, [job(wanted, f"mixed-{i}") for i, wanted in enumerate(mixed)])
+    results = stepper.together(*(job(wanted, f"mixed-{i}") for i, wanted in enumerate(mixed)))
     assert max(result.max_batch for result in results) >= 12
-    assert max(observer.forwards) >= 12
+    assert max(stepper.observer.forwards) >= 12
     for index, wanted in enumerate(mixed):
-        engine.submit(job(wanted, "alone")).result(60)
-        difference = np.abs(rows.decoded("alone") - rows.decoded(f"mixed-{index}")).max()
-        assert difference <= SAME_IN_COMPANY, f"row {index}"
+        stepper.run(job(wanted, "alone"))
+        difference = np.abs(stepper.decoded("alone") - stepper.decoded(f"mixed-{index}")).max()
+        assert difference <= SAME_IN_A_BATCH, f"row {index}"
 
 
 def test_an_adapter_acts_in_the_blocks_that_models_yaml_says(
@@ -134,65 +132,64 @@ def test_an_adapter_acts_in_the_blocks_that_models_yaml_says(
     entry = entry.model_copy(update={"adapters": {**entry.adapters, "plus": plus}})
     changed = catalog.model_copy(update={"models": {"tiny": entry}})
     engine = load_engine(changed, Options(slots=2, threads=1), device=Device.CPU)
-    engine.start()
     try:
-        rows = Rows(engine)
+        stepper = Stepper(engine)
         wanted = request(adapter="plus")
         # The other adapter has no block scales and keeps lambda everywhere.
-        together(engine, [job(wanted, "plus"), job(request(), "base")])
+        stepper.together(job(wanted, "plus"), job(request(), "base"))
         same = Plain(entry, torch.device("cpu")).pictures(wanted, [picture(0)])
-        assert np.abs(rows.decoded("plus") - same).max() <= SAME_AS_PLAIN
+        assert np.abs(stepper.decoded("plus") - same).max() <= SAME_AS_PLAIN
         everywhere = plain.pictures(wanted, [picture(0)])
-        assert np.abs(rows.decoded("plus") - everywhere).max() > 10 * SAME_AS_PLAIN
+        assert np.abs(stepper.decoded("plus") - everywhere).max() > 10 * SAME_AS_PLAIN
         base = plain.pictures(request(), [picture(0)])
-        assert np.abs(rows.decoded("base") - base).max() <= SAME_AS_PLAIN
+        assert np.abs(stepper.decoded("base") - base).max() <= SAME_AS_PLAIN
     finally:
         engine.stop()
 
 
-def test_equal_image_weights_change_nothing(engine: Engine, rows: Rows) -> None:
+def test_equal_image_weights_change_nothing(stepper: Stepper) -> None:
     """Image weights are relative: two of 0.5 are two of 1."""
     wanted = request(images=2)
     halves = tuple(image.model_copy(update={"weight": 0.5}) for image in wanted.images)
-    engine.submit(job(wanted, "ones")).result(60)
-    engine.submit(job(wanted.model_copy(update={"images": halves}), "halves")).result(60)
-    assert np.array_equal(rows.decoded("ones"), rows.decoded("halves"))
+    stepper.run(job(wanted, "ones"))
+    stepper.run(job(wanted.model_copy(update={"images": halves}), "halves"))
+    assert np.array_equal(stepper.decoded("ones"), stepper.decoded("halves"))
 
 
-def test_an_image_of_weight_zero_is_not_there(engine: Engine, rows: Rows) -> None:
+def test_an_image_of_weight_zero_is_not_there(stepper: Stepper) -> None:
     """A weight of 0 removes an image prompt; one near 0 comes close to that."""
     both = request(images=2)
 
     def weighted(weight: float) -> np.ndarray:
         second = both.images[1].model_copy(update={"weight": weight})
         changed = both.model_copy(update={"images": (both.images[0], second)})
-        engine.submit(job(changed, "weighted")).result(60)
-        return rows.decoded("weighted")
+        stepper.run(job(changed, "weighted"))
+        return stepper.decoded("weighted")
 
-    engine.submit(job(request(), "first only")).result(60)
-    alone = rows.decoded("first only")
-    assert np.abs(weighted(0.0) - alone).max() <= SAME_IN_COMPANY
+    stepper.run(job(request(), "first only"))
+    alone = stepper.decoded("first only")
+    assert np.abs(weighted(0.0) - alone).max() <= SAME_IN_A_BATCH
     assert np.abs(weighted(1e-6) - alone).max() <= SAME_AS_PLAIN
     assert np.abs(weighted(1.0) - alone).max() > 10 * SAME_AS_PLAIN
 
 
-def test_without_any_image_the_base_model_answers(engine: Engine, rows: Rows, plain: Plain) -> None:
+def test_without_any_image_the_base_model_answers(stepper: Stepper, plain: Plain) -> None:
     """With every image prompt at weight 0 the picture is the plain model's for the text alone."""
     only = request(prompt="a red star")
     nothing = tuple(image.model_copy(update={"weight": 0.0}) for image in only.images)
-    engine.submit(job(only.model_copy(update={"images": nothing}), "none")).result(60)
+    stepper.run(job(only.model_copy(update={"images": nothing}), "none"))
     theirs = plain.pictures(only.model_copy(update={"ip_scale": 0.0}), [picture(0)])
-    assert np.abs(rows.decoded("none") - theirs).max() <= SAME_AS_PLAIN
+    assert np.abs(stepper.decoded("none") - theirs).max() <= SAME_AS_PLAIN
 
 
-def test_deterministic_jobs_share_with_nobody_and_repeat_their_bytes(engine: Engine) -> None:
+def test_deterministic_jobs_run_alone_and_repeat_their_bytes(stepper: Stepper) -> None:
     """A deterministic job runs in batches of its own, and gives the same bytes each time."""
-    steady = request(deterministic=True)
+    fixed = request(deterministic=True)
     others = [request(seed=seed) for seed in range(3)]
-    jobs = [job(steady, "steady"), *(job(other, f"other-{other.seed}") for other in others)]
-    first, *_ = together(engine, jobs)
+    jobs = [job(fixed, "fixed"), *(job(other, f"other-{other.seed}") for other in others)]
+    first, *_ = stepper.together(*jobs)
     assert first.max_batch == 2
-    again = engine.submit(job(steady, "again")).result(60)
+    again = stepper.run(job(fixed, "again"))
     assert _bytes(first.images[0]) == _bytes(again.images[0])
 
 

@@ -1,61 +1,49 @@
-"""What goes wrong with one job or with the device costs as few jobs as it can."""
+"""What goes wrong with one job or with the device costs as few jobs as possible."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from service.core.errors import EngineFault, NotFinite, OutOfMemory
-from tests.engine.conftest import Counts, Gate, Rows, Steps, job, request, together
-from workers.engine.api import EngineDied, Options
+from tests.engine.conftest import Stepper, Steps, job, request
+from workers.engine import preview
+from workers.engine.api import EngineDied
+from workers.engine.compile import Networks
 from workers.engine.engine import Engine
-from workers.engine.networks import Networks
-from workers.engine.previews import Previews
-from workers.engine.rows import Row
 
 
 @pytest.fixture
-def networks(engine: Engine) -> Iterator[Networks]:
-    """The seam at which tests make the device fail; it is mended after the test."""
-    batcher = engine._batchers["tiny"]
-    whole = batcher._networks
-    batcher._networks = Networks(engine.models["tiny"])
-    yield batcher._networks
-    batcher._networks = whole
-    engine._caps._lowered.clear()
+def networks(stepper: Stepper) -> Networks:
+    """The seam at which tests make the device fail."""
+    return stepper.engine.networks["tiny"]
 
 
-def test_a_row_that_is_not_finite_fails_alone(engine: Engine, networks: Networks) -> None:
+def test_a_row_that_is_not_finite_fails_alone(stepper: Stepper, networks: Networks) -> None:
     """NaN in one job's latents ends that job; the others' pictures are unharmed."""
     clean = networks.denoise
-    sick = 7.5  # the guidance scale by which the sick job is known
 
     def poisoned(sample: Tensor, *rest: object) -> Tensor:
         output = clean(sample, *rest)
-        for row in [r for r in engine._stepper._rows if r.conditions.guidance_scale == sick]:
+        for row in [each for each in stepper.loop.rows if each.work.job.id == "1"]:
             same = [i for i in range(len(output)) if torch.equal(sample[i], row.model_input()[0])]
             output[same] = torch.nan
         return output
 
     networks.denoise = poisoned
-    wanted = [request(seed=1), request(seed=2, guidance_scale=sick), request(seed=3)]
-    with Gate(engine) as gate:
-        tickets = [engine.submit(job(each, f"{i}")) for i, each in enumerate(wanted)]
-        gate.wait_for(3)
+    tickets = stepper.submit_all(*(job(request(seed=seed), f"{seed}") for seed in range(3)))
     with pytest.raises(NotFinite):
-        tickets[1].result(60)
-    for index in (0, 2):
-        assert tickets[index].result(60).images
+        stepper.finish(tickets[1])
+    assert all(result.images for result in stepper.finish(tickets[0], tickets[2]))
 
 
-def test_out_of_memory_splits_the_batch_and_everybody_ends_well(
-    engine: Engine, networks: Networks, rows: Rows, observer: Counts
+def test_out_of_memory_splits_the_batch_and_every_job_succeeds(
+    stepper: Stepper, networks: Networks
 ) -> None:
-    """Batches become as small as fit, down to one side of one row."""
+    """Batches become as small as fit, down to one branch of one row."""
     whole = networks.denoise
 
     def small(sample: Tensor, *rest: object) -> Tensor:
@@ -64,17 +52,17 @@ def test_out_of_memory_splits_the_batch_and_everybody_ends_well(
         return whole(sample, *rest)
 
     networks.denoise = small
-    together(engine, [job(request(seed=seed), f"{seed}") for seed in range(3)])
+    stepper.together(*(job(request(seed=seed), f"{seed}") for seed in range(3)))
     networks.denoise = whole
-    assert observer.out_of_memory > 0
-    assert max(observer.forwards[1:]) <= 4  # the cap was lowered after the first
+    assert stepper.observer.out_of_memory > 0
+    assert max(stepper.observer.forwards[1:]) <= 4  # the cap was lowered after the first
     for seed in range(3):
-        engine.submit(job(request(seed=seed), "alone")).result(60)
-        assert np.abs(rows.decoded("alone") - rows.decoded(f"{seed}")).max() <= 1e-4
+        stepper.run(job(request(seed=seed), "alone"))
+        assert stepper.difference("alone", f"{seed}") <= 1e-4
 
 
-def test_a_job_that_never_fits_fails_and_the_engine_lives_on(
-    engine: Engine, networks: Networks
+def test_a_job_that_never_fits_fails_and_the_engine_goes_on(
+    stepper: Stepper, networks: Networks
 ) -> None:
     """The error says what happened; the next job runs."""
 
@@ -83,135 +71,123 @@ def test_a_job_that_never_fits_fails_and_the_engine_lives_on(
 
     whole, networks.denoise = networks.denoise, full
     with pytest.raises(OutOfMemory):
-        engine.submit(job(request())).result(60)
+        stepper.run(job(request()))
     networks.denoise = whole
-    assert engine.submit(job(request())).result(60).images
-    assert engine.alive
+    assert stepper.run(job(request())).images
 
 
 def test_a_picture_that_does_not_fit_is_decoded_in_tiles(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Out of memory in the VAE costs no job; where not even tiles fit, the job fails."""
-    vae = engine.models["tiny"].vae
+    vae = stepper.engine.models["tiny"].vae
     size = {"width": 256, "height": 256}
-    whole = engine.submit(job(request(**size))).result(60)
+    whole = stepper.run(job(request(**size)))
 
     def full(*_arguments: object, **_more: object) -> Tensor:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(vae, "decode", full)
-    tiled = engine.submit(job(request(**size))).result(60)
+    tiled = stepper.run(job(request(**size)))
     difference = np.abs(np.asarray(tiled.images[0]) / 255 - np.asarray(whole.images[0]) / 255)
     assert difference.mean() < 0.05  # seams are blended, not equal
     monkeypatch.setattr(vae, "tiled_decode", full)
     with pytest.raises(OutOfMemory):
-        engine.submit(job(request(**size))).result(60)
+        stepper.run(job(request(**size)))
 
 
 def test_a_fault_in_one_jobs_rows_does_not_end_the_others(
-    engine: Engine, networks: Networks
+    stepper: Stepper, networks: Networks
 ) -> None:
-    """A batch that fails is split until the guilty job is alone."""
-    whole = networks.control
+    """A batch that fails is split until the failing job is alone."""
 
     def broken(*_arguments: object) -> list[Tensor]:
         raise RuntimeError("a broken ControlNet")
 
     networks.control = broken
-    with Gate(engine) as gate:
-        guilty = engine.submit(job(request(control={}), "guilty"))
-        innocent = engine.submit(job(request(), "innocent"))
-        gate.wait_for(2)
+    failing, other = stepper.submit_all(
+        job(request(control={}), "failing"), job(request(), "other")
+    )
     with pytest.raises(EngineFault):
-        guilty.result(60)
-    assert innocent.result(60).images
-    networks.control = whole
+        stepper.finish(failing)
+    assert stepper.finish(other)[0].images
 
 
 @pytest.mark.parametrize("method", ["scale_model_input", "step"])
-def test_a_sampler_that_fails_ends_its_own_job_only(
-    engine: Engine, rows: Rows, method: str
-) -> None:
+def test_a_sampler_that_fails_ends_its_own_job_only(stepper: Stepper, method: str) -> None:
     """The rows it shared the forward with take their step."""
 
     def broken(*_arguments: object, **_more: object) -> Tensor:
         raise RuntimeError("a bug in a sampler")
 
     def spoil() -> None:
-        (row,) = rows.of("sick")
+        (row,) = stepper.rows_of("failing")
         setattr(row.scheduler, method, broken)
 
     heard = Steps(2, spoil)
-    with Gate(engine) as gate:
-        tickets = [engine.submit(job(request(seed=seed), f"{seed}")) for seed in range(2)]
-        sick = engine.submit(job(request(seed=2), "sick"), heard)
-        gate.wait_for(3)
+    *tickets, failing = stepper.submit_all(
+        *(job(request(seed=seed), f"{seed}") for seed in range(2)),
+        (job(request(seed=2), "failing"), heard),
+    )
     with pytest.raises(EngineFault):
-        sick.result(60)
+        stepper.finish(failing)
     assert heard.heard[-1] == (2, 4)
-    for seed, ticket in enumerate(tickets):
-        assert ticket.result(60).max_batch == 6
-        engine.submit(job(request(seed=seed), "alone")).result(60)
-        assert np.abs(rows.decoded("alone") - rows.decoded(f"{seed}")).max() <= 1e-4
+    for seed, result in enumerate(stepper.finish(*tickets)):
+        assert result.max_batch == 6
+        stepper.run(job(request(seed=seed), "alone"))
+        assert stepper.difference("alone", f"{seed}") <= 1e-4
 
 
 def test_a_preview_that_fails_ends_its_own_job_only(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with samplers."""
-    draw = Previews._draw
+    stepper = Stepper(make_engine(preview_every_steps=1))
+    stepper.loop.previews.learn("tiny", torch.zeros(5, 3))
+    draw = preview.without_noise
 
-    def broken(self: Previews, row: Row, *rest: Tensor) -> Image.Image:
-        if row.work.job.id == "sick":
+    def broken(scheduler: Any, *rest: Tensor) -> Tensor:
+        if any(row.scheduler is scheduler for row in stepper.rows_of("failing")):
             raise RuntimeError("a bug in previews")
-        return draw(self, row, *rest)
+        return draw(scheduler, *rest)
 
-    monkeypatch.setattr(Previews, "_draw", broken)
-    previews = Previews(1)
-    previews.learn("tiny", torch.zeros(5, 3))
-    monkeypatch.setattr(engine._stepper, "_previews", previews)
-    with Gate(engine) as gate:
-        sick = engine.submit(job(request(), "sick"))
-        well = engine.submit(job(request(), "well"))
-        gate.wait_for(2)
+    failing, well = stepper.submit_all(job(request(), "failing"), job(request(), "well"))
+    stepper.turn()
+    monkeypatch.setattr(preview, "without_noise", broken)
     with pytest.raises(EngineFault):
-        sick.result(60)
-    assert well.result(60).max_batch == 4
+        stepper.finish(failing)
+    assert stepper.finish(well)[0].max_batch == 4
 
 
-def test_a_listener_that_fails_hurts_nobody(engine: Engine) -> None:
+def test_a_listener_that_fails_does_no_harm(stepper: Stepper) -> None:
     """Its job ends well all the same."""
 
     def fail() -> None:
         raise RuntimeError("a bug in the worker")
 
-    assert engine.submit(job(request()), Steps(2, fail)).result(60).images
+    assert stepper.run(job(request()), Steps(2, fail)).images
 
 
 def lost(*_arguments: object) -> Any:
-    """What any use of a lost device comes to."""
+    """What any use of a lost device raises."""
     raise torch.AcceleratorError("unspecified launch failure")
 
 
 LOSSES: dict[str, Callable[[Engine], None]] = {
-    "admission": lambda engine: setattr(engine._admission, "rows_of", lost),
-    "step": lambda engine: setattr(engine._batchers["tiny"]._networks, "denoise", lost),
-    "decode": lambda engine: setattr(engine._decoder, "decode", lost),
-    "pixels": lambda engine: setattr(engine._decoder, "decode", lambda *_: lost),
+    "preparation": lambda engine: setattr(engine.preparer, "rows_of", lost),
+    "step": lambda engine: setattr(engine.networks["tiny"], "denoise", lost),
+    "decode": lambda engine: setattr(engine.decoder, "decode", lost),
+    "pixels": lambda engine: setattr(engine.decoder, "decode", lambda *_: lost),
 }
 
 
-@pytest.mark.parametrize("place", LOSSES)
-def test_a_lost_device_leaves_nobody_waiting(engine: Engine, place: str) -> None:
-    """The jobs in hand end with an error that is tried again elsewhere; later ones do not begin."""
-    doomed = Engine(engine.models, "tiny", Options(threads=1), device=torch.device("cpu"))
-    doomed.start()
-    LOSSES[place](doomed)
+@pytest.mark.parametrize("where", LOSSES)
+def test_a_lost_device_leaves_no_job_waiting(engine: Engine, where: str) -> None:
+    """Open jobs end with an error that is retried elsewhere; later ones do not begin."""
+    LOSSES[where](engine)
     with pytest.raises(EngineFault) as failure:
-        doomed.submit(job(request())).result(60)
+        engine.submit(job(request())).result(60)
     assert failure.value.retryable
-    assert not doomed.alive, "before anybody hears of it"
+    assert not engine.alive, "before the tickets end"
     with pytest.raises(EngineDied):
-        doomed.submit(job(request())).result(60)
-    doomed.stop()
+        engine.submit(job(request())).result(60)

@@ -7,16 +7,16 @@ import pytest
 from torch import nn
 
 from service.core.errors import EngineFault, InputLost, UnservableRequest
-from tests.engine.conftest import Counts, job, read, request
+from tests.engine.conftest import Stepper, job, read, request
 from workers.engine.api import EngineJob
 from workers.engine.engine import Engine
 
 
-def test_nothing_that_does_not_depend_on_the_step_is_done_at_a_step(engine: Engine) -> None:
+def test_nothing_that_does_not_depend_on_the_step_is_done_at_a_step(stepper: Stepper) -> None:
     """Encoders, projections, K, V, K', V', time ids and the map's embedding run once a job."""
-    model = engine.models["tiny"]
+    model = stepper.engine.models["tiny"]
     adapter, control = model.adapters["plus"], model.controlnets["outline"]
-    engine.submit(job(request(adapter="plus"))).result(60)  # remembers "no image" for ever
+    stepper.run(job(request(adapter="plus")))  # its unconditional K and V are kept
     once: dict[str, nn.Module] = {
         "text encoder": model.pipe.text_encoder,
         "text encoder 2": model.pipe.text_encoder_2,
@@ -50,30 +50,28 @@ def test_nothing_that_does_not_depend_on_the_step_is_done_at_a_step(engine: Engi
     wanted = request(adapter="plus", control={}, steps=9, prompt="never seen before", images=1)
     unseen = wanted.images[0].model_copy(update={"pixels_sha256": "1" * 64})
     wanted = wanted.model_copy(update={"images": (unseen,)})
-    engine.submit(job(wanted)).result(60)
+    stepper.run(job(wanted))
     for hook in hooks:
         hook.remove()
     assert steps == 9
     assert counts == dict.fromkeys(once, 1)
 
 
-def test_a_repeated_image_prompt_runs_no_encoder_and_reads_no_upload(
-    engine: Engine, observer: Counts
-) -> None:
+def test_a_repeated_image_prompt_runs_no_encoder_and_reads_no_upload(stepper: Stepper) -> None:
     """The second job with the same picture and text needs neither the upload nor an encoder."""
-    engine.submit(job(request(adapter="plus", images=2))).result(60)
-    observer.__init__()
+    stepper.run(job(request(adapter="plus", images=2)))
+    runs, lookups = stepper.observer.encoder_runs, len(stepper.observer.lookups)
 
     def load(_key: str) -> None:
         raise AssertionError("the upload was read")
 
     again = EngineJob("again", request(adapter="plus", images=2, seed=3), load)
-    assert engine.submit(again).result(60).image_embedding_cache == "hit"
-    assert observer.encoder_runs == 0
-    assert observer.lookups == ["process", "process"]
+    assert stepper.run(again).image_embedding_cache == "hit"
+    assert stepper.observer.encoder_runs == runs
+    assert stepper.observer.lookups[lookups:] == ["process", "process"]
 
 
-def test_an_upload_that_is_lost_fails_its_job_only(engine: Engine) -> None:
+def test_an_upload_that_is_lost_fails_its_job_only(stepper: Stepper) -> None:
     """What `read` raises comes out of the ticket."""
 
     def lost(_key: str) -> None:
@@ -82,13 +80,13 @@ def test_an_upload_that_is_lost_fails_its_job_only(engine: Engine) -> None:
     unknown = request().images[0].model_copy(update={"pixels_sha256": "2" * 64})
     wanted = request().model_copy(update={"images": (unknown,)})
     with pytest.raises(InputLost):
-        engine.submit(EngineJob("lost", wanted, lost)).result(60)
+        stepper.run(EngineJob("lost", wanted, lost))
 
     def broken(_key: str) -> None:
         raise ValueError("a bug in the worker")
 
     with pytest.raises(EngineFault):
-        engine.submit(EngineJob("broken", wanted, broken)).result(60)
+        stepper.run(EngineJob("broken", wanted, broken))
 
 
 def test_a_slow_upload_does_not_hold_up_other_jobs(engine: Engine) -> None:
@@ -120,7 +118,7 @@ def test_a_slow_upload_does_not_hold_up_other_jobs(engine: Engine) -> None:
     ],
     ids=["model", "adapter", "control", "lcm beyond its training"],
 )
-def test_what_the_model_cannot_do_fails_with_a_reason(engine: Engine, wanted: object) -> None:
+def test_what_the_model_cannot_do_fails_with_a_reason(stepper: Stepper, wanted: object) -> None:
     """The message names the field."""
     with pytest.raises(UnservableRequest, match="`"):
-        engine.submit(job(wanted)).result(60)
+        stepper.run(job(wanted))

@@ -14,9 +14,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from service.core.catalog import Adapter, BlockScales, Catalog, Source
 from service.core.errors import ConfigurationError
 from service.core.settings import AttentionBackend, Device
-from workers.engine import files
 from workers.engine.api import Options
 from workers.engine.engine import load_engine
+from workers.engine.models import hub
 
 Change = Callable[[Path], None]
 
@@ -223,14 +223,14 @@ def test_the_encoder_of_an_adapter_lies_where_diffusers_looks_for_it() -> None:
     common = {"repo": "h94/IP-Adapter", "subfolder": "sdxl_models", "weight_name": "a.safetensors"}
     beside = Adapter(**common, image_encoder="image_encoder")
     elsewhere = Adapter(**common, image_encoder="models/image_encoder")
-    assert files.encoder_source(beside).subfolder == "sdxl_models/image_encoder"
-    assert files.encoder_source(elsewhere).subfolder == "models/image_encoder"
+    assert hub.encoder_source(beside).subfolder == "sdxl_models/image_encoder"
+    assert hub.encoder_source(elsewhere).subfolder == "models/image_encoder"
 
 
 def test_a_variant_and_a_revision_reach_the_loaders() -> None:
     """As in models/sdxl.yaml."""
     source = Source(repo="a/b", revision="main", variant="fp16")
-    arguments = files.loader_arguments(source)
+    arguments = hub.loader_arguments(source)
     assert arguments == {"use_safetensors": True, "revision": "main", "variant": "fp16"}
 
 

@@ -1,155 +1,123 @@
 """Jobs join, leave and are cancelled between steps without disturbing each other."""
 
-import numpy as np
+from collections.abc import Callable
+
 import pytest
 
 from service.core.errors import TookTooLong
-from tests.engine.conftest import Arrivals, Counts, Gate, Rows, Steps, job, request
+from tests.engine.conftest import Stepper, Steps, job, request
 from tests.running import until
-from workers.engine.api import Canceled
+from workers.engine.api import Canceled, Ticket
 from workers.engine.engine import Engine
 
 
-def test_progress_is_told_after_each_step(engine: Engine) -> None:
+def test_progress_is_reported_after_each_step(stepper: Stepper) -> None:
     """Step by step, up to the last."""
     steps = Steps()
-    engine.submit(job(request(num_images=2)), steps).result(60)
+    stepper.run(job(request(num_images=2)), steps)
     assert steps.heard == [(step, 4) for step in range(1, 5)]
 
 
-def test_a_canceled_job_takes_no_further_step(engine: Engine, observer: Counts) -> None:
+def test_a_canceled_job_takes_no_further_step(stepper: Stepper) -> None:
     """Its rows are gone before the next step; the others end well."""
-    tickets = []
-
-    def cancel() -> None:
-        tickets[0].cancel()
-
-    steps = Steps(3, cancel)
-    with Gate(engine) as gate:
-        tickets.append(engine.submit(job(request(steps=50, seed=1), "gone"), steps))
-        stays = engine.submit(job(request(steps=10, seed=2), "stays"))
-        gate.wait_for(2)
+    tickets: list[Ticket] = []
+    steps = Steps(3, lambda: [ticket.cancel() for ticket in tickets[:1]])
+    tickets += stepper.submit_all(
+        (job(request(steps=50, seed=1), "canceled"), steps), job(request(steps=10, seed=2), "stays")
+    )
     with pytest.raises(Canceled):
-        tickets[0].result(60)
-    assert stays.result(60).max_batch == 4
+        stepper.finish(tickets[0])
+    (result,) = stepper.finish(tickets[1])
+    assert result.max_batch == 4
     assert steps.heard[-1] == (3, 50)
-    assert observer.forwards.count(2) >= 7  # from then on the other job was alone
+    assert stepper.observer.forwards == [4] * 3 + [2] * 7  # from then on the other job was alone
 
 
-def test_a_canceled_job_can_be_canceled_again_and_a_finished_one_stays_finished(
-    engine: Engine,
-) -> None:
+def test_a_job_can_be_canceled_twice_and_a_finished_one_stays_finished(stepper: Stepper) -> None:
     """The first end counts."""
-    ticket = engine.submit(job(request()))
-    result = ticket.result(60)
+    ticket = stepper.submit(job(request()))
+    (result,) = stepper.finish(ticket)
     ticket.cancel()
     assert ticket.result(0) is result
-    with Gate(engine):
-        gone = engine.submit(job(request()))
-        gone.cancel()
-        gone.cancel()
-        with pytest.raises(Canceled):
-            gone.result(0)
+    canceled = stepper.submit(job(request()))
+    canceled.cancel()
+    canceled.cancel()
+    with pytest.raises(Canceled):
+        canceled.result(0)
 
 
 def test_a_job_that_computes_for_too_long_ends_alone(
-    engine: Engine, rows: Rows, monkeypatch: pytest.MonkeyPatch
+    make_engine: Callable[..., Engine],
 ) -> None:
     """It takes no step after its time is over, and its error says why; the others go on."""
-    monkeypatch.setattr(engine._stepper, "_job_timeout_seconds", 3600)
+    stepper = Stepper(make_engine(job_timeout_seconds=3600))
 
     def an_hour_later() -> None:
-        rows.of("slow")[0].work.ready_at -= 3600
+        stepper.rows_of("slow")[0].work.ready_at -= 3600
 
     slow = Steps(3, an_hour_later)
-    with Gate(engine) as gate:
-        late = engine.submit(job(request(steps=50, seed=1), "slow"), slow)
-        stays = engine.submit(job(request(steps=10, seed=2), "stays"))
-        gate.wait_for(2)
+    late, stays = stepper.submit_all(
+        (job(request(steps=50, seed=1), "slow"), slow), job(request(steps=10, seed=2), "stays")
+    )
     with pytest.raises(TookTooLong, match="3600 s") as failure:
-        late.result(60)
+        stepper.finish(late)
     assert not failure.value.retryable
     assert slow.heard[-1] == (3, 50)
-    assert stays.result(60).max_batch == 4
+    assert stepper.finish(stays)[0].max_batch == 4
 
 
-def test_a_job_joins_others_on_their_way(engine: Engine, rows: Rows) -> None:
+def test_a_job_joins_others_that_are_running(stepper: Stepper) -> None:
     """A job that comes later shares the steps that are left, and comes out the same."""
-    late: list[object] = []
-
-    def join() -> None:
-        late.append(engine.submit(job(request(seed=2, steps=6), "late")))
-        arrivals.wait_for(2)  # the first one's arrival, then its own
-
-    with Arrivals(engine) as arrivals:
-        ticket = engine.submit(job(request(seed=1, steps=20), "first"), Steps(2, join))
-        first = ticket.result(60)
-    second = late[0].result(60)
-    assert first.max_batch == second.max_batch == 4
+    first = stepper.submit_all(job(request(seed=1, steps=20), "first"))
+    stepper.turn()
+    stepper.turn()
+    late = stepper.submit_all(job(request(seed=2, steps=6), "late"))
+    results = stepper.finish(*first, *late)
+    assert [result.max_batch for result in results] == [4, 4]
     for name, seed, steps in (("first", 1, 20), ("late", 2, 6)):
-        engine.submit(job(request(seed=seed, steps=steps), "alone")).result(60)
-        assert np.abs(rows.decoded(name) - rows.decoded("alone")).max() <= 1e-4
+        stepper.run(job(request(seed=seed, steps=steps), "alone"))
+        assert stepper.difference(name, "alone") <= 1e-4
 
 
 def test_a_short_job_behind_seven_long_ones_waits_for_few_of_their_steps(
-    engine: Engine, observer: Counts
+    stepper: Stepper,
 ) -> None:
-    """From its arrival to its end at most four times the places of its run alone are computed."""
+    """From its arrival to its end at most four times the entries of its run alone are computed."""
     alone = 4 * 2
-    marks: list[int] = []
-    tickets = []
-
-    def arrive() -> None:
-        marks.append(len(observer.forwards))
-        ticket = engine.submit(job(request(seed=9, steps=4), "short"), Steps(4, ended))
-        tickets.append(ticket)
-
-    def ended() -> None:
-        marks.append(len(observer.forwards))
-
-    with Gate(engine) as gate:
-        long = [
-            engine.submit(
-                job(request(seed=seed, steps=50), f"{seed}"),
-                Steps(20, arrive) if seed == 0 else None,
-            )
-            for seed in range(7)
-        ]
-        gate.wait_for(7)
-    for ticket in long:
-        ticket.result(60)
-    tickets[0].result(60)
-    # Its input is read while steps go on; it counts from the step in which it is first there.
-    small = [i for i, n in enumerate(observer.forwards) if i >= marks[0] and n == 2]
-    places = observer.forwards[small[0] - 1 : marks[1]]
-    assert sum(places) <= 4 * alone
+    stepper.submit_all(*(job(request(seed=seed, steps=50), f"{seed}") for seed in range(7)))
+    for _ in range(20):
+        stepper.turn()
+    forwards, before = stepper.observer.forwards, len(stepper.observer.forwards)
+    ended: list[int] = []
+    last = Steps(4, lambda: ended.append(len(forwards)))
+    stepper.finish(*stepper.submit_all((job(request(seed=9, steps=4), "short"), last)))
+    # The step that was being computed when it arrived counts too.
+    assert sum(forwards[before - 1 : ended[0]]) <= 4 * alone
 
 
 def test_an_engine_says_whether_it_is_busy_and_alive(engine: Engine) -> None:
     """What the worker's health check reads."""
-    with Gate(engine):
-        ticket = engine.submit(job(request()))
-        assert engine.busy
+    ticket = engine.submit(job(request()), Steps(1, lambda: busy.append(engine.busy)))
+    busy: list[bool] = []
     ticket.result(60)
+    assert busy == [True]
     until(lambda: not engine.busy, what="the end of the last job")
     assert engine.alive
 
 
-def test_a_step_started_before_the_last_was_looked_at_changes_nothing(
-    engine: Engine, rows: Rows, monkeypatch: pytest.MonkeyPatch
+def test_a_step_that_is_started_before_the_last_was_looked_at_changes_nothing(
+    stepper: Stepper,
 ) -> None:
-    """On CUDA the engine is one step ahead of what it tells; the pictures are the same."""
+    """On CUDA the engine is one step ahead of what it reports; the pictures are the same."""
     wanted = [request(seed=1), request(seed=2, num_images=2, steps=5), request(seed=3, steps=1)]
     for index, each in enumerate(wanted):
-        engine.submit(job(each, f"now-{index}")).result(60)
-    monkeypatch.setattr(engine._stepper, "_ahead", 1)
+        stepper.run(job(each, f"now-{index}"))
+    stepper.loop.ahead = 1
     heard = Steps()
-    tickets = [engine.submit(job(each, f"ahead-{i}"), heard) for i, each in enumerate(wanted)]
-    for ticket in tickets:
-        ticket.result(60)
+    jobs = [(job(each, f"ahead-{index}"), heard) for index, each in enumerate(wanted)]
+    stepper.finish(*stepper.submit_all(*jobs))
     assert sorted(heard.heard) == sorted(
         (step, each.steps) for each in wanted for step in range(1, each.steps + 1)
     )
     for index in range(len(wanted)):
-        difference = rows.decoded(f"now-{index}") - rows.decoded(f"ahead-{index}")
-        assert np.abs(difference).max() <= 1e-4
+        assert stepper.difference(f"now-{index}", f"ahead-{index}") <= 1e-4

@@ -1,7 +1,6 @@
 """What an engine does and knows when it reports ready; previews are fitted then, too."""
 
 import itertools
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,14 @@ from PIL import Image
 
 from service.core.catalog import Catalog
 from service.core.settings import Device
-from tests.engine.conftest import Counts, Steps, job, request
+from tests.engine.conftest import Counts, Stepper, Steps, job, request
 from tests.running import until
 from workers.engine import preview, warmup
-from workers.engine.api import Canceled, Options
+from workers.engine.api import Canceled, NullObserver, Options, Ticket
 from workers.engine.engine import Engine, load_engine
-from workers.engine.silent import Silent
 
 
-class Watcher(Silent):
+class Watcher(NullObserver):
     """Keeps the previews of a job."""
 
     def __init__(self) -> None:
@@ -52,7 +50,7 @@ def test_a_warm_engine_has_run_every_class_and_knows_its_rate(catalog: Catalog) 
         assert engine.row_steps_per_second == 0
         engine.warm_up()
         assert engine.row_steps_per_second > 0
-        assert 2 <= engine._caps.of(("tiny", 64, 64, "")) <= 8
+        assert 2 <= engine.caps.of(("tiny", 64, 64, "")) <= 8
         assert len(counts.forwards) == 3 * 2  # base, plus, control: two steps each
         assert stages == [
             "loading tiny: base",
@@ -79,32 +77,39 @@ def test_a_warm_engine_has_run_every_class_and_knows_its_rate(catalog: Catalog) 
         engine.stop()
 
 
-def test_a_batch_is_timed_at_as_many_places_as_it_says(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+def test_a_batch_is_timed_at_as_many_entries_as_it_says(
+    stepper: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is believed of 16 places was measured on 16."""
-    batcher, timed = engine._batchers["tiny"], []
-    denoise = batcher._networks.denoise
+    """The rate of 16 entries was measured on 16."""
+    engine, timed = stepper.engine, []
+    networks = engine.networks["tiny"]
+    denoise = networks.denoise
 
     def counting(sample: torch.Tensor, *rest: Any) -> torch.Tensor:
         timed.append(len(sample))
         return denoise(sample, *rest)
 
-    monkeypatch.setattr(batcher._networks, "denoise", counting)
-    monkeypatch.setattr(warmup, "GAIN", 0.0)  # larger batches are tried though they should not pay
-    profiler = warmup.Profiler("tiny", engine.models["tiny"], batcher, engine._admission.rows_of)
-    measured = engine._stepper.ask(partial(profiler.seconds, (64, 64), 16))
+    monkeypatch.setattr(networks, "denoise", counting)
+    monkeypatch.setattr(warmup, "GAIN", 0.0)  # larger batches are tried though they do not pay
+    profiler = warmup.Profiler(
+        "tiny", engine.models["tiny"], engine.batchers["tiny"], engine.preparer
+    )
+    with torch.inference_mode():
+        measured = profiler.seconds((64, 64), 16)
     assert list(measured) == [2, 4, 8, 16]
-    assert timed == [places for places in measured for _ in range(warmup.REPEATS)]
+    assert timed == [entries for entries in measured for _ in range(warmup.REPEATS)]
 
 
-def test_a_stopped_engine_takes_nothing_in_and_leaves_nobody_waiting(catalog: Catalog) -> None:
+def test_a_stopped_engine_accepts_nothing_and_ends_every_job(engine: Engine) -> None:
     """Jobs that are open when it stops end as canceled; stopping twice is allowed."""
-    engine = load_engine(catalog, Options(slots=2, threads=1), device=Device.CPU)
-    engine.start()
-    # Not one ends by itself before: the first that takes a step waits for the stop.
-    wait = Steps(1, lambda: until(lambda: engine._stopped, what="the stop"))
-    open_jobs = [engine.submit(job(request(seed=seed)), wait) for seed in range(3)]
+    open_jobs: list[Ticket] = []
+
+    def stopped() -> bool:
+        return len(open_jobs) == 3 and all(ticket.done for ticket in open_jobs)
+
+    # None of them can end before: the first that takes a step waits for the stop.
+    wait = Steps(1, lambda: until(stopped, what="the stop"))
+    open_jobs.extend(engine.submit(job(request(seed=seed)), wait) for seed in range(3))
     engine.stop()
     engine.stop()
     for ticket in itertools.chain(open_jobs, [engine.submit(job(request()))]):

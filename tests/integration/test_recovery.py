@@ -59,7 +59,7 @@ def test_workers_wait_for_a_redis_that_is_not_there_yet(
     for _ in range(3):
         service.add_worker(wait=False, module=TROUBLED)
     for worker in service.workers:
-        until(lambda worker=worker: "waiting" in worker.log.read_text(), seconds=240)
+        until(lambda worker=worker: "no answer; retrying" in worker.log.read_text(), seconds=240)
     assert service.workers[0].stop() == 0
     assert service.client.get("/healthz/ready").status_code == 503
     own_redis.start()

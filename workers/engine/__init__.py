@@ -1,1 +1,1 @@
-"""The engine: rows of latents batched by step. Knows nothing of Redis, RQ, storage or HTTP."""
+"""The engine: rows of latents of different jobs, batched step by step."""

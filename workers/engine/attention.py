@@ -2,11 +2,13 @@
 
 Z = softmax(QK^T / sqrt(d)) V + lambda * softmax(QK'^T / sqrt(d)) V' (arXiv 2308.06721, section
 3.2.2, equation 5). All kernels give the same result: xformers, PyTorch's SDPA with the kernel of
-its own choice or cuDNN's, and a plain one that the tests read. It knows nothing of diffusers, rows
-or jobs.
+its own choice or cuDNN's, and a plain one that the tests read. On CUDA the fastest one is chosen at
+start-up by timing them on the shapes that take most of a step's time; a CPU has SDPA only.
 """
 
-from collections.abc import Callable
+import importlib.util
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from service.core.errors import ConfigurationError
+from service.core.settings import AttentionBackend
+
+log = logging.getLogger(__name__)
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Attention of queries `(batch, queries, heads, d)` to keys and values `(batch, tokens, heads, d)`.
@@ -71,8 +78,8 @@ def xformers(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> 
 def aligned(bias: Tensor) -> Tensor:
     """Copy a bias `(batch, tokens)` into memory whose rows start where xformers can read them."""
     tokens = bias.shape[1]
-    room = -tokens % BIAS_ALIGNMENT
-    return functional.pad(bias, (0, room))[:, :tokens]
+    padding = -tokens % BIAS_ALIGNMENT
+    return functional.pad(bias, (0, padding))[:, :tokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,7 @@ class Context:
     """What the rows of one batch attend to: keys and values of every layer side by side.
 
     `text` is `(batch, text tokens, width)` and `image` `(batch, image tokens, width)`, where a
-    layer's keys and then its values lie at its own place in `width`; `scale` is lambda,
+    layer's keys and then its values are at its own offset in `width`; `scale` is lambda,
     `(batch, layers)`; `bias` is added to the logits of the image, `(batch, image tokens)`: the
     logarithm of an image prompt's relative weight, minus infinity for padding. Without any image
     prompt in the batch the last three are None; without padding and weights `bias` is.
@@ -97,7 +104,7 @@ def decoupled(
 ) -> Tensor:
     """Attend `query`, `(batch, queries, heads, d)`, to the text and the image of its row.
 
-    `layer` is the layer's number and `offset` the place of its keys in the context's width.
+    `layer` is the layer's number and `offset` where its keys begin in the context's width.
     Returns the shape of `query`.
     """
     key, value = _slices(context.text, offset, query)
@@ -109,8 +116,68 @@ def decoupled(
     return torch.addcmul(out, image, context.scale[:, layer, None, None, None])
 
 
-def _slices(memory: Tensor, offset: int, query: Tensor) -> tuple[Tensor, Tensor]:
+def _slices(kv: Tensor, offset: int, query: Tensor) -> tuple[Tensor, Tensor]:
     heads, d = query.shape[2:]
     middle, end = offset + heads * d, offset + 2 * heads * d
-    key, value = memory[..., offset:middle], memory[..., middle:end]
+    key, value = kv[..., offset:middle], kv[..., middle:end]
     return key.unflatten(-1, (heads, d)), value.unflatten(-1, (heads, d))
+
+
+KERNELS: Final[Mapping[str, Kernel]] = {"sdpa": sdpa, "sdpa cudnn": cudnn, "xformers": xformers}
+SHAPES: Final = ((2, 4096, 4096, 10, 64), (2, 1024, 1024, 20, 64), (2, 4096, 77, 10, 64))
+"""(batch, queries, tokens, heads, head width) of SDXL at 1024 x 1024, where its time goes."""
+REPEATS: Final = 20
+
+
+def choose_kernel(
+    wanted: AttentionBackend,
+    device: torch.device,
+    *,
+    has_xformers: bool | None = None,
+    measure: Callable[[Kernel], float] | None = None,
+) -> Kernel:
+    """The kernel for a setting on this machine; one log line names it and says why.
+
+    `measure` gives a kernel's time in seconds. Raises `ConfigurationError` where xformers is
+    asked for and cannot run.
+    """
+    present = importlib.util.find_spec("xformers") is not None
+    usable = (present if has_xformers is None else has_xformers) and device.type == "cuda"
+    if wanted is AttentionBackend.XFORMERS:
+        if not usable:
+            raise ConfigurationError(
+                "IMAGEPROMPT_ATTENTION is xformers, which needs CUDA and the package xformers"
+            )
+        return xformers
+    if device.type == "cuda" and not usable:
+        log.warning("attention: xformers is not installed; SDPA is used instead")
+    if wanted is AttentionBackend.SDPA or device.type != "cuda":
+        return sdpa
+    candidates = [name for name in KERNELS if usable or name != "xformers"]
+    seconds = {name: (measure or _measure)(KERNELS[name]) for name in candidates}
+    fastest = min(seconds, key=lambda name: seconds[name])
+    figures = ", ".join(f"{name} {time * 1e3:.2f} ms" for name, time in seconds.items())
+    log.info("attention: %s is the fastest on this machine (%s)", fastest, figures)
+    return KERNELS[fastest]
+
+
+def _measure(kernel: Kernel) -> float:
+    """Seconds that a kernel takes for `SHAPES` in float16 on the GPU; infinity where it fails."""
+    total = 0.0
+    try:
+        for batch, queries, tokens, heads, width in SHAPES:
+            query = torch.randn(batch, queries, heads, width, device="cuda", dtype=torch.float16)
+            key = torch.randn(batch, tokens, heads, width, device="cuda", dtype=torch.float16)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            for _ in range(3):
+                kernel(query, key, key, None)
+            start.record()
+            for _ in range(REPEATS):
+                kernel(query, key, key, None)
+            end.record()
+            end.synchronize()
+            total += start.elapsed_time(end) / REPEATS / 1e3
+    except (RuntimeError, NotImplementedError) as error:
+        log.warning("attention: a kernel does not run here: %s", error)
+        return float("inf")
+    return total

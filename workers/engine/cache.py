@@ -1,7 +1,7 @@
 """Embeddings kept by content: in the process, and behind it in a store that workers share.
 
-A hit runs no encoder. Entries travel as safetensors, never as pickles, and are checked when they
-come back. It knows nothing of models but their fingerprints.
+A hit runs no encoder. Entries are stored as safetensors, never as pickles, and are checked when
+they are read back.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from service.core.params import Crop
 from workers.engine.api import EmbeddingStore
 
 Embedding = Mapping[str, Tensor]
-"""One content's tensors by name, on the CPU."""
+"""One content's tensors by name; in the cache they are on the CPU."""
 Layout = Mapping[str, tuple[int, ...]]
 """The names and shapes that an embedding must have."""
 Level = Literal["process", "store", "miss"]
@@ -48,7 +48,7 @@ def _digest(*parts: str) -> str:
 class EmbeddingCache:
     """Embeddings by fingerprint in two levels: the `entries` used last here, and `store`.
 
-    `on_lookup` hears where each one was found. Safe from several threads.
+    `on_lookup` is called with the level at which each one was found. Safe from several threads.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class EmbeddingCache:
         self._lock = threading.Lock()
 
     def get(self, key: str, layout: Layout, dtype: torch.dtype) -> Embedding | None:
-        """The embedding under `key`; one of another layout or dtype is not believed."""
+        """The embedding under `key`; one of another layout or dtype is ignored."""
         with self._lock:
             found = self._values.get(key)
             if found is not None:
@@ -85,7 +85,7 @@ class EmbeddingCache:
             return self._values.get(key)
 
     def put(self, key: str, embedding: Embedding) -> None:
-        """Keep an embedding in the process; the one used longest ago goes."""
+        """Keep an embedding in the process; the least recently used one is dropped."""
         with self._lock:
             self._values[key] = embedding
             self._values.move_to_end(key)
@@ -93,7 +93,7 @@ class EmbeddingCache:
                 self._values.popitem(last=False)
 
     def share(self, key: str, embedding: Embedding) -> None:
-        """Hand an embedding to the shared store; may wait for a network."""
+        """Put an embedding into the shared store; may wait for a network."""
         if self._store is not None:
             self._store.put(key, encode(embedding))
 

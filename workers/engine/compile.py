@@ -1,8 +1,8 @@
-"""UNet and ControlNets compiled by torch.compile for a fixed set of batch sizes and shapes.
+"""The networks that run at each step, uncompiled or compiled by torch.compile.
 
-All of the set is compiled at warm-up (inductor keeps it on disk for the next start); a batch is
-padded to the next size of the set, and a picture size that is not in it runs uncompiled. So
-nothing is compiled while serving, and what is all the same is counted.
+For a fixed set of batch sizes and picture sizes everything is compiled at warm-up (inductor keeps
+it on disk for the next start). A batch is padded to the next size of the set, and a picture size
+that is not in it runs uncompiled. So nothing is compiled while serving; if it is, it is counted.
 """
 
 import logging
@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from workers.engine.attention import Context
-from workers.engine.forward import control_forward, unet_forward
-from workers.engine.loading import LoadedModel
-from workers.engine.networks import Networks
+from workers.engine.determinism import deterministic
+from workers.engine.models.base import ControlNet, Model
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +35,65 @@ def inductor(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..
     return compiled  # type: ignore[no-any-return]  # its union of results is not for this call
 
 
+class Networks:
+    """The networks that run at every step, for one model, uncompiled.
+
+    This is the seam for memory: everything large that a step allocates is allocated in here, and
+    tests replace its methods to run out of it.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.dtype = model.dtype
+
+    def padded(self, entries: int, height: int, width: int) -> int:  # noqa: ARG002 (the compiled ones need it)
+        """The batch size at which `entries` of latents `height` x `width` are run."""
+        return entries
+
+    def prepare(self, height: int, width: int, counts: Sequence[int]) -> int:  # noqa: ARG002 (as above)
+        """Make ready for latents of `height` x `width` in batches of `counts`; here, nothing.
+
+        `counts` ascend. Returns the largest that may be run, 0 where not even the first fits.
+        """
+        return counts[-1]
+
+    def seal(self) -> None:
+        """Everything is ready; here, nothing changes."""
+
+    @contextmanager
+    def deterministic(self) -> Iterator[None]:
+        """Inside, a batch gives the same bytes after every start; see `determinism.py`."""
+        with deterministic(self._model.networks):
+            yield
+
+    def denoise(
+        self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
+    ) -> Tensor:
+        """The prediction for the whole batch; see `models.base.Model.predict`."""
+        return self._model.predict(sample, emb, context, residuals)
+
+    def control(
+        self, name: str, sample: Tensor, emb: Tensor, context: Context, hint: Tensor, scale: Tensor
+    ) -> list[Tensor]:
+        """The residuals of the ControlNet `name`; see `models.base.ControlNet.residuals`."""
+        net: ControlNet = self._model.controlnets[name]
+        return net.residuals(sample, emb, context, hint, scale)
+
+    def free_memory(self) -> None:
+        """Release cached device memory after running out of it."""
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
 class CompiledNetworks(Networks):
-    """As `Networks`; `prepare` compiles, after `seal` every compilation is told of.
+    """As `Networks`; `prepare` compiles, and after `seal` each compilation is reported.
 
     `backend` is what torch.compile calls with each graph.
     """
 
     def __init__(
         self,
-        model: LoadedModel,
+        model: Model,
         *,
         on_recompile: Callable[[], None],
         backend: Backend = inductor,
@@ -53,18 +102,18 @@ class CompiledNetworks(Networks):
         self._on_recompile = on_recompile
         self._backend = backend
         self._sealed = False
-        self._by_rule = False
+        self._deterministic = False
         self._counts: dict[tuple[int, int], tuple[int, ...]] = {}
-        self._unet = self._compile(_denoise)
-        self._control = self._compile(_residuals)
+        self._unet = self._compile(_predict)
+        self._control = self._compile(_control)
 
-    def padded(self, places: int, height: int, width: int) -> int:
-        """The next batch size of the set; `places` itself where nothing compiled is run."""
-        if self._by_rule:
-            return places
+    def padded(self, entries: int, height: int, width: int) -> int:
+        """The next batch size of the set; `entries` itself where nothing compiled is run."""
+        if self._deterministic:
+            return entries
         return min(
-            (count for count in self._counts.get((height, width), ()) if count >= places),
-            default=places,
+            (count for count in self._counts.get((height, width), ()) if count >= entries),
+            default=entries,
         )
 
     def prepare(self, height: int, width: int, counts: Sequence[int]) -> int:
@@ -90,7 +139,7 @@ class CompiledNetworks(Networks):
                 )
                 del self._counts[height, width]
                 return counts[-1]
-            log.warning("a compiled batch of %d places does not fit into memory", count)
+            log.warning("a compiled batch of %d entries does not fit into memory", count)
         else:
             return counts[-1]
         # Only here are the frames gone that held the memory.
@@ -99,18 +148,18 @@ class CompiledNetworks(Networks):
         return max(fit, default=0)
 
     def seal(self) -> None:
-        """From now on a compilation is one too many."""
+        """From now on compilations are counted."""
         self._sealed = True
 
     @contextmanager
-    def repeatable(self) -> Iterator[None]:
-        """See `Networks.repeatable`; uncompiled, for inductor chooses some kernels by timing."""
-        self._by_rule = True
+    def deterministic(self) -> Iterator[None]:
+        """See `Networks.deterministic`; uncompiled, for inductor chooses some kernels by timing."""
+        self._deterministic = True
         try:
-            with super().repeatable():
+            with super().deterministic():
                 yield
         finally:
-            self._by_rule = False
+            self._deterministic = False
 
     def denoise(
         self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
@@ -122,16 +171,16 @@ class CompiledNetworks(Networks):
         for part in (context.image, context.bias):
             assert part is not None, "a filled context has an image and a bias"
             torch._dynamo.mark_dynamic(part, 1)  # noqa: SLF001 (its public name is this)
-        steady = None if residuals is None else [_channels_last(part) for part in residuals]
+        laid_out = None if residuals is None else [_channels_last(part) for part in residuals]
         out: Tensor = self._unet(
-            self._model.unet,
+            self._model.predict,
             sample.contiguous(),
             emb,
             context.text,
             context.image,
             context.scale,
             context.bias,
-            steady,
+            laid_out,
         )
         return out
 
@@ -141,26 +190,27 @@ class CompiledNetworks(Networks):
         """See `Networks.control`."""
         if not self._is_compiled(sample):
             return super().control(name, sample, emb, context, hint, scale)
-        net = self._model.controlnets[name].model
+        net: ControlNet = self._model.controlnets[name]
         parts: list[Tensor] = self._control(
-            net, sample.contiguous(), emb, context.text, _channels_last(hint), scale
+            net.residuals, sample.contiguous(), emb, context.text, _channels_last(hint), scale
         )
         return parts
 
     def _filled(self, context: Context) -> Context:
         """The same context with every part there, so that one graph serves all."""
         image, scale, bias = context.image, context.scale, context.bias
-        rows, _, width = context.text.shape
+        rows = len(context.text)
         if image is None or scale is None:
-            image = context.text.new_zeros(rows, IMAGE_TOKENS[0], width)
-            scale = context.text.new_zeros(rows, len(self._model.layers))
+            blank = self._model.blank_context(rows, IMAGE_TOKENS[0])
+            image, scale = blank.image, blank.scale
+            assert image is not None, "it was asked for with image tokens"
         if bias is None:
             bias = image.new_zeros(image.shape[:2])
         return Context(context.text, image, scale, bias)
 
     def _is_compiled(self, sample: Tensor) -> bool:
         counts = self._counts.get((sample.shape[-2], sample.shape[-1]), ())
-        return len(sample) in counts and not self._by_rule
+        return len(sample) in counts and not self._deterministic
 
     def _compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
@@ -176,38 +226,30 @@ class CompiledNetworks(Networks):
 
     def _run_all(self, count: int, height: int, width: int) -> None:
         model = self._model
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(count, *shape, dtype=self.dtype, device=model.device)
-
-        sample = zeros(model.unet.config.in_channels, height, width)
-        emb = zeros(model.unet.time_embedding.linear_2.out_features)
-        tokens = model.pipe.tokenizer.model_max_length
-        text = zeros(tokens, _width(model.layers))
+        sample = torch.zeros(
+            count, model.latent_channels, height, width, dtype=self.dtype, device=model.device
+        )
+        emb = model.blank_emb(count)
         residuals: list[Tensor] | None = None
-        for name, control in model.controlnets.items():
-            context = Context(zeros(tokens, _width(control.layers)))
-            channels = control.model.config.block_out_channels[0]
-            residuals = self.control(
-                name, sample, emb, context, zeros(channels, height, width), zeros().flatten()
-            )
+        for name, net in model.controlnets.items():
+            scale = sample.new_zeros(count)
+            hint = net.blank_hint(count, height, width)
+            residuals = self.control(name, sample, emb, net.blank_context(count), hint, scale)
         for image_tokens in IMAGE_TOKENS:
-            context = Context(
-                text, zeros(image_tokens, _width(model.layers)), zeros(len(model.layers))
-            )
+            context = model.blank_context(count, image_tokens)
             self.denoise(sample, emb, context, None)
             if residuals is not None:
                 self.denoise(sample, emb, context, residuals)
 
 
 def _cause(error: Exception) -> Exception:
-    """What a compiler raised, of which dynamo makes an error of its own."""
+    """What a compiler raised, where dynamo wrapped it in an error of its own."""
     cause: Exception = getattr(error, "inner_exception", error)
     return cause
 
 
-def _denoise(
-    unet: Any,
+def _predict(
+    predict: Callable[..., Tensor],
     sample: Tensor,
     emb: Tensor,
     text: Tensor,
@@ -216,17 +258,18 @@ def _denoise(
     bias: Tensor,
     residuals: list[Tensor] | None,
 ) -> Tensor:
-    return unet_forward(unet, sample, emb, Context(text, image, scale, bias), residuals)
+    return predict(sample, emb, Context(text, image, scale, bias), residuals)
 
 
-def _residuals(
-    net: Any, sample: Tensor, emb: Tensor, text: Tensor, hint: Tensor, scale: Tensor
+def _control(
+    residuals: Callable[..., list[Tensor]],
+    sample: Tensor,
+    emb: Tensor,
+    text: Tensor,
+    hint: Tensor,
+    scale: Tensor,
 ) -> list[Tensor]:
-    return control_forward(net, sample, emb, Context(text), hint, scale)
-
-
-def _width(layers: Sequence[Any]) -> int:
-    return sum(2 * layer.to_k.out_features for layer in layers)
+    return residuals(sample, emb, Context(text), hint, scale)
 
 
 def _channels_last(part: Tensor) -> Tensor:

@@ -1,22 +1,31 @@
-"""Latents to pictures: the VAE, in tiles where the whole does not fit into memory.
+"""Latents to pictures, and the end of a job: the VAE, results and tickets.
 
-On CUDA it runs on a stream of its own beside the next step, and a thread that is not the
-engine's waits for the pixels.
+The VAE runs in tiles where the whole does not fit into memory, and on CUDA on a stream of its own
+beside the next step. Threads beside the engine's wait for pixels, end tickets, and put embeddings
+into the shared store.
 """
 
 import logging
-from collections.abc import Callable
-from typing import Any, Final
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from service.core.errors import NotFinite, OutOfMemory
-from workers.engine.loading import LoadedModel
+from service.core.errors import EngineFault, JobFailed, NotFinite, OutOfMemory
+from workers.engine.api import EngineResult
+from workers.engine.cache import Embedding, EmbeddingCache
+from workers.engine.conditioning import image_prompt
+from workers.engine.models.base import Model
+from workers.engine.rows import Work, now
 
 log = logging.getLogger(__name__)
 
+Lost = Callable[[torch.AcceleratorError], None]
+"""Called with the error of a device that was lost."""
 SMALLEST_TILE: Final = 16
 """Side of the smallest tile, in latents."""
 
@@ -28,7 +37,7 @@ class Decoder:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._on_out_of_memory = on_out_of_memory
 
-    def decode(self, model: LoadedModel, latents: Tensor) -> Callable[[], Image.Image]:
+    def decode(self, model: Model, latents: Tensor) -> Callable[[], Image.Image]:
         """Start decoding `(1, channels, h, w)`; call the result elsewhere to wait for it.
 
         Raises `OutOfMemory` where not even tiles fit; the result raises `NotFinite` where the
@@ -52,19 +61,18 @@ class Decoder:
 
         return wait
 
-    def _pixels(self, model: LoadedModel, latents: Tensor) -> tuple[Tensor, Tensor]:
+    def _pixels(self, model: Model, latents: Tensor) -> tuple[Tensor, Tensor]:
         """One picture as `(height, width, 3)` bytes, and whether all of it was finite."""
-        unscaled = _unscale(model.vae, latents.to(model.vae.dtype))
-        decoded = self._whole(model, unscaled)
+        decoded = self._whole(model, latents)
         if decoded is None:
-            decoded = self._tiled(model, unscaled)
+            decoded = self._tiled(model, latents)
         picture = (decoded[0] * 0.5 + 0.5).clamp(0, 1).float() * 255
         return picture.round().to(torch.uint8).permute(1, 2, 0), torch.isfinite(decoded).all()
 
-    def _whole(self, model: LoadedModel, latents: Tensor) -> Tensor | None:
+    def _whole(self, model: Model, latents: Tensor) -> Tensor | None:
         """The decode, or None where it does not fit into memory."""
         try:
-            decoded: Tensor = model.vae.decode(latents, return_dict=False)[0]
+            decoded = model.decode(latents)
         except torch.OutOfMemoryError:
             log.warning("a picture does not fit into memory and is decoded in tiles")
         else:
@@ -74,13 +82,10 @@ class Decoder:
             torch.cuda.empty_cache()
         return None
 
-    def _tiled(self, model: LoadedModel, latents: Tensor) -> Tensor:
-        vae: Any = model.vae
+    def _tiled(self, model: Model, latents: Tensor) -> Tensor:
         side = max(SMALLEST_TILE, max(latents.shape[-2:]) // 4)
-        vae.tile_latent_min_size = side
-        vae.tile_sample_min_size = side * model.pipe.vae_scale_factor
         try:
-            decoded: Tensor = vae.tiled_decode(latents, return_dict=False)[0]
+            decoded = model.decode_tiled(latents, side)
         except torch.OutOfMemoryError:
             self._on_out_of_memory()
             raise OutOfMemory(
@@ -89,16 +94,62 @@ class Decoder:
         return decoded
 
 
-def _unscale(vae: Any, latents: Tensor) -> Tensor:
-    mean, std = vae.config.latents_mean, vae.config.latents_std
-    unscaled: Tensor = latents / vae.config.scaling_factor
-    if mean is not None and std is not None:
-        mean, std = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, std))
-        unscaled = unscaled * std + mean
-    return unscaled
+class Finisher:
+    """Ends jobs on threads of its own."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="engine-finish")
+        self._lock = threading.Lock()
+
+    def picture(self, work: Work, index: int, wait: Callable[[], Image.Image], lost: Lost) -> None:
+        """Add picture `index` to a job once its pixels are there; the last one ends the job.
+
+        A lost device ends no job here: `lost` is called.
+        """
+        self._pool.submit(self._picture, work, index, wait, lost)
+
+    def share(self, embeddings: Sequence[tuple[EmbeddingCache, str, Embedding]]) -> None:
+        """Put embeddings into the store behind their cache."""
+        for cache, key, embedding in embeddings:
+            self._pool.submit(cache.share, key, embedding)
+
+    def stop(self) -> None:
+        """Finish what was submitted and end the threads."""
+        self._pool.shutdown()
+
+    def _picture(self, work: Work, index: int, wait: Callable[[], Image.Image], lost: Lost) -> None:
+        try:
+            image = wait()
+        except torch.AcceleratorError as error:
+            lost(error)
+            return
+        except JobFailed as error:
+            work.ticket.fail(error)
+            return
+        except Exception:
+            log.exception("picture of job %s failed after decoding", work.job.id)
+            work.ticket.fail(EngineFault("A finished picture could not be read from the device."))
+            return
+        with self._lock:
+            work.pictures[index] = image
+            complete = len(work.pictures) == work.job.request.num_images
+        if complete:
+            work.ticket.succeed(_result(work))
 
 
 def _picture(pixels: Tensor, finite: Tensor) -> Image.Image:
     if not bool(finite):
         raise NotFinite("The VAE gave NaN or infinity instead of a picture.")
     return Image.fromarray(pixels.contiguous().numpy())
+
+
+def _result(work: Work) -> EngineResult:
+    assert work.gathered is not None, "a job without inputs has no pictures"
+    return EngineResult(
+        images=tuple(work.pictures[index] for index in range(len(work.pictures))),
+        encode_seconds=work.ready_at - work.submitted_at,
+        denoise_seconds=work.denoised_at - work.ready_at,
+        decode_seconds=now() - work.denoised_at,
+        max_batch=work.max_batch,
+        image_embedding_cache="hit" if image_prompt.cache_hit(work.gathered) else "miss",
+    )

@@ -1,6 +1,6 @@
-"""Computing by rule: nothing in it is chosen by timing, so the same input gives the same bytes.
+"""Deterministic computation: nothing is chosen by timing, so the same input gives the same bytes.
 
-A timing falls out differently at each start, a rule does not. It knows nothing of jobs.
+A timing gives another choice at each start; a fixed rule does not.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from workers.engine import attention
-from workers.engine.layers import CrossAttention, SelfAttention
+from workers.engine.models.layers import CrossAttention, SelfAttention
 
 
 @contextmanager
-def by_rule(networks: Iterable[nn.Module] = ()) -> Iterator[None]:
-    """Inside, cuDNN takes algorithms by its own rule, and only such as repeat their bytes.
+def deterministic(networks: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Inside, cuDNN chooses by its own heuristic, and only algorithms that repeat their bytes.
 
-    What it chose otherwise is kept apart from this, also for the same shapes. The attention layers
+    Choices that it made by timing are not used, not even for the same shapes. The attention layers
     of `networks` run on SDPA, whichever kernel was the fastest. Only for the engine's thread.
     """
     cudnn = torch.backends.cudnn
@@ -32,12 +32,12 @@ def by_rule(networks: Iterable[nn.Module] = ()) -> Iterator[None]:
         yield
 
 
-def find_the_fastest(*, wanted: bool) -> None:
-    """Whether cuDNN times its algorithms for a shape it meets for the first time.
+def set_cudnn_benchmark(*, enabled: bool) -> None:
+    """Whether cuDNN times its algorithms for each new shape.
 
-    Only while warming up: the ones found then serve on, and no job pays for the search.
+    Only during warm-up: what was fastest then is used from then on, and no job waits for a search.
     """
-    torch.backends.cudnn.benchmark = wanted
+    torch.backends.cudnn.benchmark = enabled
 
 
 def _set(benchmark: bool, deterministic: bool) -> None:  # noqa: FBT001 (torch's two flags)

@@ -1,123 +1,76 @@
-"""What a job needs before it can take a step, brought to hand without the GPU.
+"""From a submitted job to rows that can take steps.
 
-Cached embeddings are looked up, uploads are read and preprocessed where none serves. It runs on
-threads of its own beside the engine's; it runs no network of weights.
+Inputs are gathered on threads beside the engine's: cached embeddings are looked up and uploads are
+read where none is found. On the engine's thread, between two steps, the conditions that the steps
+of a job share are computed.
 """
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
-
-from service.core.errors import UnservableRequest
 from service.core.params import GenerateRequest
-from workers.engine import crop
+from workers.engine import schedulers
 from workers.engine.api import EngineJob
-from workers.engine.cache import Embedding, EmbeddingCache, image_fingerprint, text_fingerprint
-from workers.engine.loading import LoadedAdapter, LoadedModel
+from workers.engine.cache import Embedding, EmbeddingCache
+from workers.engine.conditioning.base import Conditioning, Conditions, Gathered, Preparation
+from workers.engine.determinism import deterministic
+from workers.engine.device import to_device
+from workers.engine.models.base import Model
+from workers.engine.rows import Row, Work, start_row
+
+Fresh = Sequence[tuple[EmbeddingCache, str, Embedding]]
+"""Embeddings that were just computed, with their cache and key."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageInput:
-    """One image prompt: its cached embedding, or else its pixels as the encoder takes them.
+class JobPreparer:
+    """Runs the conditionings' hooks on jobs. `share` takes fresh embeddings for the store."""
 
-    `pixels` is `(1, 3, size, size)`; `weight` counts beside the other prompts' of the job.
-    """
+    def __init__(self, ways: Sequence[Conditioning], share: Callable[[Fresh], None]) -> None:
+        self._ways = ways
+        self._share = share
+        self._numbers = itertools.count()
 
-    key: str
-    weight: float
-    embedding: Embedding | None
-    pixels: Tensor | None
+    def check(self, request: GenerateRequest, model: Model) -> None:
+        """Raise `UnservableRequest` where the model cannot do what is asked."""
+        for way in self._ways:
+            way.check(request, model)
 
+    def gather(self, job: EngineJob, model: Model) -> Gathered:
+        """All inputs of a job. Raises what `check` and `job.read` raise."""
+        self.check(job.request, model)
+        return {way.name: way.gather(job, model) for way in self._ways}
 
-@dataclass(frozen=True, slots=True)
-class TextInput:
-    """One text and its cached embedding; None where it must be encoded."""
+    def rows_of(self, work: Work) -> list[Row]:
+        """The rows of a job whose inputs were gathered, one a picture; on the engine's thread.
 
-    key: str
-    text: str
-    embedding: Embedding | None
+        Deterministic for every job: what is cached here may be used by a deterministic one. Raises
+        `UnservableRequest` where its sampler cannot do so many steps.
+        """
+        with deterministic():
+            return self._rows_of(work)
 
+    def _rows_of(self, work: Work) -> list[Row]:
+        request, model = work.job.request, work.model
+        samplers = [
+            schedulers.make(request.scheduler, model.scheduler_config, request.steps)
+            for _ in range(request.num_images)
+        ]
+        work.steps = [0] * request.num_images
+        timesteps = to_device(samplers[0].timesteps, model.device)
+        conditions = self._conditions(work, Preparation(request, model, timesteps))
+        return [
+            start_row(work, index, conditions, sampler) for index, sampler in enumerate(samplers)
+        ]
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """All inputs of a job.
-
-    `negative` is None without guidance and where the negative prompt is empty and the model
-    takes zeros for it. `control` is the map, `(1, 3, height, width)`, 0 to 1.
-    """
-
-    positive: TextInput
-    negative: TextInput | None
-    images: tuple[ImageInput, ...]
-    control: Tensor | None
-
-    @property
-    def image_cache_hit(self) -> bool:
-        """Whether no image prompt has to be encoded."""
-        return all(image.embedding is not None for image in self.images)
-
-
-def gather(
-    job: EngineJob, model: LoadedModel, *, images: EmbeddingCache, texts: EmbeddingCache
-) -> Inputs:
-    """Look up or read everything that `job` needs.
-
-    Raises `UnservableRequest` for an adapter or ControlNet that the model does not have, and
-    whatever `job.read` raises.
-    """
-    request = job.request
-    adapter = model.adapters.get(request.adapter)
-    if adapter is None:
-        raise UnservableRequest(f"`adapter` {request.adapter} is not served by this worker")
-    zeros = not request.negative_prompt and model.pipe.config.force_zeros_for_empty_prompt
-    negative = None
-    if request.guided and not zeros:
-        negative = _text(request.negative_prompt, model, texts)
-    return Inputs(
-        positive=_text(request.prompt, model, texts),
-        negative=negative,
-        images=tuple(
-            _image(job, index, adapter, images)
-            for index, image in enumerate(request.images)
-            if image.weight > 0
-        ),
-        control=_control(job, model),
-    )
-
-
-def _text(text: str, model: LoadedModel, cache: EmbeddingCache) -> TextInput:
-    key = text_fingerprint(text, model.text_fingerprint)
-    pipe = model.pipe
-    tokens = pipe.tokenizer.model_max_length
-    layout = {
-        "tokens": (1, tokens, model.unet.config.cross_attention_dim),
-        "pooled": (1, pipe.text_encoder_2.config.projection_dim),
-    }
-    return TextInput(key, text, cache.get(key, layout, model.dtype))
-
-
-def _image(job: EngineJob, index: int, adapter: LoadedAdapter, cache: EmbeddingCache) -> ImageInput:
-    request = job.request
-    prompt = request.images[index]
-    encoder = adapter.encoder
-    key = image_fingerprint(prompt.pixels_sha256, encoder.fingerprint, request.crop, adapter.kind)
-    found = cache.get(key, {"embedding": adapter.embedding_shape}, encoder.model.dtype)
-    if found is not None:
-        return ImageInput(key, prompt.weight, found, None)
-    picture = crop.square(job.read(prompt.key), request.crop, encoder.size)
-    pixels: Tensor = encoder.processor(picture, return_tensors="pt").pixel_values
-    return ImageInput(key, prompt.weight, None, pixels)
-
-
-def _control(job: EngineJob, model: LoadedModel) -> Tensor | None:
-    request: GenerateRequest = job.request
-    if request.control is None:
-        return None
-    if request.control.type not in model.controlnets:
-        raise UnservableRequest(f"`control_type` {request.control.type} is not served")
-    processor = model.control_processor
-    picture: Tensor = processor.preprocess(
-        job.read(request.control.key), height=request.height, width=request.width
-    )
-    return picture.to(torch.float32)
+    def _conditions(self, work: Work, job: Preparation) -> Conditions:
+        assert work.gathered is not None, "jobs are prepared after their inputs were gathered"
+        states = {way.name: way.prepare(job, work.gathered[way.name]) for way in self._ways}
+        self._share(job.fresh)
+        request = job.request
+        return Conditions(
+            number=next(self._numbers),
+            states=states,
+            branches=job.branches,
+            guided=tuple(request.guided_at(step) for step in range(request.steps)),
+            guidance_scale=request.guidance_scale,
+        )

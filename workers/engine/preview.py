@@ -1,7 +1,8 @@
 """Rough small pictures of rows on their way, without the VAE.
 
 A linear map from latents to colours, fitted by least squares against real decodes at warm-up, is
-applied to what the row's latents would be without noise. One pixel a latent.
+applied to what the row's latents would be without noise. One pixel a latent. The operator chooses
+every how many steps they are sent.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+
+from workers.engine.rows import Row, Work
 
 
 def fit(latents: Sequence[Tensor], pictures: Sequence[Image.Image]) -> Tensor:
@@ -68,3 +71,45 @@ def _flat(maps: Tensor) -> Tensor:
 def _columns(latents: Tensor) -> Tensor:
     flat = _flat(latents.float().cpu())
     return torch.cat([flat, torch.ones(len(flat), 1)], dim=1)
+
+
+class Previews:
+    """Draws the first row of a job every `every_steps` steps; 0 draws none.
+
+    On CUDA drawing one waits until its step has been computed.
+    """
+
+    def __init__(self, every_steps: int) -> None:
+        self._every = every_steps
+        self._colours: dict[str, Tensor] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the maps from latents to colours are needed at all."""
+        return self._every > 0
+
+    def learn(self, model: str, colours: Tensor) -> None:
+        """Use `colours`, as `fit` returned them, for rows of `model`."""
+        self._colours[model] = colours
+
+    def before(self, row: Row, model_input: Tensor, prediction: Tensor) -> None:
+        """Draw a row if a preview of it is due, before it takes a step.
+
+        `model_input` is what the UNet was given, `prediction` its guided output, both
+        `(1, channels, h, w)`.
+        """
+        if not self._every or row.index != 0 or (row.step + 1) % self._every != 0:
+            return
+        if row.work.model.name in self._colours:
+            image = self._draw(row, model_input, prediction)
+            row.work.preview = (row.step + 1, image)
+
+    def send(self, work: Work) -> None:
+        """Send what was drawn for a job."""
+        drawn, work.preview = work.preview, None
+        if drawn is not None:
+            work.listener.on_preview(*drawn)
+
+    def _draw(self, row: Row, model_input: Tensor, prediction: Tensor) -> Image.Image:
+        clean = without_noise(row.scheduler, row.timestep, model_input.float(), prediction)
+        return render(self._colours[row.work.model.name], torch.nan_to_num(clean))

@@ -1,6 +1,7 @@
-"""Jobs and rows inside the engine. A row is the latents of one picture on their way.
+"""Jobs and rows inside the engine. A row is the latents of one picture while it is denoised.
 
-A row takes one place of a batch, or two while it is guided: the negative and the positive side.
+A row takes one entry of a batch, or two while it is guided: the unconditional and the conditional
+branch.
 """
 
 import time
@@ -13,33 +14,37 @@ from PIL.Image import Image
 from torch import Tensor
 
 from workers.engine import schedulers
-from workers.engine.api import EngineJob, Listener
-from workers.engine.conditions import NEGATIVE, POSITIVE, Conditions
-from workers.engine.inputs import Inputs
-from workers.engine.loading import LoadedModel
-from workers.engine.ticket import EngineTicket
+from workers.engine.api import EngineJob, EngineTicket, Listener
+from workers.engine.conditioning.base import (
+    CONDITIONAL,
+    UNCONDITIONAL,
+    BatchEntry,
+    Conditions,
+    Gathered,
+)
+from workers.engine.models.base import Model
 
 Group = tuple[str, int, int, str]
 """What rows must share to run in one forward: model, height, width, and for a deterministic job
-its id (else ``)."""
+its id (else "")."""
 
 
 @dataclass(slots=True, eq=False)
 class Work:
     """A job in the engine. Only the engine's thread changes it after it was submitted.
 
-    It does not know its rows, which know it: what has ended is freed at once, and does not wait
-    with its tensors and pictures for the collector of cycles.
+    It holds no reference to its rows, which refer to it: an ended job's tensors and pictures are
+    freed at once instead of waiting for the garbage collector.
     """
 
     job: EngineJob
-    model: LoadedModel
+    model: Model
     ticket: EngineTicket
     listener: Listener
     arrival: int
     """Jobs are numbered in the order they came."""
     submitted_at: float
-    inputs: Inputs | None = None
+    gathered: Gathered | None = None
     steps: list[int] = field(default_factory=list)
     """Steps that each of its rows has taken."""
     pictures: dict[int, Image] = field(default_factory=dict)
@@ -49,7 +54,7 @@ class Work:
     denoised_at: float = 0.0
     max_batch: int = 0
     reported: int = 0
-    """Steps that the listener has heard of."""
+    """Steps that the listener was told of."""
     preview: tuple[int, Image] | None = None
     """Drawn at that step and not yet sent."""
 
@@ -60,7 +65,7 @@ class Work:
 
     @property
     def group(self) -> Group:
-        """Rows of which other jobs this one's may run with."""
+        """What its rows must share with those of other jobs to run with them."""
         request = self.job.request
         alone = self.job.id if request.deterministic else ""
         return (self.model.name, request.height, request.width, alone)
@@ -100,14 +105,19 @@ class Row:
         return self.work.cost
 
     @property
-    def places(self) -> int:
-        """Places it takes at its next step."""
-        return len(self.sides)
+    def entries(self) -> int:
+        """Batch entries it takes at its next step."""
+        return len(self.branches)
 
     @property
-    def sides(self) -> tuple[int, ...]:
-        """The sides that run at the next step."""
-        return (NEGATIVE, POSITIVE) if self.conditions.guided[self.step] else (POSITIVE,)
+    def branches(self) -> tuple[int, ...]:
+        """The branches that run at the next step."""
+        guided = self.conditions.guided[self.step]
+        return (UNCONDITIONAL, CONDITIONAL) if guided else (CONDITIONAL,)
+
+    def entry(self, branch: int) -> BatchEntry:
+        """One of its branches at the next step."""
+        return BatchEntry(self.conditions, branch, self.step)
 
     @property
     def timestep(self) -> Tensor:
@@ -141,13 +151,13 @@ def start_row(work: Work, index: int, conditions: Conditions, scheduler: Any) ->
     """Draw the first noise of picture `index` as the plain pipeline does, from seed + index."""
     request, model = work.job.request, work.model
     generator = torch.Generator("cpu").manual_seed(request.seed + index)
-    factor = model.pipe.vae_scale_factor
-    shape = (1, model.unet.config.in_channels, request.height // factor, request.width // factor)
+    factor = model.scale_factor
+    shape = (1, model.latent_channels, request.height // factor, request.width // factor)
     noise = randn_tensor(shape, generator=generator, device=model.device, dtype=model.dtype)
     latents = noise.float() * scheduler.init_noise_sigma
     return Row(work, index, conditions, scheduler, generator, latents)
 
 
 def now() -> float:
-    """Seconds of a clock that only goes forward."""
+    """Seconds of a monotonic clock."""
     return time.monotonic()

@@ -1,36 +1,30 @@
-"""Start-up's real jobs and measurements, so that the first client waits for nothing.
-
-Runs a job of each class through the engine, then measures one forward at growing batch sizes and
-sets the caps. It knows nothing of how a step is taken.
-"""
+"""Warm-up: real jobs of each class, and the measurements that set the batch caps."""
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import torch
 from PIL import Image
 
 from service.core.params import Control, GenerateRequest, ImagePrompt
-from workers.engine import inputs, preview
-from workers.engine.api import EngineJob
+from workers.engine import preview
+from workers.engine.api import EngineJob, EngineTicket, NullObserver
 from workers.engine.batch import Batcher
-from workers.engine.cache import EmbeddingCache
 from workers.engine.decode import Decoder
-from workers.engine.loading import LoadedModel
+from workers.engine.inputs import JobPreparer
+from workers.engine.models.base import Model
 from workers.engine.rows import Row, Work, now
-from workers.engine.silent import Silent
-from workers.engine.ticket import EngineTicket
 
 STEPS: Final = 2
 REPEATS: Final = 3
 GAIN: Final = 1.02
-"""Doubling the batch is tried on while it raises the rate by so much."""
+"""The batch is doubled for as long as that raises the rate by this factor."""
 PREVIEW_PICTURES: Final = 4
 
 
-def classes(name: str, model: LoadedModel) -> Iterator[EngineJob]:
+def classes(name: str, model: Model) -> Iterator[EngineJob]:
     """One job of each class of a model: adapters, ControlNets, sizes."""
     entry = model.entry
     default = (entry.defaults.width, entry.defaults.height)
@@ -45,7 +39,7 @@ def classes(name: str, model: LoadedModel) -> Iterator[EngineJob]:
 
 def job(
     name: str,
-    model: LoadedModel,
+    model: Model,
     *,
     size: tuple[int, int],
     adapter: str | None = None,
@@ -96,31 +90,26 @@ def digest(image: Image.Image) -> str:
 
 
 class Profiler:
-    """Measures on the engine's thread; every method must be called there.
+    """Measures on the engine's thread; every method must be called there."""
 
-    `rows_of` makes the rows of a job whose inputs have been gathered.
-    """
-
-    def __init__(
-        self, name: str, model: LoadedModel, batcher: Batcher, rows_of: Callable[[Work], list[Row]]
-    ) -> None:
+    def __init__(self, name: str, model: Model, batcher: Batcher, preparer: JobPreparer) -> None:
         self._name = name
         self._model = model
         self._batcher = batcher
-        self._rows_of = rows_of
+        self._preparer = preparer
 
-    def seconds(self, size: tuple[int, int], most_places: int) -> dict[int, float]:
-        """Time of one forward of guided rows of `size` (width, height), by number of places.
+    def seconds(self, size: tuple[int, int], most_entries: int) -> dict[int, float]:
+        """Time of one forward of guided rows of `size` (width, height), by number of entries.
 
         The number doubles while that still pays.
         """
         row = self._row(job(self._name, self._model, size=size))
         measured: dict[int, float] = {}
         rows, best = 1, 0.0
-        while 2 * rows <= most_places:
-            places = 2 * rows
-            measured[places] = min(self._time([row] * rows) for _ in range(REPEATS))
-            rate = places / measured[places]
+        while 2 * rows <= most_entries:
+            entries = 2 * rows
+            measured[entries] = min(self._time([row] * rows) for _ in range(REPEATS))
+            rate = entries / measured[entries]
             if rate < GAIN * best:
                 break
             best = max(best, rate)
@@ -139,17 +128,16 @@ class Profiler:
         return preview.fit(latents, pictures)
 
     def _row(self, engine_job: EngineJob) -> Row:
-        cache = EmbeddingCache(PREVIEW_PICTURES, None)
         work = Work(
             job=engine_job,
             model=self._model,
             ticket=EngineTicket(),
-            listener=Silent(),
+            listener=NullObserver(),
             arrival=0,
             submitted_at=now(),
-            inputs=inputs.gather(engine_job, self._model, images=cache, texts=cache),
+            gathered=self._preparer.gather(engine_job, self._model),
         )
-        return self._rows_of(work)[0]
+        return self._preparer.rows_of(work)[0]
 
     def _time(self, rows: list[Row]) -> float:
         _finish(self._model.device)

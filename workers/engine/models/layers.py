@@ -1,7 +1,7 @@
-"""Our transformers, put in the place of diffusers' inside a loaded UNet or ControlNet.
+"""Transformers that replace those of diffusers inside a loaded UNet or ControlNet.
 
-They keep the loaded weights. A cross-attention layer makes keys and values only when a row is
-admitted (`Memory`), never in a forward pass. It knows nothing of rows, jobs or devices.
+They keep the loaded weights. A cross-attention layer makes keys and values only when a job is
+prepared (`text_kv`, `image_kv`), never in a forward pass.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,7 +40,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Decoupled cross-attention to a `Context`.
 
-    `to_k` and `to_v` are the text's; `offset` is the place of this layer in the context's width.
+    `to_k` and `to_v` are the text's; `offset` is where this layer begins in the context's width.
     """
 
     def __init__(self, attention: Attention, kernel: Kernel, *, layer: int, offset: int) -> None:
@@ -116,24 +116,24 @@ def install(model: nn.Module, kernel: Kernel, *, name: str) -> tuple[CrossAttent
     """Replace every transformer of `model` and return its cross-attentions in their order.
 
     The order is the one in which diffusers lists its attention processors, which numbers the
-    adapters' weights. Raises `ConfigurationError` for attention of a kind SDXL does not have.
+    adapters' weights. Raises `ConfigurationError` for attention of another kind.
     """
     layers: list[CrossAttention] = []
     offset = 0
-    for place, transformer in list(model.named_modules()):
+    for path, transformer in list(model.named_modules()):
         if not isinstance(transformer, Transformer2DModel):
             continue
-        _check_transformer(transformer, f"{name}: {place}")
+        _check_transformer(transformer, f"{name}: {path}")
         blocks = []
         for block in transformer.transformer_blocks:
             blocks.append(Block(block, kernel, layer=len(layers), offset=offset))
             layers.append(blocks[-1].attn2)
             offset += 2 * layers[-1].to_k.out_features
-        model.set_submodule(place, Transformer(transformer, blocks))
+        model.set_submodule(path, Transformer(transformer, blocks))
     return tuple(layers)
 
 
-def text_memory(layers: Sequence[CrossAttention], text: Tensor) -> Tensor:
+def text_kv(layers: Sequence[CrossAttention], text: Tensor) -> Tensor:
     """Make keys and values of every layer from text embeddings, as `Context.text` wants them.
 
     `(batch, tokens, dim)` to `(batch, tokens, width)`.
@@ -141,13 +141,18 @@ def text_memory(layers: Sequence[CrossAttention], text: Tensor) -> Tensor:
     return torch.cat([part(text) for layer in layers for part in (layer.to_k, layer.to_v)], dim=-1)
 
 
-def image_memory(weights: Iterable[tuple[nn.Linear, nn.Linear]], tokens: Tensor) -> Tensor:
+def image_kv(weights: Iterable[tuple[nn.Linear, nn.Linear]], tokens: Tensor) -> Tensor:
     """Make K' and V' of every layer from image tokens, as `Context.image` wants them.
 
     `weights` are an adapter's `to_k_ip` and `to_v_ip` in the order of the layers.
     `(batch, tokens, dim)` to `(batch, tokens, width)`.
     """
     return torch.cat([part(tokens) for pair in weights for part in pair], dim=-1)
+
+
+def kv_width(layers: Iterable[CrossAttention]) -> int:
+    """The width of `text_kv` and `image_kv`."""
+    return sum(2 * layer.to_k.out_features for layer in layers)
 
 
 def _fused(parts: Sequence[nn.Linear]) -> nn.Linear:
@@ -166,7 +171,7 @@ def _fused(parts: Sequence[nn.Linear]) -> nn.Linear:
     return fused.requires_grad_(first.weight.requires_grad)
 
 
-def _check_transformer(transformer: Transformer2DModel, place: str) -> None:
+def _check_transformer(transformer: Transformer2DModel, path: str) -> None:
     blocks = list(transformer.transformer_blocks)
     known = (
         transformer.is_input_continuous
@@ -175,7 +180,7 @@ def _check_transformer(transformer: Transformer2DModel, place: str) -> None:
         and all(_is_known(part) for block in blocks for part in (block.attn1, block.attn2))
     )
     if not known:
-        raise ConfigurationError(f"{place} is not a transformer of SDXL's kind")
+        raise ConfigurationError(f"{path} is a transformer of a kind that is not served")
 
 
 def _is_known(attention: object) -> bool:

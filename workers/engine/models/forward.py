@@ -1,30 +1,16 @@
-"""One pass of an SDXL UNet or ControlNet over a mixed batch, from what its rows carry.
+"""One forward pass of a UNet or ControlNet over a mixed batch.
 
 The order of operations is diffusers' (`UNet2DConditionModel.forward`, `ControlNetModel.forward`);
-what does not depend on the step (texts, time ids, keys and values, the map's embedding) comes in
-ready made. It knows nothing of jobs.
+what does not depend on the sample (time embeddings, keys and values, the map's embedding) is passed
+in, computed once a job.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from workers.engine.attention import Context
-
-
-def time_embeddings(net: Any, timesteps: Tensor, pooled: Tensor, time_ids: Tensor) -> Tensor:
-    """Embeddings of all steps of a row, time and SDXL's added conditions together.
-
-    `timesteps` is `(steps,)`, `pooled` `(sides, dim)`, `time_ids` `(6,)`: original size, crop and
-    target size in pixels. Returns `(sides, steps, width)`.
-    """
-    times = net.time_embedding(net.time_proj(timesteps).to(pooled.dtype))
-    sizes = net.add_time_proj(time_ids).flatten().expand(len(pooled), -1)
-    added = net.add_embedding(torch.cat([pooled, sizes], dim=-1).to(times.dtype))
-    joined: Tensor = times[None] + added[:, None]
-    return joined
 
 
 def unet_forward(

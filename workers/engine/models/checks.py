@@ -1,7 +1,6 @@
 """Whether the files of a model fit together, asked before and while they are loaded.
 
-Every mismatch is a `ConfigurationError` whose message names both files. It reads headers and
-configurations, never runs a network.
+Every mismatch is a `ConfigurationError` whose message names both files.
 """
 
 from collections.abc import Mapping
@@ -120,11 +119,14 @@ def check_block_scales(scales: BlockScales, adapter: str, unet: Any) -> None:
 
 
 def check_unet(unet: Any, vae: Any) -> None:
-    """Check that a UNet is built as SDXL's and fits its VAE."""
+    """Check that a UNet has no parts that `forward.unet_forward` leaves out, and fits its VAE."""
     name = unet_name(unet)
     config = unet.config
-    if config.addition_embed_type != "text_time" or config.in_channels != config.out_channels:
-        raise ConfigurationError(f"UNet {name} is not SDXL-shaped (text_time, equal channels)")
+    if config.in_channels != config.out_channels:
+        raise ConfigurationError(
+            f"UNet {name} takes {config.in_channels} channels and gives {config.out_channels}, "
+            "which is not served"
+        )
     unserved = (
         unet.class_embedding is not None
         or unet.time_embed_act is not None
@@ -133,10 +135,10 @@ def check_unet(unet: Any, vae: Any) -> None:
         or unet.encoder_hid_proj is not None
     )
     if unserved:
-        raise ConfigurationError(f"UNet {name} has parts that SDXL's has not")
+        raise ConfigurationError(f"UNet {name} has parts that are not served")
     if vae.config.latent_channels != config.in_channels:
         raise ConfigurationError(
-            f"VAE {vae.config._name_or_path} has {vae.config.latent_channels} latent channels, "  # noqa: SLF001 (diffusers' own place of the name)
+            f"VAE {vae.config._name_or_path} has {vae.config.latent_channels} latent channels, "  # noqa: SLF001 (where diffusers keeps the name)
             f"but UNet {name} takes {config.in_channels}"
         )
 
@@ -163,7 +165,7 @@ def check_controlnet(controlnet: Any, name: str, unet: Any) -> None:
 
 def unet_name(unet: Any) -> str:
     """How messages call a UNet: the folder or repository it was loaded from."""
-    return str(unet.config._name_or_path)  # noqa: SLF001 (diffusers' own place of the name)
+    return str(unet.config._name_or_path)  # noqa: SLF001 (where diffusers keeps the name)
 
 
 def _listed(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Where a model's files are: local folders, or the hub's cache with its offline switch.
 
-Turns a `Source` of `models.yaml` into what the loaders take. It loads no weights.
+Turns a `Source` of `models.yaml` into what diffusers' and transformers' loaders take.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from service.core.catalog import Adapter, Source
 from service.core.errors import ConfigurationError
 
-_NO_MATTER: Final = frozenset({"_name_or_path", "transformers_version"})
-"""Of a configuration: they change nothing of what comes out."""
+_IGNORED: Final = frozenset({"_name_or_path", "transformers_version"})
+"""Keys of a configuration that change nothing of the output."""
 
 
 def name_of(source: Source, *parts: str) -> str:
@@ -70,6 +70,22 @@ def loader_arguments(source: Source) -> dict[str, Any]:
     return arguments
 
 
+def load(kind: Any, source: Source, dtype: torch.dtype) -> Any:
+    """Load one network of class `kind`; see `from_pretrained`."""
+    return from_pretrained(kind, source, loader_arguments(source) | {"dtype": dtype})
+
+
+def from_pretrained(kind: Any, source: Source, arguments: dict[str, Any]) -> Any:
+    """Call `kind.from_pretrained`. Raises `ConfigurationError` with the source's name."""
+    try:
+        return kind.from_pretrained(source.location, **arguments)
+    except (OSError, ValueError, KeyError) as error:
+        name = name_of(source, source.subfolder or "")
+        raise ConfigurationError(
+            f"{kind.__name__} could not be loaded from {name}: {error}"
+        ) from error
+
+
 def encoder_source(adapter: Adapter) -> Source:
     """The image encoder of an adapter as a source of its own (the rule of diffusers' loader)."""
     folder = adapter.image_encoder
@@ -90,8 +106,8 @@ def fingerprint(*encoders: PreTrainedModel, tokenizers: Sequence[Any] = ()) -> s
         digest.update(json.dumps([rules, *rest], sort_keys=True, default=str).encode())
     for module in encoders:
         config = module.config.to_dict()
-        said = {name: value for name, value in config.items() if name not in _NO_MATTER}
-        digest.update(json.dumps(said, sort_keys=True, default=str).encode())
+        kept = {name: value for name, value in config.items() if name not in _IGNORED}
+        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
         for name, weight in sorted(module.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
             digest.update(weight.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy())

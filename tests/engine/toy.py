@@ -1,0 +1,106 @@
+"""A model family of a few lines: no UNet, no VAE, nothing in common with SDXL but the protocol.
+
+Its denoiser moves every pixel towards one colour, which is the mean of the text's colour and the
+image prompts' colour.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from service.core.catalog import ModelEntry
+from workers.engine.attention import Context, Kernel
+
+
+def colour_of(text: str) -> Tensor:
+    """Three numbers of -1 to 1 for a text."""
+    total = sum(text.encode()) + len(text)
+    return torch.tensor([total % 7, total % 5, total % 3]) / 3 - 1
+
+
+class ToyAdapter:
+    """An image prompt is its mean colour."""
+
+    kind = "colour"
+    encoder_fingerprint = "toy"
+    encoder_dtype = torch.float32
+    embedding_shape = (3,)
+    size = 8
+    scales = (1.0,)
+
+    def preprocess(self, picture: Image.Image) -> Tensor:
+        pixels = np.asarray(picture.resize((8, 8)), dtype=np.float32) / 127.5 - 1
+        return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return pixels.mean((2, 3))
+
+    def unconditional(self) -> Tensor:
+        return torch.zeros(1, 3)
+
+    def kv(self, embeddings: Tensor) -> Tensor:
+        return embeddings[:, None]
+
+
+class Toy:
+    """Latents of three channels, a quarter of the picture's size."""
+
+    adapters: Mapping[str, ToyAdapter] = {"base": ToyAdapter()}
+    controlnets: Mapping[str, object] = {}
+    text_fingerprint = "toy"
+    device = torch.device("cpu")
+    dtype = torch.float32
+    latent_channels = 3
+    scale_factor = 4
+    text_layout: Mapping[str, tuple[int, ...]] = {"colour": (1, 3)}
+    zero_negative = False
+    networks = ()
+
+    def __init__(self, name: str, entry: ModelEntry) -> None:
+        self.name = name
+        self.entry = entry
+        self.scheduler_config = DDIMScheduler(clip_sample=False).config
+
+    def encode_text(self, text: str) -> dict[str, Tensor]:
+        return {"colour": colour_of(text)[None]}
+
+    def text_kv(self, text: Mapping[str, Tensor]) -> Tensor:
+        return text["colour"][:, None]
+
+    def time_embeddings(
+        self, timesteps: Tensor, text: Mapping[str, Tensor], size: tuple[int, int]
+    ) -> Tensor:
+        return (timesteps / 1000).expand(len(text["colour"]), -1)[..., None]
+
+    def predict(
+        self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
+    ) -> Tensor:
+        target = context.text.mean(1)
+        if context.image is not None and context.scale is not None:
+            bias = torch.zeros(context.image.shape[:2]) if context.bias is None else context.bias
+            weights = bias.softmax(1)[..., None]
+            target = target + context.scale * (weights * context.image).sum(1)
+        return (sample - target[:, :, None, None] * (1 - emb)[:, :, None, None]).tanh()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return functional.interpolate(latents, scale_factor=4.0)
+
+    def decode_tiled(self, latents: Tensor, side: int) -> Tensor:
+        return self.decode(latents)
+
+
+def load(
+    name: str,
+    entry: ModelEntry,
+    *,
+    device: torch.device,
+    kernel: Kernel,
+    on_stage: Callable[[str], None],
+) -> Toy:
+    on_stage(f"loading {name}")
+    return Toy(name, entry)

@@ -1,0 +1,161 @@
+"""What every way to steer a row has in common.
+
+A way is a subclass of `Conditioning` in a file of its own and a line in `conditioning/__init__.py`.
+Its hooks run in this order: `check` and `gather` on an input thread, `prepare` once a job on the
+engine's thread, `join` when the membership of a batch changes, `act` at each step.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, TypeVar
+
+import torch
+from torch import Tensor
+
+from service.core.params import GenerateRequest
+from workers.engine.api import EngineJob
+from workers.engine.attention import Context
+from workers.engine.cache import Embedding, EmbeddingCache
+from workers.engine.compile import Networks
+from workers.engine.models.base import Model
+
+T = TypeVar("T")
+
+UNCONDITIONAL, CONDITIONAL = 0, 1
+"""The two branches of a guided row. Without guidance only the second exists."""
+KEPT: Final = 4
+"""Joined tensors remembered for a model: of several batches, UNet and ControlNets."""
+
+Gathered = Mapping[str, Any]
+"""What `gather` returned, by the name of the way."""
+
+
+@dataclass(slots=True)
+class Preparation:
+    """A job while its conditions are computed, with what earlier ways leave for later ones.
+
+    `timesteps` are the sampler's, `(steps,)`, on the device.
+    """
+
+    request: GenerateRequest
+    model: Model
+    timesteps: Tensor
+    text: Embedding = field(default_factory=dict)
+    """Encoded text, `(branches, ...)` each."""
+    fresh: list[tuple[EmbeddingCache, str, Embedding]] = field(default_factory=list)
+    """Embeddings that were computed for this job, for the shared store."""
+
+    @property
+    def branches(self) -> int:
+        """2 with guidance, else 1."""
+        return 2 if self.request.guided else 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.request.height, self.request.width
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conditions:
+    """All that steers the rows of one job, which share it.
+
+    `states` holds what each way's `prepare` returned, by its name; `guided` tells for each step
+    whether the unconditional branch runs. No two conditions have the same `number`.
+    """
+
+    number: int
+    states: Mapping[str, Any]
+    branches: int
+    guided: tuple[bool, ...]
+    guidance_scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEntry:
+    """One branch of one row at its next step."""
+
+    conditions: Conditions
+    branch: int
+    step: int
+
+    @property
+    def index(self) -> int:
+        """Index of its branch in tensors whose first dimension is `branches`."""
+        return self.branch if self.conditions.branches > 1 else 0
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Equal for entries of one job and branch."""
+        return self.conditions.number, self.branch
+
+
+class JoinMemo:
+    """Remembers what was joined last, so that it is joined once for each membership of a batch."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value kept under `key`, or what `make` returns."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        value: T = self._kept[key]
+        return value
+
+    def clear(self) -> None:
+        """Forget everything, to free its memory."""
+        self._kept.clear()
+
+
+@dataclass(slots=True)
+class Forward:
+    """One forward pass while it is put together.
+
+    `entries` are those of the batch, the last one repeated up to a batch size that the networks
+    are compiled for; only the first `count` matter. `sample` is `(entries, channels, h, w)`.
+    """
+
+    networks: Networks
+    memo: JoinMemo
+    entries: Sequence[BatchEntry]
+    count: int
+    sample: Tensor
+    context: Context
+    emb: Tensor = field(default_factory=lambda: torch.empty(0))
+    residuals: list[Tensor] | None = None
+
+
+class Conditioning:
+    """One way to steer a row. Each hook's default does nothing; a way overrides what it needs."""
+
+    name: ClassVar[str]
+    """Its key in `Gathered` and `Conditions.states`."""
+
+    def check(self, request: GenerateRequest, model: Model) -> None:
+        """Raise `UnservableRequest` where `model` cannot do what is asked."""
+
+    def gather(self, job: EngineJob, model: Model) -> Any:
+        """Look up and read what the job needs; runs no network. Raises what `job.read` raises."""
+
+    def prepare(self, job: Preparation, gathered: Any) -> Any:
+        """Compute what does not depend on the step: the way's part of `Conditions.states`."""
+
+    def key(self, entry: BatchEntry) -> Hashable:
+        """What else, beside job and branch, the result of `join` depends on at this step."""
+
+    def join(self, entries: Sequence[BatchEntry], context: Context) -> Context:  # noqa: ARG002 (a hook)
+        """Add what the entries attend to to `context`; remembered while all keys stay the same."""
+        return context
+
+    def act(self, forward: Forward) -> None:
+        """Change the forward pass of this step."""
+
+
+def state(entry: BatchEntry, way: type[Conditioning]) -> Any:
+    """What `way` prepared for an entry's job; None where it has no part in it."""
+    return entry.conditions.states.get(way.name)

@@ -1,0 +1,101 @@
+"""Text: prompt and negative prompt, encoded once and cached; the time embeddings go with it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.engine.api import EngineJob
+from workers.engine.attention import Context
+from workers.engine.cache import Embedding, EmbeddingCache, text_fingerprint
+from workers.engine.conditioning.base import (
+    BatchEntry,
+    Conditioning,
+    Forward,
+    Preparation,
+    state,
+)
+from workers.engine.device import to_device
+from workers.engine.models.base import Model
+
+
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    """One text and its cached embedding; None where it must be encoded."""
+
+    key: str
+    text: str
+    embedding: Embedding | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextInputs:
+    """`negative` is None without guidance, and where zeros stand for the empty text."""
+
+    positive: TextInput
+    negative: TextInput | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextState:
+    """`kv` is `(branches, tokens, width)`, `emb` `(branches, steps, width)`."""
+
+    kv: Tensor
+    emb: Tensor
+
+
+class Text(Conditioning):
+    """Prompt and negative prompt."""
+
+    name = "text"
+
+    def __init__(self, cache: EmbeddingCache) -> None:
+        self._cache = cache
+
+    def gather(self, job: EngineJob, model: Model) -> TextInputs:
+        """Look up the embeddings of both texts."""
+        request = job.request
+        negative = None
+        if request.guided and (request.negative_prompt or not model.zero_negative):
+            negative = self._look_up(request.negative_prompt, model)
+        return TextInputs(self._look_up(request.prompt, model), negative)
+
+    def prepare(self, job: Preparation, gathered: TextInputs) -> TextState:
+        """Encode what no cache had; K and V of every layer, time embeddings of every step."""
+        branches = [self._encode(job, gathered.positive)]
+        if job.request.guided:
+            negative = gathered.negative
+            positive = branches[0]
+            zeros = {name: torch.zeros_like(part) for name, part in positive.items()}
+            branches.insert(0, zeros if negative is None else self._encode(job, negative))
+        job.text = {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
+        return TextState(
+            kv=job.model.text_kv(job.text),
+            emb=job.model.time_embeddings(job.timesteps, job.text, job.size),
+        )
+
+    def join(self, entries: Sequence[BatchEntry], context: Context) -> Context:  # noqa: ARG002 (the first way: it makes the context)
+        """Stack K and V."""
+        return Context(torch.stack([state(entry, Text).kv[entry.index] for entry in entries]))
+
+    def act(self, forward: Forward) -> None:
+        """Stack the time embeddings of each entry's own step."""
+        forward.emb = torch.stack(
+            [state(entry, Text).emb[entry.index, entry.step] for entry in forward.entries]
+        )
+
+    def _look_up(self, text: str, model: Model) -> TextInput:
+        key = text_fingerprint(text, model.text_fingerprint)
+        return TextInput(key, text, self._cache.get(key, model.text_layout, model.dtype))
+
+    def _encode(self, job: Preparation, text: TextInput) -> Embedding:
+        # Another job with the same text may have been encoded since the inputs were gathered.
+        found = text.embedding or self._cache.peek(text.key)
+        if found is not None:
+            return {name: to_device(part, job.model.device) for name, part in found.items()}
+        made = job.model.encode_text(text.text)
+        on_cpu = {name: part.cpu() for name, part in made.items()}
+        self._cache.put(text.key, on_cpu)
+        job.fresh.append((self._cache, text.key, on_cpu))
+        return made

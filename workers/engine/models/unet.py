@@ -1,0 +1,214 @@
+"""What the families around diffusers' UNet2DConditionModel share: loading, prediction, VAE.
+
+All adapters and ControlNets of a model stay loaded side by side.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from service.core.catalog import ModelEntry
+from service.core.errors import ConfigurationError
+from workers.engine.attention import Context, Kernel
+from workers.engine.cache import Embedding, Layout
+from workers.engine.models import checks, controlnet, hub
+from workers.engine.models.adapter import AdapterLoader, IPAdapter
+from workers.engine.models.controlnet import UNetControlNet
+from workers.engine.models.forward import unet_forward
+from workers.engine.models.layers import CrossAttention, install, kv_width, text_kv
+
+
+@dataclass(eq=False)
+class UNetModel:
+    """Implements `base.Model` around a diffusers pipeline; a family adds what is its own."""
+
+    name: str
+    entry: ModelEntry
+    pipe: Any
+    layers: tuple[CrossAttention, ...]
+    adapters: Mapping[str, IPAdapter]
+    controlnets: Mapping[str, UNetControlNet]
+    text_fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+
+    pipeline: ClassVar[Any]
+    """The family's pipeline class in diffusers."""
+
+    @classmethod
+    @abstractmethod
+    def check(cls, pipe: Any) -> None:
+        """Raise `ConfigurationError` where the loaded pipeline is not of this family."""
+
+    @staticmethod
+    @abstractmethod
+    def text_encoders(pipe: Any) -> tuple[list[Any], list[Any]]:
+        """The text encoders of a pipeline and their tokenizers."""
+
+    @staticmethod
+    @abstractmethod
+    def embed_times(net: Any, timesteps: Tensor, text: Embedding, size: tuple[int, int]) -> Tensor:
+        """As `base.Model.time_embeddings`, with the weights of `net`."""
+
+    @property
+    @abstractmethod
+    def text_layout(self) -> Layout:
+        """See `base.Model`."""
+
+    @property
+    @abstractmethod
+    def zero_negative(self) -> bool:
+        """See `base.Model`."""
+
+    @abstractmethod
+    def encode_text(self, text: str) -> Embedding:
+        """See `base.Model`."""
+
+    @property
+    def unet(self) -> Any:
+        """The UNet with this engine's attention layers."""
+        return self.pipe.unet
+
+    @property
+    def vae(self) -> Any:
+        """The VAE; float32 where its configuration says that it overflows in float16."""
+        return self.pipe.vae
+
+    @property
+    def latent_channels(self) -> int:
+        """See `base.Model`."""
+        return int(self.unet.config.in_channels)
+
+    @property
+    def scale_factor(self) -> int:
+        """See `base.Model`."""
+        return int(self.pipe.vae_scale_factor)
+
+    @property
+    def scheduler_config(self) -> Any:
+        """See `base.Model`."""
+        return self.pipe.scheduler.config
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """See `base.Model`."""
+        return [self.unet, *(control.model for control in self.controlnets.values())]
+
+    def text_kv(self, text: Embedding) -> Tensor:
+        """See `base.Model`."""
+        return text_kv(self.layers, text["tokens"])
+
+    def time_embeddings(self, timesteps: Tensor, text: Embedding, size: tuple[int, int]) -> Tensor:
+        """See `base.Model`."""
+        return self.embed_times(self.unet, timesteps, text, size)
+
+    def predict(
+        self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
+    ) -> Tensor:
+        """See `base.Model`."""
+        return unet_forward(self.unet, sample, emb, context, residuals)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `base.Model`."""
+        decoded: Tensor = self.vae.decode(self._unscaled(latents), return_dict=False)[0]
+        return decoded
+
+    def decode_tiled(self, latents: Tensor, side: int) -> Tensor:
+        """See `base.Model`."""
+        vae: Any = self.vae
+        vae.tile_latent_min_size = side
+        vae.tile_sample_min_size = side * self.scale_factor
+        decoded: Tensor = vae.tiled_decode(self._unscaled(latents), return_dict=False)[0]
+        return decoded
+
+    def blank_emb(self, count: int) -> Tensor:
+        """See `base.Model`."""
+        return self._zeros(count, self.unet.time_embedding.linear_2.out_features)
+
+    def blank_context(self, count: int, image_tokens: int) -> Context:
+        """See `base.Model`."""
+        width = kv_width(self.layers)
+        text = self._zeros(count, self.text_layout["tokens"][1], width)
+        if not image_tokens:
+            return Context(text)
+        image = self._zeros(count, image_tokens, width)
+        return Context(text, image, self._zeros(count, len(self.layers)))
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        config = self.vae.config
+        latents = latents.to(self.vae.dtype)
+        mean, std = config.latents_mean, config.latents_std
+        unscaled: Tensor = latents / config.scaling_factor
+        if mean is not None and std is not None:
+            mean, std = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, std))
+            unscaled = unscaled * std + mean
+        return unscaled
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        entry: ModelEntry,
+        *,
+        device: torch.device,
+        kernel: Kernel,
+        on_stage: Callable[[str], None],
+    ) -> Self:
+        """Implements `base.Loader`."""
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        on_stage(f"loading {name}: base")
+        pipe = cls._base(name, entry, dtype)
+        cls.check(pipe)
+        checks.check_unet(pipe.unet, pipe.vae)
+        loader = AdapterLoader(pipe, dtype)
+        adapters: dict[str, IPAdapter] = {}
+        for adapter_name, adapter in entry.adapters.items():
+            on_stage(f"loading {name}: adapter {adapter_name}")
+            adapters[adapter_name] = loader.load(adapter)
+        pipe.unet.encoder_hid_proj = None
+        layers = install(pipe.unet, kernel, name=checks.unet_name(pipe.unet))
+        encoders, tokenizers = cls.text_encoders(pipe)
+        text_shape = (tokenizers[0].model_max_length, pipe.unet.config.cross_attention_dim)
+        controlnets: dict[str, UNetControlNet] = {}
+        for control_name, source in entry.controlnets.items():
+            on_stage(f"loading {name}: ControlNet {control_name}")
+            controlnets[control_name] = controlnet.load(
+                source, pipe.unet, dtype, kernel, embedder=cls.embed_times, text_shape=text_shape
+            )
+        fingerprint = hub.fingerprint(*encoders, tokenizers=tokenizers)
+        model = cls(name, entry, pipe, layers, adapters, controlnets, fingerprint, device, dtype)
+        model._move_to_device(encoders)
+        return model
+
+    @classmethod
+    def _base(cls, name: str, entry: ModelEntry, dtype: torch.dtype) -> Any:
+        hub.check_folder(entry.base, f"the base of {name}")
+        if entry.base.subfolder is not None:
+            raise ConfigurationError(f"the base of {name} has a `subfolder`; a pipeline has none")
+        hub.find(entry.base, "model_index.json")
+        arguments = hub.loader_arguments(entry.base) | {"dtype": dtype, "add_watermarker": False}
+        if entry.vae is not None:
+            hub.check_folder(entry.vae, f"the VAE of {name}")
+            arguments["vae"] = hub.load(AutoencoderKL, entry.vae, dtype)
+        return hub.from_pretrained(cls.pipeline, entry.base, arguments)
+
+    def _move_to_device(self, encoders: Sequence[nn.Module]) -> None:
+        pipe = self.pipe
+        pipe.set_progress_bar_config(disable=True)
+        if pipe.vae.config.force_upcast and self.dtype == torch.float16:
+            pipe.vae.to(dtype=torch.float32)
+        networks: list[nn.Module] = [pipe.vae, *encoders, *self.networks]
+        networks += [part for adapter in self.adapters.values() for part in adapter.networks]
+        for network in networks:
+            network.requires_grad_(requires_grad=False)
+            network.eval().to(self.device)
+        for network in (pipe.vae, *self.networks):
+            network.to(memory_format=torch.channels_last)
