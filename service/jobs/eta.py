@@ -18,7 +18,7 @@ from service.core.catalog import Catalog
 from service.core.job import Job, JobMetrics, Status
 from service.core.params import GenerateRequest
 from service.core.queue import list_key
-from service.core.worker_registry import TTL_SECONDS, WorkerInfo
+from service.core.worker_registry import WorkerInfo, read
 from service.jobs.forecast import Pace, Work, seconds_to_end
 
 SNAPSHOT_SECONDS: Final = 0.5
@@ -122,13 +122,10 @@ class Estimates:
 
     async def presences(self) -> list[WorkerInfo]:
         """The workers that have lately given a sign of life."""
-        names: Any = await self._redis.zrangebyscore(
-            redis_keys.WORKERS, self._clock() - 2 * TTL_SECONDS, "+inf"
-        )
+        names: Any = await self._redis.zrange(redis_keys.WORKERS, 0, -1)
         if not names:
             return []
-        texts = await self._redis.mget([redis_keys.worker(name) for name in names])
-        return [WorkerInfo.model_validate_json(text) for text in texts if text is not None]
+        return read(await self._redis.mget([redis_keys.worker(name) for name in names]))
 
     async def _take(self, now: float) -> Snapshot:
         ready = [presence for presence in await self.presences() if presence.ready]

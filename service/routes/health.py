@@ -82,21 +82,42 @@ async def ready(services: Use) -> Response:
 async def metrics(services: Use) -> Response:
     """Figures for Prometheus. Without Redis, only those that the process itself counts."""
     figures = services.metrics
+    read, storage = await asyncio.gather(_read_redis(services), _storage_answers(services))
+    figures.storage_ready.set(storage)
+    return Response(generate_latest(figures.registry) + read, media_type=CONTENT_TYPE_LATEST)
+
+
+async def _read_redis(services: Services) -> bytes:
+    """The gauges that every replica reads from Redis.
+
+    None where it does not answer: 0, or an old value, would tell KEDA that there is no job.
+    """
+    figures = services.metrics
     try:
         async with asyncio.timeout(SCRAPE_PATIENCE_SECONDS):
             snapshot = await services.estimates.snapshot()
             outbox = await services.redis.zcard(redis_keys.OUTBOX)
+            memory = await services.redis.info("memory")
     except (RedisError, TimeoutError):
-        read = b""  # no sample at all: 0, or what it was once, would tell KEDA that no job is there
-    else:
-        oldest = snapshot.oldest_created_at
-        figures.webhook_outbox.set(outbox)
-        figures.queue_depth.set(snapshot.waiting)
-        figures.running_jobs.set(snapshot.running)
-        figures.workers_ready.set(snapshot.workers_ready)
-        figures.oldest_seconds.set(0 if oldest is None else time.time() - oldest)
-        read = generate_latest(figures.redis_registry)
-    return Response(generate_latest(figures.registry) + read, media_type=CONTENT_TYPE_LATEST)
+        return b""
+    oldest = snapshot.oldest_created_at
+    figures.webhook_outbox.set(outbox)
+    figures.queue_depth.set(snapshot.waiting)
+    figures.running_jobs.set(snapshot.running)
+    figures.workers_ready.set(snapshot.workers_ready)
+    figures.oldest_seconds.set(0 if oldest is None else time.time() - oldest)
+    figures.redis_memory.set(memory["used_memory"])
+    figures.redis_memory_limit.set(memory["maxmemory"])
+    return generate_latest(figures.redis_registry)
+
+
+async def _storage_answers(services: Services) -> bool:
+    """Whether the storage answers in time for the page."""
+    try:
+        async with asyncio.timeout(SCRAPE_PATIENCE_SECONDS):
+            return await services.storage_probe.answers()
+    except TimeoutError:
+        return False
 
 
 async def _workers(services: Services) -> int | None:

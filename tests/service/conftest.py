@@ -2,7 +2,6 @@
 
 import base64
 import json
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -151,7 +150,6 @@ def announce_warm(redis: Redis, *, row_steps_per_second: float) -> None:
             name="hand",
             slots=4,
             row_steps_per_second=row_steps_per_second,
-            at=time.time() + 3600,
         ),
     )
     redis.persist(redis_keys.worker("hand"))
