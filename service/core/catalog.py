@@ -96,6 +96,8 @@ class ModelEntry(_Strict):
     vae: Source | None = None
     adapters: Annotated[dict[Name, Adapter], Field(min_length=1)]
     controlnets: dict[Name, Source] = {}
+    t2i_adapters: dict[Name, Source] = {}
+    """Light alternatives to ControlNets; a request's `control_type` names either."""
     limits: Limits
     defaults: Defaults
     warm_sizes: tuple[tuple[int, int], ...] = ()
@@ -171,6 +173,7 @@ def _resolve(catalog: Catalog, folder: Path) -> Catalog:
                 "vae": absolute(entry.vae) if entry.vae else None,
                 "adapters": {key: absolute(value) for key, value in entry.adapters.items()},
                 "controlnets": {key: absolute(value) for key, value in entry.controlnets.items()},
+                "t2i_adapters": {key: absolute(value) for key, value in entry.t2i_adapters.items()},
             }
         )
         for name, entry in catalog.models.items()

@@ -151,7 +151,7 @@ class Batcher:
         for way in self._ways:
             way.act(forward)
         return self._networks.denoise(
-            forward.sample, forward.emb, forward.context, forward.residuals
+            forward.sample, forward.emb, forward.context, forward.residuals, forward.features
         )[:count]
 
     def _context(self, entries: Sequence[BatchEntry]) -> Context:

@@ -13,6 +13,7 @@ from diffusers import (
     LCMScheduler,
     UniPCMultistepScheduler,
 )
+from torch import Tensor
 
 from service.core.errors import UnservableRequest
 from service.core.params import SchedulerName
@@ -28,8 +29,10 @@ TAKES_GENERATOR: Final = frozenset({SchedulerName.LCM})
 """Samplers that draw noise at each step."""
 
 
-def make(name: SchedulerName, config: Any, steps: int) -> Any:
+def make(name: SchedulerName, config: Any, steps: int, start: int = 0) -> Any:
     """A scheduler set to `steps` denoising steps, from the configuration of the model's own.
+
+    It begins with step `start`.
 
     Raises `UnservableRequest` where the sampler cannot do so many steps (LCM: 50 as trained).
     """
@@ -41,5 +44,12 @@ def make(name: SchedulerName, config: Any, steps: int) -> Any:
             f"`steps` is {steps}, which the scheduler {name} of this model cannot do"
         ) from None
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
+        scheduler.set_begin_index(start * scheduler.order)
+    scheduler.first = start * scheduler.order
     return scheduler
+
+
+def visited(scheduler: Any) -> Tensor:
+    """The timesteps that a scheduler which `make` returned visits, `(forward passes,)`."""
+    timesteps: Tensor = scheduler.timesteps[scheduler.first :]
+    return timesteps

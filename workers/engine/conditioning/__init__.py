@@ -5,6 +5,7 @@ from workers.engine.cache import EmbeddingCache
 from workers.engine.conditioning.base import Conditioning
 from workers.engine.conditioning.control import ControlMaps
 from workers.engine.conditioning.image_prompt import ImagePrompts
+from workers.engine.conditioning.init_image import InitImage
 from workers.engine.conditioning.text import Text
 
 
@@ -16,4 +17,5 @@ def conditionings(
         Text(texts),  # first: others use its embeddings
         ImagePrompts(images, observer),
         ControlMaps(),
+        InitImage(),
     )

@@ -1,12 +1,15 @@
 """Stable Diffusion XL: two text encoders, pooled text and picture sizes as added conditions."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
+from service.core.catalog import BlockScales
 from service.core.errors import ConfigurationError
+from service.core.params import IpTarget
 from workers.engine.cache import Embedding, Layout
 from workers.engine.device import to_device
 from workers.engine.models.checks import unet_name
@@ -45,6 +48,22 @@ class SDXL(UNetModel):
         joined: Tensor = times[None] + added[:, None]
         return joined
 
+    @staticmethod
+    def ip_targets(unet: Any) -> Mapping[IpTarget, BlockScales]:
+        """InstantStyle's blocks (arXiv 2404.02733, section 3.2).
+
+        The second transformer of the first upsampling block carries the style, the second one of
+        the last downsampling block the layout.
+        """
+        style = {"block_0": _only_second(unet.up_blocks[0])}
+        last = len(unet.down_blocks) - 1
+        layout = {f"block_{last}": _only_second(unet.down_blocks[last])}
+        return {
+            IpTarget.STYLE: BlockScales(up=style),
+            IpTarget.LAYOUT: BlockScales(down=layout),
+            IpTarget.STYLE_LAYOUT: BlockScales(up=style, down=layout),
+        }
+
     @property
     def text_layout(self) -> Layout:
         """See `base.Model`."""
@@ -65,6 +84,12 @@ class SDXL(UNetModel):
             text, device=self.device, do_classifier_free_guidance=False
         )
         return {"tokens": tokens, "pooled": pooled}
+
+
+def _only_second(block: Any) -> list[float]:
+    """Scales of a block's transformers: 1 for the second one, or the only one, and else 0."""
+    count = len(block.attentions)
+    return [float(index == min(1, count - 1)) for index in range(count)]
 
 
 load = SDXL.load
