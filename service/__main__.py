@@ -1,4 +1,4 @@
-"""`python -m service`: the API on its own, configured by the environment only."""
+"""`python -m service`: runs the API process, configured by environment variables only."""
 
 import asyncio
 import signal
@@ -15,40 +15,58 @@ from service.core.errors import ConfigurationError
 from service.core.metrics import ApiMetrics
 from service.core.settings import Settings, load_settings
 from service.gate import is_loopback
-from service.server import Server, may_open, open_with_first_key
+from service.server import (
+    Server,
+    connection_capacity,
+    listen_publicly_after_first_key,
+    may_listen_publicly,
+)
 
-WRONG_USE = 2
+USAGE_ERROR = 2
+ADMIN_CONNECTIONS = 64
+"""On the port of docs, metrics and health."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service")
 
 
-def _servers(settings: Settings, stopping: asyncio.Event, *, closed: bool) -> list[Server]:
+def _servers(settings: Settings, stopping: asyncio.Event, *, loopback_only: bool) -> list[Server]:
     metrics = ApiMetrics()
-    listen = partial(Server, closed=closed, grace_seconds=settings.grace_seconds)
+    capacity = connection_capacity(settings.max_connections + ADMIN_CONNECTIONS)
+    server = partial(Server, loopback_only=loopback_only, grace_seconds=settings.grace_seconds)
     if settings.admin_port is None:
         app = create_app(settings, stopping, metrics=metrics)
-        return [listen(app, settings.host, settings.port)]
+        return [server(app, settings.host, settings.port, max_connections=capacity)]
     clients = create_app(settings, stopping, side=Side.PUBLIC, metrics=metrics)
     operators = create_app(settings, stopping, side=Side.ADMIN, metrics=metrics)
     return [
-        listen(clients, settings.host, settings.port),
-        listen(operators, settings.admin_host, settings.admin_port),
+        server(
+            clients,
+            settings.host,
+            settings.port,
+            max_connections=max(1, capacity - ADMIN_CONNECTIONS),
+        ),
+        server(
+            operators,
+            settings.admin_host,
+            settings.admin_port,
+            max_connections=ADMIN_CONNECTIONS,
+        ),
     ]
 
 
 async def _serve(settings: Settings) -> bool:
-    """Serve until a signal comes; whether it could."""
+    """Serve until SIGTERM or SIGINT. Returns whether the servers could listen."""
     stopping = asyncio.Event()
-    closed = not await may_open(settings)
-    servers = _servers(settings, stopping, closed=closed)
+    loopback_only = not await may_listen_publicly(settings)
+    servers = _servers(settings, stopping, loopback_only=loopback_only)
     listening = True
 
     def stop() -> None:
-        again = stopping.is_set()
+        second_signal = stopping.is_set()
         stopping.set()
         for server in servers:
             server.should_exit = True
-            server.force_exit = again
+            server.force_exit = second_signal
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -57,18 +75,18 @@ async def _serve(settings: Settings) -> bool:
     async def serve(server: Server) -> None:
         await server.serve()
         if not stopping.is_set():
-            stop()  # one that cannot start takes the other with it
+            stop()  # where one server cannot start, the other stops too
 
-    async def open_up() -> None:
+    async def listen_publicly() -> None:
         nonlocal listening
         try:
-            await open_with_first_key(settings, servers)
+            await listen_publicly_after_first_key(settings, servers)
         except OSError as error:
-            log.error("cannot listen", cause=str(error))  # noqa: TRY400 - the message says it all
+            log.error("cannot listen", cause=str(error))  # noqa: TRY400 - the message is complete
             listening = False
             stop()
 
-    opening = asyncio.create_task(open_up()) if closed else None
+    opening = asyncio.create_task(listen_publicly()) if loopback_only else None
     await asyncio.gather(*(serve(server) for server in servers))
     if opening is not None:
         opening.cancel()
@@ -76,7 +94,7 @@ async def _serve(settings: Settings) -> bool:
 
 
 def main() -> int:
-    """Serve until a signal comes; the exit status."""
+    """Serve until SIGTERM or SIGINT. Returns the exit status."""
     malloc.trim_freed()
     settings = load_settings()
     logging.configure(settings.log_level, settings.log_format)
@@ -84,13 +102,15 @@ def main() -> int:
         load_catalog(settings.models)
         tracing.configure("imageprompt-api")
     except ConfigurationError as error:
-        log.error("cannot start", cause=str(error))  # noqa: TRY400 - the message says it all
-        return WRONG_USE
+        log.error("cannot start", cause=str(error))  # noqa: TRY400 - the message is complete
+        return USAGE_ERROR
     log.info("starting", host=settings.host, port=settings.port)
     if is_loopback(settings.host):
-        log.info("only this machine can reach the service; no key is needed while none is made")
+        log.info("only this machine can reach the service; no API key is needed while none exists")
     elif settings.allow_anonymous:
-        log.warning("IMAGEPROMPT_ALLOW_ANONYMOUS is set: anybody who can connect may use this")
+        log.warning(
+            "IMAGEPROMPT_ALLOW_ANONYMOUS is set: every client that can connect may use the service"
+        )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return 0 if runner.run(_serve(settings)) else 1
 

@@ -93,6 +93,7 @@ async def open_services(
     storage = Storage.from_settings(settings)
     catalog = load_catalog(settings.models)
     metrics.start_at_zero(catalog.models)
+    uploads = Uploads(storage, max_pixels=settings.max_image_pixels)
     try:
         yield Services(
             settings=settings,
@@ -113,12 +114,13 @@ async def open_services(
             follower=follower,
             storage_probe=StorageProbe(storage),
             bodies=Bodies(BODIES_AT_ONCE * settings.max_body_bytes),
-            uploads=Uploads(storage, max_pixels=settings.max_image_pixels),
+            uploads=uploads,
             gate=Gate(client, allow_anonymous=anonymous_allowed(settings)),
             limits=Limits(client),
             idempotency=Idempotency(client, kept_seconds=settings.job_retention_seconds),
         )
     finally:
+        uploads.close()
         await follower.close()
         await client.aclose()
         writer.close()

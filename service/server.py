@@ -1,12 +1,12 @@
-"""Where the API listens: at loopback alone while it knows of no API key, else where it is told.
-
-It knows no requests; who may send them is decided in `service/gate.py`.
-"""
+"""The HTTP server: on loopback only until an API key exists, then on the configured host."""
 
 import asyncio
 import contextlib
 import math
+import resource
+import socket
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Final
 
 import redis.asyncio as aioredis
@@ -16,61 +16,57 @@ from fastapi import FastAPI
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.connections import Connections
 from service.core import redis_keys
 from service.core.settings import Settings
 from service.gate import anonymous_allowed
 from service.grace import AFTERWARDS_SECONDS
+from service.http_protocol import HttpLimits, HttpProtocol
 
 LOOPBACK: Final = "127.0.0.1"
-MAX_HEADERS_BYTES: Final = 2**16
-LOOK_SECONDS: Final = 2.0
-"""How often Redis is asked for the first key, and how long it may take to answer."""
+ACCEPT_BACKLOG: Final = 256
+RESERVED_FILES: Final = 256
+"""File descriptors for Redis, temporary files and name lookups."""
+MAX_FILES: Final = 2**16
+SILENT_PEER_SECONDS: Final = 60
+"""After this a peer that does not acknowledge what was sent, or a keep-alive probe, is gone."""
+FIRST_KEY_POLL_SECONDS: Final = 2.0
+"""How often Redis is polled for the first key, and how long it may take to answer."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class BoundedHeaders(HttpToolsProtocol):
-    """Answers 400 to a request whose headers are too long; uvicorn itself sets no bound."""
-
-    _open_bytes: int | None = None
-    """Of the headers that have not ended yet."""
-
-    def on_message_begin(self) -> None:
-        """Count from here."""
-        super().on_message_begin()
-        self._open_bytes = 0
-
-    def on_headers_complete(self) -> None:
-        """Count no more."""
-        self._open_bytes = None
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes in."""
-        super().data_received(data)
-        if self._open_bytes is not None:
-            self._open_bytes += len(data)
-            if self._open_bytes > MAX_HEADERS_BYTES and not self.transport.is_closing():
-                self.send_400_response("The request's headers are too long.")
-
-
 class Server(uvicorn.Server):
-    """Listens at `host`; a closed one at loopback until it is opened.
+    """Serves one application on `host`, or on loopback until `listen_publicly` is called.
 
-    The process listens to signals for it.
+    Signals are handled by the process (`service/__main__.py`).
     """
 
     def __init__(
-        self, app: FastAPI, host: str, port: int, *, closed: bool, grace_seconds: float
+        self,
+        app: FastAPI,
+        host: str,
+        port: int,
+        *,
+        loopback_only: bool,
+        grace_seconds: float,
+        max_connections: int,
+        limits: HttpLimits = HttpLimits(),  # noqa: B008  frozen
     ) -> None:
         self._host = host
+        protocol = partial(
+            HttpProtocol,
+            limits=limits,
+            open_connections=Connections(max_connections, max(1, max_connections // 2)),
+        )
         config = uvicorn.Config(
             app,
-            host=LOOPBACK if closed else host,
+            host=LOOPBACK if loopback_only else host,
             port=port,
-            http=BoundedHeaders,
+            http=protocol,  # type: ignore[arg-type]  # it is called only
+            ws="none",
+            backlog=ACCEPT_BACKLOG,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -79,35 +75,79 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
 
-    async def open(self) -> None:
-        """Listen at `host` instead of loopback; who is connected stays so. Raises `OSError`."""
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        if self.started:
+            _detect_silent_peers(self.servers)
+
+    async def listen_publicly(self) -> None:
+        """Listen on `host` instead of loopback; open connections stay open. Raises `OSError`."""
         for listener in self.servers:
-            listener.close()  # first: the host may be all addresses, loopback among them
+            listener.close()  # first: `host` may be all addresses, loopback among them
         listener = await asyncio.get_running_loop().create_server(
             self._protocol, host=self._host, port=self.config.port, backlog=self.config.backlog
         )
         self.servers = [listener]
+        _detect_silent_peers(self.servers)
 
     def _protocol(self) -> asyncio.Protocol:
-        """What uvicorn makes of a connection; as in its `Server.startup`."""
+        """The protocol of one connection, made as in uvicorn's `Server.startup`."""
         return self.config.http_protocol_class(  # type: ignore[call-arg]  # it is typed as any protocol's
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
+        """Install no signal handlers."""
         yield
 
 
-async def may_open(settings: Settings) -> bool:
-    """Whether other machines may connect: a key is stored, or the operator wants none."""
+def _detect_silent_peers(listeners: Sequence[asyncio.base_events.Server]) -> None:
+    """Let the kernel end connections to peers that are gone; accepted sockets inherit it."""
+    for listener in listeners:
+        for listening in listener.sockets:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in (
+                ("TCP_KEEPIDLE", SILENT_PEER_SECONDS // 2),
+                ("TCP_KEEPINTVL", SILENT_PEER_SECONDS // 6),
+                ("TCP_KEEPCNT", 3),
+                ("TCP_USER_TIMEOUT", SILENT_PEER_SECONDS * 1000),
+            ):
+                if hasattr(socket, name):  # Linux has all of them
+                    listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def connection_capacity(wanted: int) -> int:
+    """How many connections this process may hold: `wanted`, or what its file limit allows.
+
+    Raises the soft limit of open files as far as that needs.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + ACCEPT_BACKLOG + RESERVED_FILES
+    if soft < needed and soft != resource.RLIM_INFINITY:
+        soft = min(needed, MAX_FILES) if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    capacity = max(1, soft - ACCEPT_BACKLOG - RESERVED_FILES)
+    log.warning(
+        "fewer connections than IMAGEPROMPT_MAX_CONNECTIONS are served, because the limit of open "
+        "files is too low; raise it (ulimit -n, LimitNOFILE)",
+        connections=capacity,
+        open_files=soft,
+    )
+    return capacity
+
+
+async def may_listen_publicly(settings: Settings) -> bool:
+    """Whether other machines may connect: an API key exists, or anonymous use is allowed."""
     if anonymous_allowed(settings):
         return True
     client = aioredis.Redis.from_url(
         settings.redis_url.get_secret_value(),
-        socket_connect_timeout=LOOK_SECONDS,
-        socket_timeout=LOOK_SECONDS,
+        socket_connect_timeout=FIRST_KEY_POLL_SECONDS,
+        socket_timeout=FIRST_KEY_POLL_SECONDS,
         retry=Retry(NoBackoff(), 0),
     )
     try:
@@ -118,17 +158,19 @@ async def may_open(settings: Settings) -> bool:
         await client.aclose()
 
 
-async def open_with_first_key(settings: Settings, servers: Sequence[Server]) -> None:
-    """Open closed servers as soon as there is an API key. Raises `OSError`."""
+async def listen_publicly_after_first_key(settings: Settings, servers: Sequence[Server]) -> None:
+    """Listen on the configured host as soon as an API key exists. Raises `OSError`."""
     log.warning(
-        "listening on 127.0.0.1 only, because no API key is stored or Redis does not answer; "
-        "make one with `imageprompt keys create NAME`, and others can connect within seconds",
+        "listening on 127.0.0.1 only, because no API key exists or Redis does not answer; after "
+        "`imageprompt keys create NAME` other machines can connect within seconds",
         host=settings.host,
     )
     while True:
-        await asyncio.sleep(LOOK_SECONDS)
-        if all(server.started for server in servers) and await may_open(settings):
+        await asyncio.sleep(FIRST_KEY_POLL_SECONDS)
+        if all(server.started for server in servers) and await may_listen_publicly(settings):
             break
     for server in servers:
-        await server.open()
-    log.info("there is an API key: others can connect", host=settings.host, port=settings.port)
+        await server.listen_publicly()
+    log.info(
+        "an API key exists: other machines can connect", host=settings.host, port=settings.port
+    )

@@ -23,6 +23,7 @@ from PIL import Image, ImageFilter
 
 from bench.http import load, servers
 from service.submission import images
+from service.submission.decoded import UploadKind
 
 OUT: Final = Path("out/bench")
 UPLOAD_BYTES: Final = 300_000
@@ -159,7 +160,11 @@ def table(rows: dict[tuple[str, str], Row], image: bytes) -> str:
         f"| {row.p50_seconds * 1e3:.1f} | {row.p99_seconds * 1e3:.1f} | {row.refused} |"
         for (server, what), row in rows.items()
     ]
-    decode = timed(lambda: images.read(io.BytesIO(image), max_pixels=40_000_000))
+    decode = timed(
+        lambda: images.normalise(
+            image, io.BytesIO(), kind=UploadKind.PICTURE, max_pixels=40_000_000
+        )
+    )
     shares = ", ".join(
         f"{row.other_share:.2f} ({what})"
         for (server, what), row in rows.items()

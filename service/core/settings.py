@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     max_queued_jobs: Annotated[int, Field(gt=0)] = 1000
     queue_deadline_seconds: Annotated[float, Field(gt=0)] = 3600
     """A job that no worker has started in this time is of no use any more and expires."""
+    max_connections: Annotated[int, Field(gt=0)] = 1000
+    """Open connections of one API process, at most half of them from one client address. Each
+    takes a file descriptor, so the limit of open files (`ulimit -n`) bounds them too."""
     max_event_streams: Annotated[int, Field(gt=0)] = 200
     presigned_url_seconds: Annotated[int, Field(gt=0)] = 600
 

@@ -116,7 +116,7 @@ class Storage:
         """Write one object, whole or not at all."""
         self._call(lambda: obstore.put(self._store, key, data, attributes=self._kind(content_type)))
 
-    async def put_async(self, key: str, data: bytes, content_type: str) -> None:
+    async def put_async(self, key: str, data: bytes | memoryview, content_type: str) -> None:
         """As `put`."""
         try:
             await obstore.put_async(self._store, key, data, attributes=self._kind(content_type))

@@ -1,54 +1,38 @@
-"""Turns uploaded bytes into one RGB picture, or says why not. Pure: no network, no storage.
+"""Turns an uploaded picture into one that any worker reads as the same RGB pixels.
 
-The kind of a file is decided by its first bytes, never by its name or header, and its size in
-pixels is read before anything is decoded. Only Pillow's PNG, JPEG and WebP readers are ever run.
-At most two whole pictures are in memory at a time, for one at the pixel limit takes 150 MiB.
+Upright, sRGB, 8 bits, without alpha, without metadata. A PNG, JPEG or WebP file that is all of
+that is kept without its metadata, any other picture is written as PNG. It runs in a decoder
+process (`service/submission/decoder.py`) and needs no network and no storage.
 """
 
+import functools
 import hashlib
 import io
 import struct
+import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Final
 
-from PIL import ExifTags, Image
+from PIL import AvifImagePlugin, ExifTags, Image, ImageChops, ImageOps
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from service.core.errors import InvalidImage, UnsupportedMedia
-from service.submission import jpeg, png
+from service.core import png
+from service.core.errors import InvalidImage
+from service.submission import image_formats
+from service.submission.colour import Transform, described_profile, srgb_transform
+from service.submission.decoded import DAMAGED, Format, Picture, UploadKind
+from service.submission.image_formats import ANIMATED, Container, PngFacts
 
-_HEAD_BYTES: Final = 512
 MAX_SIDE: Final = 65_535
-"""Of a JPEG by its format; a PNG one pixel wide would take three times the memory of its pixels."""
-MAX_SCANS: Final = 100
-"""Of a progressive JPEG; encoders write some ten. Each costs as much as all pixels."""
-QUICK_PIXELS: Final = 4 * 2**20
-"""Up to here a picture is stored the quick way; above, its size counts more than the time."""
-_STORED_COMPRESSION: Final = 1
-"""Of the stored PNG: the fastest that compresses at all."""
-_STRIP_PIXELS: Final = 2**20
+"""Pixels; of a JPEG by its format. A PNG one pixel wide would take three times its pixels."""
 
-_OTHER_KINDS: Final = {
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-    b"%PDF": "PDF",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"8BPS": "PSD",
-    b"PK\x03\x04": "ZIP",
-    b"\0\0\x01\0": "ICO",
-    b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cJXL ": "JPEG XL",
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"\x1aE\xdf\xa3": "WebM",
-    b"RIFF": "RIFF",
-    b"\x1f\x8b": "gzip",
-}
+MAX_KEPT_SCANS: Final = 20
+"""A JPEG with more is written as PNG: its worker would pay for each of them, too."""
 
 _DECODE_ERRORS: Final = (
     OSError,
@@ -60,7 +44,6 @@ _DECODE_ERRORS: Final = (
     TypeError,
     AttributeError,
     OverflowError,
-    MemoryError,
     RuntimeError,
     struct.error,
     zlib.error,
@@ -68,64 +51,66 @@ _DECODE_ERRORS: Final = (
 """What Pillow's readers raise for damaged files."""
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One normalised picture. Width and height in pixels."""
+def normalise(
+    data: bytes,
+    out: IO[bytes],
+    *,
+    kind: UploadKind,
+    max_pixels: int,
+    on_size: Callable[[int], None] = lambda _: None,
+) -> Picture:
+    """Decode one upload whole and write to `out` what is stored of it.
 
-    png: bytes
-    width: int
-    height: int
-    pixels_sha256: str
-    """Over width, height and the RGB bytes."""
-
-
-def count_pixels(file: IO[bytes], *, max_pixels: int) -> int:
-    """How many pixels a file says it has; nothing is decoded. Raises as `read`."""
-    file.seek(0)
-    opener = _opener(file, max_pixels)
-    if opener is _StillWebP:
-        file.seek(0)
-        width, height = _webp_size(file.read(_HEAD_BYTES))
-        return width * height
-    file.seek(0)
-    try:
-        opened = opener(file)
-        _check_size(opened.size, max_pixels)
-    except _DECODE_ERRORS:
-        raise InvalidImage("cannot be decoded; it is damaged or cut off") from None
-    return opened.width * opened.height
-
-
-def read(file: IO[bytes], *, max_pixels: int) -> Picture:
-    """Decode and normalise one upload: upright, RGB, 8 bits, alpha over white.
-
-    Raises `InvalidImage` for what is damaged, animated or over the pixel limit, and
-    `UnsupportedMedia` for a file of another kind.
+    `on_size` is called with the number of pixels before any of them is decoded; what it raises
+    ends the decoding. Raises `InvalidImage` for what is damaged, animated or over the pixel
+    limit, and `UnsupportedMedia` for a file of another kind.
     """
-    file.seek(0)
-    opener = _opener(file, max_pixels)
-    file.seek(0)
-    if opener is JpegImageFile:
-        scans = jpeg.count_scans(file.read())
-        if scans > MAX_SCANS:
-            raise InvalidImage(f"has {scans} scans; at most {MAX_SCANS} are served")
-        file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's about damaged metadata: any file may cause them
+        return _normalise(data, out, kind, max_pixels, on_size)
+
+
+def _normalise(
+    data: bytes,
+    out: IO[bytes],
+    kind: UploadKind,
+    max_pixels: int,
+    on_size: Callable[[int], None],
+) -> Picture:
+    container = image_formats.read(data)
+    if container.size is not None:
+        _check_size(container.size, max_pixels)
     try:
-        opened = opener(file)
-        _check(opened, max_pixels)
+        opened = _open(container)
+        _check_size(opened.size, max_pixels)
+        if getattr(opened, "is_animated", False) and container.format is not Format.HEIC:
+            raise InvalidImage(ANIMATED)
+        on_size(opened.width * opened.height)
+        look = _look(opened, container, kind)
         opened.load()
-        turn = _turn(opened)
-        image = _rgb(opened)
+        turned = _is_turned(opened, container)
+        if not turned and _may_be_kept(container) and look.is_plain(opened):
+            out.write(container.data)
+            return _picture(opened, container.format)
+        image = look.rgb(opened)
+        image.info = {"exif": opened.info["exif"]} if turned else {}
         del opened  # what it holds is free before the next whole picture is made
-        if turn is not None:
-            image = image.transpose(turn)
+        ImageOps.exif_transpose(image, in_place=True)
     except _DECODE_ERRORS:
-        raise InvalidImage("cannot be decoded; it is damaged or cut off") from None
-    return _finish(image)
+        raise InvalidImage(DAMAGED) from None
+    png.write(out, image)
+    return _picture(image, Format.PNG)
+
+
+def _picture(image: Image.Image, stored: Format) -> Picture:
+    pixels = hashlib.sha256(b"%dx%d:" % image.size)
+    for box in png.strips(image.size):
+        pixels.update(image.crop(box).convert("RGB").tobytes())
+    return Picture(stored, image.width, image.height, pixels.hexdigest())
 
 
 class _StillWebP(WebPImageFile):
-    """Lets go of the decoder, which holds two canvases, before Pillow copies the picture."""
+    """Frees the decoder, which holds two canvases, before Pillow copies the picture."""
 
     def _get_next(self) -> tuple[bytes, int, int]:
         frame = super()._get_next()
@@ -133,58 +118,24 @@ class _StillWebP(WebPImageFile):
         return frame
 
 
-def _opener(file: IO[bytes], max_pixels: int) -> Callable[[IO[bytes]], ImageFile]:
-    """The reader for a file, by its first bytes."""
-    head = file.read(_HEAD_BYTES)
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile
-    if head.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        # Its reader makes room for the whole canvas as soon as it is opened.
-        _check_size(_webp_size(head), max_pixels)
-        return _StillWebP
-    if not head:
-        raise InvalidImage("is empty")
-    kind = _other_kind(head)
-    if kind is not None:
-        raise UnsupportedMedia(f"is {kind}; PNG, JPEG and WebP are served")
-    raise InvalidImage("is no picture; PNG, JPEG and WebP are served")
+def _open_heic(file: IO[bytes]) -> ImageFile:
+    # Imported here: it takes memory in each decoder, and most uploads are none.
+    import pillow_heif  # noqa: PLC0415 - as said above
+
+    pillow_heif.options.DECODE_THREADS = 1
+    pillow_heif.options.THUMBNAILS = False
+    opened: ImageFile = pillow_heif.HeifImageFile(file)  # type: ignore[no-untyped-call]  # upstream's
+    return opened
 
 
-def _other_kind(head: bytes) -> str | None:
-    for magic, kind in _OTHER_KINDS.items():
-        if head.startswith(magic):
-            return kind
-    if head[4:8] == b"ftyp":
-        return "AVIF, HEIC or MP4"
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if b"<svg" in text:
-        return "SVG"
-    if text.startswith((b"<!doctype html", b"<html", b"<script", b"<?xml")):
-        return "HTML or XML"
-    return None
-
-
-def _webp_size(head: bytes) -> tuple[int, int]:
-    """Width and height from the first chunk (RFC 9649, sections 2.5 to 2.7)."""
-    kind = head[12:16]
-    if kind == b"VP8X" and len(head) >= 30:  # noqa: PLR2004 - end of the canvas size
-        width = int.from_bytes(head[24:27], "little") + 1
-        return width, int.from_bytes(head[27:30], "little") + 1
-    if kind == b"VP8L" and len(head) >= 25:  # noqa: PLR2004 - end of the size bits
-        bits = int.from_bytes(head[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8 " and len(head) >= 30:  # noqa: PLR2004 - end of the frame header
-        width, height = struct.unpack("<HH", head[26:30])
-        return width & 0x3FFF, height & 0x3FFF
-    raise InvalidImage("cannot be decoded; it is damaged or cut off")
-
-
-def _check(opened: ImageFile, max_pixels: int) -> None:
-    _check_size(opened.size, max_pixels)
-    if getattr(opened, "is_animated", False):
-        raise InvalidImage("is animated; send a still picture")
+_OPENERS: Final[dict[Format, Callable[[IO[bytes]], ImageFile]]] = {
+    Format.PNG: PngImageFile,
+    Format.JPEG: JpegImageFile,
+    Format.WEBP: _StillWebP,
+    Format.AVIF: AvifImagePlugin.AvifImageFile,
+    Format.HEIC: _open_heic,
+}
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -197,74 +148,159 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise InvalidImage("has no pixels")
 
 
-def _rgb(opened: ImageFile) -> Image.Image:
-    """The picture in RGB over white; made strip by strip, unless it is so already."""
-    if opened.mode == "RGB" and not opened.has_transparency_data:
-        return opened
-    image = Image.new("RGB", opened.size)
-    for box in _strips(opened.size):
-        image.paste(_flat(opened.crop(box)), box)
-    return image
+def _may_be_kept(container: Container) -> bool:
+    """Whether a worker may decode what is left of the file: it is cheap, and Pillow can."""
+    if container.png is not None and container.png.bit_depth > 8:  # noqa: PLR2004 - bits
+        return False
+    served = container.format in (Format.PNG, Format.JPEG, Format.WEBP)
+    return served and container.scans <= MAX_KEPT_SCANS
 
 
-def _flat(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16 bits of grey: Pillow's own conversion would clip at 255 instead of scaling.
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-        image.info.pop("transparency", None)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    pixels = image.convert("RGBA")
-    flat = Image.new("RGB", pixels.size, "white")
-    flat.paste(pixels, mask=pixels.getchannel("A"))
-    return flat
-
-
-def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes that cover a picture from top to bottom, each over its whole width."""
-    width, height = size
-    rows = max(1, _STRIP_PIXELS // width)
-    for top in range(0, height, rows):
-        yield 0, top, width, min(top + rows, height)
-
-
-def _turn(opened: ImageFile) -> Image.Transpose | None:
-    """What turns it as the camera held it; a picture whose EXIF block is damaged stays as it is."""
+def _is_turned(opened: ImageFile, container: Container) -> bool:
+    """Whether Exif says that the camera was held another way; a damaged block says nothing."""
+    if container.format is Format.HEIC:
+        return False  # libheif has turned it
+    if container.exif is not None:
+        opened.info["exif"] = container.exif
     try:
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
     except _DECODE_ERRORS:
+        return False
+    return orientation in range(2, 9)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """How the pixels of one file are meant to be seen."""
+
+    kind: UploadKind
+    transform: Transform | None = None
+    described: Transform | None = None
+    """As `transform`, of RGB whatever the mode."""
+    key: tuple[int, ...] | None = None
+    """The samples of the transparent colour, of 8 bits each."""
+    low: Image.Image | None = None
+    """The lower bytes of samples of 16 bits, where they count for the transparent colour."""
+    low_key: tuple[int, ...] = ()
+    alpha_table: bytes | None = None
+    """The alpha of each palette entry."""
+
+    def is_plain(self, opened: Image.Image) -> bool:
+        """Whether Pillow's own conversion to RGB shows the same."""
+        if self.transform or self.described or self.key or self.alpha_table:
+            return False
+        return not _has_alpha(opened) or (
+            self.kind is not UploadKind.MASK and opened.getchannel("A").getextrema() == (255, 255)
+        )
+
+    def rgb(self, opened: Image.Image) -> Image.Image:
+        """The picture in RGB over the background of its kind, made strip by strip."""
+        if opened.mode == "RGB" and self.is_plain(opened):
+            opened.load()
+            return opened
+        image = Image.new("RGB", opened.size)
+        for box in png.strips(opened.size):
+            image.paste(self._strip(opened, box), box)
+        return image
+
+    def _strip(self, opened: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+        strip = opened.crop(box)
+        alpha = self._alpha(strip, box)
+        if alpha is not None and self.kind is UploadKind.MASK:
+            return ImageChops.invert(alpha).convert("RGB")
+        if strip.mode in ("1", "LA"):
+            strip = strip.convert("L")
+        elif strip.mode in ("P", "RGBA"):
+            strip = strip.convert("RGB")
+        if self.transform is not None:
+            strip = self.transform.apply(strip)
+        elif self.described is not None:
+            strip = self.described.apply(strip.convert("RGB"))
+        strip = strip.convert("RGB")
+        if alpha is None:
+            return strip
+        shown = Image.new(
+            "RGB", strip.size, "white" if self.kind is UploadKind.PICTURE else "black"
+        )
+        shown.paste(strip, mask=alpha)
+        return shown
+
+    def _alpha(self, strip: Image.Image, box: tuple[int, int, int, int]) -> Image.Image | None:
+        if _has_alpha(strip):
+            return strip.getchannel("A")
+        if self.alpha_table is not None:
+            return strip.point(self.alpha_table, "L")
+        if self.key is None:
+            return None
+        if strip.mode == "1":
+            strip = strip.convert("L")
+        clear = _equal(strip, self.key)
+        if self.low is not None:
+            clear = ImageChops.darker(clear, _equal(self.low.crop(box), self.low_key))
+        return ImageChops.invert(clear)
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("LA", "RGBA")
+
+
+def _equal(image: Image.Image, key: tuple[int, ...]) -> Image.Image:
+    """255 where all samples are those of `key`, otherwise 0."""
+    masks = [
+        band.point([255 * (value == sample) for value in range(256)])
+        for band, sample in zip(image.split(), key, strict=True)
+    ]
+    return functools.reduce(ImageChops.darker, masks)
+
+
+def _look(opened: ImageFile, container: Container, kind: UploadKind) -> _Look:
+    facts = container.png
+    key = low = alpha_table = None
+    low_key: tuple[int, ...] = ()
+    if facts is not None and facts.transparency is not None:
+        key = _colour_key(facts)
+        if facts.colour_type == _PALETTE:
+            alpha_table = facts.transparency[:256].ljust(256, b"\xff")
+        elif key is not None and facts.bit_depth == 16:  # noqa: PLR2004 - bits
+            low_key = tuple(sample & 255 for sample in key)
+            key = tuple(sample >> 8 for sample in key)
+            low = _open(container, low_bytes=True)
+            low.load()
+    mode = {"1": "L", "LA": "L", "P": "RGB", "RGBA": "RGB"}.get(opened.mode, opened.mode)
+    transform = described = None
+    if kind is UploadKind.PICTURE:
+        profile = container.profile or opened.info.get("icc_profile")
+        if profile:
+            transform = srgb_transform(profile, mode)
+        elif (profile := described_profile(container.colour)) and mode in ("L", "RGB"):
+            described = srgb_transform(profile, "RGB")
+    return _Look(kind, transform, described, key, low, low_key, alpha_table)
+
+
+_GREY, _RGB, _PALETTE = 0, 2, 3
+"""Colour types of a PNG (third edition, section 11.2.1)."""
+
+
+def _colour_key(facts: PngFacts) -> tuple[int, ...] | None:
+    """The transparent colour, in samples of 8 or 16 bits (section 11.3.1.1)."""
+    samples = {_GREY: 1, _RGB: 3}.get(facts.colour_type, 0)
+    content = facts.transparency or b""
+    if not samples or len(content) < 2 * samples:
         return None
-    return _TURNS.get(orientation)
+    most = 2**facts.bit_depth - 1
+    scale = max(1, 255 // most)
+    return tuple((value & most) * scale for value in struct.unpack_from(f">{samples}H", content))
 
 
-_TURNS: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""How a picture is turned upright, by the value of EXIF's Orientation tag (Exif 3.0, 4.6.5)."""
-
-
-def _finish(image: Image.Image) -> Picture:
-    # Neither way lets text, a profile or EXIF of the upload go along.
-    pixels = hashlib.sha256(b"%dx%d:" % image.size)
-    if image.width * image.height <= QUICK_PIXELS:
-        raw = image.tobytes()
-        pixels.update(raw)
-        stored = png.encode(raw, *image.size)
-    else:
-        for box in _strips(image.size):
-            pixels.update(image.crop(box).tobytes())
-        stored = _small(image)
-    return Picture(stored, image.width, image.height, pixels.hexdigest())
-
-
-def _small(image: Image.Image) -> bytes:
-    image.info = {}
-    stored = io.BytesIO()
-    image.save(stored, "PNG", compress_level=_STORED_COMPRESSION)
-    return stored.getvalue()
+def _open(container: Container, *, low_bytes: bool = False) -> ImageFile:
+    """Open it with its reader; grey of 16 bits as 8 bits, on demand the lower ones."""
+    opened = _OPENERS[container.format](io.BytesIO(container.data))
+    grey = opened.mode == "I;16"
+    if grey:
+        opened._mode = "L"  # noqa: SLF001 - Pillow has no public way to choose a mode
+    if grey or low_bytes:
+        # Pillow's little-endian reader of 16 bits takes the second byte of each.
+        raw = f"{opened.mode};16" + ("L" if opened.mode == "RGB" else "") * low_bytes
+        raw = raw if low_bytes else "L;16B"
+        opened.tile = [tile._replace(args=raw) for tile in opened.tile]
+    return opened

@@ -1,61 +1,47 @@
-"""Takes uploads from the form to storage: decoded a few at a time, written, or taken back.
+"""Stores the uploads of a request: decoded a few at a time, then written, or deleted again."""
 
-How a picture is read stands in `service/submission/images.py`.
-"""
-
-from collections.abc import Callable
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Final, TypeVar
+from typing import IO, Final
 
 import structlog
-from anyio import CapacityLimiter, fail_after, to_thread
+from anyio import fail_after, to_thread
 
 from service.core import redis_keys
 from service.core.errors import FieldError, InvalidImage, ServiceError, UnsupportedMedia
 from service.core.storage import Storage, StorageError
-from service.submission import images
-from service.submission.form import Upload
-from service.submission.room import Room
+from service.submission.decoded import Format, UploadKind
+from service.submission.decoder import Decoded, Decoder
+from service.submission.form import IN_MEMORY_BYTES, Upload
 from service.submission.validate import StoredUpload
 
-DECODES_AT_ONCE: Final = 2
-"""Threads; how many pixels they may hold stands in `service/submission/room.py`."""
 WRITE_SECONDS: Final = 6
 """A client hears of a silent storage after this and `DISCARD_SECONDS`. The storage's own retries,
 which a worker waits for, go on for 20 s, and twice as long where an object goes in parts."""
 DISCARD_SECONDS: Final = 2
 
-Read = TypeVar("Read")
+_KINDS: Final = {"control_image": UploadKind.MAP}
+"""Of the fields that are not shown as pictures."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Uploads:
-    """Where uploads go in. Nothing stays in storage unless a job was made of it."""
+    """Decodes and stores uploads. Nothing stays in storage unless a job was made of it."""
 
     def __init__(self, storage: Storage, *, max_pixels: int) -> None:
         self._storage = storage
-        self._max_pixels = max_pixels
-        self._decodes = CapacityLimiter(DECODES_AT_ONCE)
-        self._room = Room()
-
-    async def _read(self, reader: Callable[..., Read], upload: Upload, label: str) -> Read:
-        """What `reader` makes of one upload, off the event loop.
-
-        Raises `InvalidImage` or `UnsupportedMedia`, naming `label`.
-        """
-        read = partial(reader, upload.content, max_pixels=self._max_pixels)
-        try:
-            return await to_thread.run_sync(read, limiter=self._decodes)
-        except (InvalidImage, UnsupportedMedia) as error:
-            raise _named(error, label) from None
+        self._decoder = Decoder(max_pixels=max_pixels)
 
     async def store(
         self, job_id: str, files: dict[str, list[Upload]]
     ) -> dict[str, list[StoredUpload]]:
-        """Decode all files, then write all of them; where that fails, none is left.
+        """Decode and write all files; where one of them fails, none is left.
 
-        Raises `InvalidImage`, `UnsupportedMedia` or `StorageError`.
+        Raises `InvalidImage`, `UnsupportedMedia`, `Busy` or `StorageError`.
         """
         try:
             return {
@@ -72,19 +58,23 @@ class Uploads:
     async def _store_one(
         self, job_id: str, upload: Upload, field: str, number: int, count: int
     ) -> StoredUpload:
-        label = field if count == 1 else f"{field}[{number}]"
-        pixels = await self._read(images.count_pixels, upload, label)
-        async with self._room.take(pixels):
-            return await self._store_picture(job_id, upload, field, number, label)
+        kind = _KINDS.get(field, UploadKind.PICTURE)
+        try:
+            with _on_disk(upload) as source:
+                async with self._decoder.decode(source, kind) as decoded:
+                    return await self._write(job_id, upload, f"{field}-{number}", decoded)
+        except (InvalidImage, UnsupportedMedia) as error:
+            raise _named(error, field if count == 1 else f"{field}[{number}]") from None
 
-    async def _store_picture(
-        self, job_id: str, upload: Upload, field: str, number: int, label: str
+    async def _write(
+        self, job_id: str, upload: Upload, name: str, decoded: Decoded
     ) -> StoredUpload:
-        picture = await self._read(images.read, upload, label)
-        key = redis_keys.upload(job_id, f"{field.replace('_', '-')}-{number}.png")
+        picture = decoded.picture
+        extension, content_type = _FILE_TYPES[picture.format]
+        key = redis_keys.upload(job_id, f"{name.replace('_', '-')}.{extension}")
         try:
             with fail_after(WRITE_SECONDS):
-                await self._storage.put_async(key, picture.png, "image/png")
+                await self._storage.put_async(key, _mapped(decoded.file), content_type)
         except TimeoutError:
             raise StorageError(f"{key} is not written after {WRITE_SECONDS} s") from None
         return StoredUpload(
@@ -108,6 +98,38 @@ class Uploads:
                 await to_thread.run_sync(delete, abandon_on_cancel=True)
         except (StorageError, TimeoutError) as error:
             log.warning("uploads are left in storage", job_id=job_id, cause=type(error).__name__)
+
+    def close(self) -> None:
+        """End the decoder processes."""
+        self._decoder.close()
+
+
+_FILE_TYPES: Final = {
+    Format.PNG: ("png", "image/png"),
+    Format.JPEG: ("jpeg", "image/jpeg"),
+    Format.WEBP: ("webp", "image/webp"),
+}
+
+
+@contextmanager
+def _on_disk(upload: Upload) -> Iterator[IO[bytes]]:
+    """The upload as a file that another process can read; a small one is copied once."""
+    if upload.size_bytes > IN_MEMORY_BYTES:
+        upload.content.flush()
+        yield upload.content
+        return
+    with os.fdopen(os.memfd_create("upload"), "w+b") as file:
+        file.write(upload.content.read())
+        file.flush()
+        yield file
+
+
+def _mapped(file: IO[bytes]) -> memoryview:
+    """The bytes of a file, which are read as they are sent.
+
+    They are not closed here: a storage that does not answer in time still holds them.
+    """
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _named(error: ServiceError, label: str) -> ServiceError:

@@ -1,1 +1,1 @@
-"""Webhooks: told to the client's own server when a job has ended, whatever it takes."""
+"""Webhooks: signed notifications of ended jobs, from a durable outbox."""

@@ -1,8 +1,9 @@
-"""Brings the outbox to its receivers: a few at a time, few to one host, again and again.
+"""Delivers the outbox of webhooks: some at a time, few to one host, with retries.
 
-A slow receiver holds one of its own host's places, and all of one caller's together half of all, so
-that neither one host nor one caller with many names delays the others. What finds no place comes up
-again in turn, a few of a caller's a second, or its backlog would be all that is ever looked at.
+A slow receiver occupies slots of its own host only, and one owner has at most half of all slots, so
+that neither one host nor one owner with many host names delays the others. An entry without a free
+slot is deferred; of one owner's deferred entries a few a second come up again, so that a long
+backlog does not hide the entries of others.
 """
 
 import asyncio
@@ -20,28 +21,69 @@ import structlog
 from pydantic import SecretStr
 
 from service.api_keys import ApiKey
-from service.core import redis_keys
+from service.core import redis_keys, scripts
 from service.core.job import Job
 from service.core.metrics import ApiMetrics
 from service.gate import ANONYMOUS
 from service.jobs.views import job_view
-from service.webhooks.outbox import Outbox
-from service.webhooks.sender import Outcome, Sender
+from service.webhooks.sender import DeliveryOutcome, Sender
 
-AT_ONCE: Final = 64
-AT_ONCE_TO_ONE_HOST: Final = 4
-AT_ONCE_OF_ONE_OWNER: Final = 32
-BUSY_SECONDS: Final = 2
-AGAIN_A_SECOND: Final = 16
-"""Of one caller's deferred entries come up so many."""
-DELAYS_SECONDS: Final = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800)
-"""Before each further attempt; some sixteen hours altogether, within a job's retention."""
+MAX_CONCURRENT: Final = 64
+MAX_CONCURRENT_PER_HOST: Final = 4
+MAX_CONCURRENT_PER_OWNER: Final = 32
+DEFER_SECONDS: Final = 2
+DEFERRED_PER_SECOND: Final = 16
+"""How many of one owner's deferred entries become due in a second."""
+RETRY_DELAYS_SECONDS: Final = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800)
+"""Before each further attempt; sixteen hours altogether, within a job's retention."""
+CLAIM_SECONDS: Final = 60
+"""How long a process owns an entry that it took; after that the entry is due again."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
+class Outbox:
+    """The webhooks that are still to be delivered, by the ids of their jobs.
+
+    An entry is added by the transition that ends its job. A process that takes an entry owns it for
+    `CLAIM_SECONDS`; if that process dies, the entry is due again: delivery is at least once.
+    Methods raise `redis.RedisError` where Redis is unavailable.
+    """
+
+    def __init__(self, redis: "aioredis.Redis") -> None:
+        self._redis = redis
+        self._take = redis.register_script(scripts.load("outbox_take"))
+        self._postpone = redis.register_script(scripts.load("outbox_postpone"))
+
+    async def take(self, limit: int) -> list[tuple[str, int]]:
+        """Claim entries that are due: (job id, number of this attempt from 1)."""
+        answer: Any = await self._take(
+            keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[limit, CLAIM_SECONDS]
+        )
+        return [(str(answer[at]), int(answer[at + 1])) for at in range(0, len(answer), 2)]
+
+    async def retry(self, job_id: str, seconds: float) -> None:
+        """Make an entry due again later, after an attempt that failed."""
+        await self._postpone(
+            keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[job_id, seconds, 0]
+        )
+
+    async def defer(self, job_id: str, seconds: float) -> None:
+        """Make an entry due again later, without counting an attempt."""
+        await self._postpone(
+            keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[job_id, seconds, -1]
+        )
+
+    async def remove(self, job_id: str) -> None:
+        """Remove an entry for good."""
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.zrem(redis_keys.OUTBOX, job_id)
+            pipeline.hdel(redis_keys.OUTBOX_ATTEMPTS, job_id)
+            await pipeline.execute()
+
+
 class Delivery:
-    """Delivers what is due; one a process, any number of processes."""
+    """Delivers entries that are due; one in each process, any number of processes."""
 
     def __init__(
         self,
@@ -59,12 +101,12 @@ class Delivery:
         self._anonymous_secret = anonymous_secret
         self._jitter = jitter
         self._running: set[asyncio.Task[None]] = set()
-        self._places: Counter[str] = Counter()
-        self._turns: dict[str, float] = {}
+        self._slots: Counter[str] = Counter()
+        self._due_again: dict[str, float] = {}
 
     async def step(self) -> None:
-        """Begin with all that is due and fits. Raises `redis.RedisError`."""
-        for job_id, attempt in await self._outbox.take(AT_ONCE - len(self._running)):
+        """Start to deliver what is due, as far as slots are free. Raises `redis.RedisError`."""
+        for job_id, attempt in await self._outbox.take(MAX_CONCURRENT - len(self._running)):
             task = asyncio.create_task(self._deliver(job_id, attempt))
             self._running.add(task)
             task.add_done_callback(self._ended)
@@ -72,11 +114,11 @@ class Delivery:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            # The entry comes up again by itself when its lease has run out.
-            log.warning("a webhook was interrupted", exc_info=task.exception())
+            # The entry is due again when its claim has run out.
+            log.warning("a webhook delivery was interrupted", exc_info=task.exception())
 
     async def close(self) -> None:
-        """Break off what is being sent; it comes up again."""
+        """Cancel what is being sent; it is due again later."""
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -91,36 +133,41 @@ class Delivery:
             return
         host = f"host {urlsplit(job.request.webhook_url).hostname}"
         owner = f"owner {job.owner}"
-        if self._places[host] >= AT_ONCE_TO_ONE_HOST or self._places[owner] >= AT_ONCE_OF_ONE_OWNER:
-            await self._outbox.defer(job_id, self._turn(job.owner))
+        if (
+            self._slots[host] >= MAX_CONCURRENT_PER_HOST
+            or self._slots[owner] >= MAX_CONCURRENT_PER_OWNER
+        ):
+            await self._outbox.defer(job_id, self._seconds_until_due(job.owner))
             return
-        self._places.update((host, owner))
+        self._slots.update((host, owner))
         try:
             body = _body(job, fields.get("webhook", ""))
             outcome = await self._sender.send(
                 job.request.webhook_url, f"msg_{job_id}", body, secret
             )
         finally:
-            self._places.subtract((host, owner))
-            self._places += Counter()  # forgets those that hold none
-        await self._conclude(job_id, attempt, outcome)
+            self._slots.subtract((host, owner))
+            self._slots += Counter()  # drops the zeros
+        await self._finish(job_id, attempt, outcome)
 
-    def _turn(self, owner: str) -> float:
-        """Seconds until another of an owner's deferred entries may come up."""
+    def _seconds_until_due(self, owner: str) -> float:
+        """Seconds until the next of an owner's deferred entries becomes due."""
         now = time.monotonic()
-        self._turns = {name: at for name, at in self._turns.items() if at > now}
-        self._turns[owner] = max(now + BUSY_SECONDS, self._turns.get(owner, 0) + 1 / AGAIN_A_SECOND)
-        return self._turns[owner] - now
+        self._due_again = {name: at for name, at in self._due_again.items() if at > now}
+        self._due_again[owner] = max(
+            now + DEFER_SECONDS, self._due_again.get(owner, 0) + 1 / DEFERRED_PER_SECOND
+        )
+        return self._due_again[owner] - now
 
-    async def _conclude(self, job_id: str, attempt: int, outcome: Outcome) -> None:
-        if outcome is Outcome.BUSY:
-            await self._outbox.defer(job_id, BUSY_SECONDS)
+    async def _finish(self, job_id: str, attempt: int, outcome: DeliveryOutcome) -> None:
+        if outcome is DeliveryOutcome.DEFERRED:
+            await self._outbox.defer(job_id, DEFER_SECONDS)
             return
         self._metrics.webhooks.labels(outcome.value).inc()
-        if outcome is Outcome.FAILED and attempt <= len(DELAYS_SECONDS):
-            await self._outbox.retry(job_id, DELAYS_SECONDS[attempt - 1] * self._jitter())
+        if outcome is DeliveryOutcome.FAILED and attempt <= len(RETRY_DELAYS_SECONDS):
+            await self._outbox.retry(job_id, RETRY_DELAYS_SECONDS[attempt - 1] * self._jitter())
             return
-        log.info("webhook concluded", job_id=job_id, outcome=outcome.value, attempts=attempt)
+        log.info("webhook ended", job_id=job_id, outcome=outcome.value, attempts=attempt)
         await self._outbox.remove(job_id)
 
     async def _secret(self, owner: str) -> str | None:

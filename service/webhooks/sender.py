@@ -1,6 +1,6 @@
 """Sends one webhook once: signed (Standard Webhooks 1.0), over TLS, to a checked address.
 
-It knows nothing of jobs, and does not try again; that is the work of `delivery.py`.
+Retries are in `delivery.py`.
 """
 
 import asyncio
@@ -15,28 +15,33 @@ import httpx
 import structlog
 from standardwebhooks.webhooks import Webhook
 
-from service.webhooks.lookup import Lookups, LookupsBusy
-from service.webhooks.url_policy import AddressRefused, Network, resolve
+from service.webhooks.url_policy import (
+    AddressRefused,
+    Network,
+    Resolver,
+    TooManyLookups,
+    resolve,
+)
 
 TIMEOUT_SECONDS: Final = 15.0
-"""For all of it: name, connection, TLS and answer."""
+"""For the whole attempt: name lookup, connection, TLS and response."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class Outcome(StrEnum):
-    """What became of a delivery."""
+class DeliveryOutcome(StrEnum):
+    """How one attempt to deliver ended."""
 
     DELIVERED = "delivered"
     GONE = "gone"
-    """The receiver wants no more (410)."""
+    """The receiver asked for no further attempts (410)."""
     FAILED = "failed"
-    BUSY = "busy"
-    """Not sent: too many names are being looked up at the moment."""
+    DEFERRED = "deferred"
+    """Not sent, because too many names are being resolved at the moment."""
 
 
 class Sender:
-    """Sends webhooks. Redirects are not followed, proxies of the environment not used."""
+    """Sends webhooks. Redirects are not followed; proxies of the environment are not used."""
 
     def __init__(
         self,
@@ -47,7 +52,7 @@ class Sender:
     ) -> None:
         self._networks = networks
         self._timeout_seconds = timeout_seconds
-        self._lookups = Lookups()
+        self._resolver = Resolver()
         self._client = httpx.AsyncClient(
             verify=tls or ssl.create_default_context(),
             follow_redirects=False,
@@ -60,31 +65,31 @@ class Sender:
         """Close the connections."""
         await self._client.aclose()
 
-    async def send(self, url: str, message_id: str, body: str, secret: str) -> Outcome:
+    async def send(self, url: str, message_id: str, body: str, secret: str) -> DeliveryOutcome:
         """Send `body` (JSON) once; never raises for what the receiver does."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 status = await self._post(url, message_id, body, secret)
-        except LookupsBusy:
-            return Outcome.BUSY
+        except TooManyLookups:
+            return DeliveryOutcome.DEFERRED
         except (AddressRefused, httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-            # ValueError: of a name that nothing could be called by, as one with an empty label.
+            # ValueError: a name that cannot exist, such as one with an empty label.
             log.info("a webhook failed", message_id=message_id, cause=type(error).__name__)
-            return Outcome.FAILED
+            return DeliveryOutcome.FAILED
         if status == HTTPStatus.GONE:
-            return Outcome.GONE
+            return DeliveryOutcome.GONE
         if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
-            return Outcome.DELIVERED
+            return DeliveryOutcome.DELIVERED
         log.info("a webhook was refused", message_id=message_id, status=status)
-        return Outcome.FAILED
+        return DeliveryOutcome.FAILED
 
     async def _post(self, url: str, message_id: str, body: str, secret: str) -> int:
         target = httpx.URL(url)
         if target.scheme != "https":
-            raise AddressRefused("only https is sent to")
-        # As on the wire: `target.host` is Unicode, which sockets and TLS encode by an older IDNA.
+            raise AddressRefused("only https URLs are called")
+        # As on the wire: `target.host` is Unicode, which sockets and TLS would encode by IDNA 2003.
         name = target.raw_host.decode("ascii")
-        address = await resolve(name, self._networks, self._lookups)
+        address = await resolve(name, self._networks, self._resolver)
         now = datetime.now(UTC)
         # The connection goes to the address that was checked; TLS and Host keep the name.
         request = self._client.build_request(

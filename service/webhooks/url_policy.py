@@ -1,43 +1,59 @@
-"""Where a webhook may be sent: public addresses only, resolved once and checked.
+"""Which URLs webhooks may be sent to: public addresses only, resolved once and checked.
 
-Whoever connects must connect to the address that `resolve` returned and not ask again, for the
-second answer of a hostile name server may be another one.
+Connect to the address that `resolve` returned and do not resolve the name again: the second answer
+of a hostile name server may be another one.
 """
 
+import asyncio
+import contextlib
 import ipaddress
+import socket
+import threading
 from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-from service.webhooks.lookup import LookupFailed, Lookups
-
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+LOOKUP_TIMEOUT_SECONDS: Final = 10.0
+MAX_LOOKUPS: Final = 64
+MAX_UNKNOWN_LOOKUPS: Final = 48
+"""Of these, for names that were never resolved before: slow ones leave capacity for the others."""
+MAX_REMEMBERED_NAMES: Final = 10_000
 
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 """RFC 6052: an IPv4 address in its last 32 bits."""
 _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
-"""All that is handed out of IPv6 so far (IANA); the rest has special uses, some of them local."""
+"""All that is allocated of IPv6 so far (IANA); the rest has special uses, some of them local."""
 _METADATA: Final = frozenset(map(ipaddress.ip_address, ("168.63.129.16", "192.0.0.192")))
-"""Public by their numbers, but answer every machine of a cloud about itself (Azure, Oracle)."""
+"""Public by their numbers, but they serve a cloud's metadata to every machine (Azure, Oracle)."""
 
 
 class AddressRefused(Exception):
-    """Raised when a name does not lead to a public address, or to none."""
+    """Raised when a name resolves to an address that is not public, or to none."""
+
+
+class LookupFailed(Exception):
+    """Raised when a name has no address, or its name server does not answer in time."""
+
+
+class TooManyLookups(Exception):
+    """Raised when as many lookups are in progress as are allowed; the name may be good."""
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the open internet, also behind every IPv6 disguise."""
+    """Whether an address is public, whatever IPv6 form it is written in."""
     if isinstance(address, ipaddress.IPv6Address):
-        inner = _inner(address)
-        if inner is not None:
-            return is_public(inner)
+        embedded = _embedded_ipv4(address)
+        if embedded is not None:
+            return is_public(embedded)
         if address not in _GLOBAL_UNICAST:
             return False
     return address.is_global and not address.is_multicast and address not in _METADATA
 
 
-def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     """The IPv4 address that an IPv6 one stands for (mapped, 6to4, Teredo, NAT64)."""
     if address in _NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
@@ -46,14 +62,14 @@ def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 def is_allowed(address: Address, networks: Sequence[Network]) -> bool:
-    """Whether webhooks may go there; `networks` are those the operator allows besides."""
+    """Whether webhooks may be sent to an address; `networks` are allowed beside the public ones."""
     if is_public(address):
         return True
     return any(address.version == net.version and address in net for net in networks)
 
 
 def may_be_called(url: str, networks: Sequence[Network]) -> bool:
-    """A first look at a URL when it is sent in; names are looked up only at delivery."""
+    """Whether a URL may be submitted; its name is resolved at delivery only."""
     parts = urlsplit(url)
     if parts.scheme != "https" or parts.username is not None or not parts.hostname:
         return False
@@ -63,16 +79,85 @@ def may_be_called(url: str, networks: Sequence[Network]) -> bool:
         return parts.hostname != "localhost" and not parts.hostname.endswith(".localhost")
 
 
-async def resolve(host: str, networks: Sequence[Network], lookups: Lookups) -> str:
+async def resolve(host: str, networks: Sequence[Network], resolver: "Resolver") -> str:
     """One address of `host`.
 
-    Raises `AddressRefused` where any of them is not allowed, or `LookupsBusy`.
+    Raises `AddressRefused` where any of its addresses is not allowed, or `TooManyLookups`.
     """
     try:
-        found = await lookups.find(host)
+        found = await resolver.addresses(host)
     except LookupFailed:
         raise AddressRefused("the name has no address") from None
     addresses = [ipaddress.ip_address(address.partition("%")[0]) for address in found]
     if not addresses or not all(is_allowed(address, networks) for address in addresses):
-        raise AddressRefused("the name leads to an address that is not public")
+        raise AddressRefused("the name resolves to an address that is not public")
     return str(addresses[0])
+
+
+class Resolver:
+    """Resolves names in threads of its own, so that a silent name server delays no other name.
+
+    A lookup in libc cannot be cancelled and may take half a minute. A caller waits for
+    `LOOKUP_TIMEOUT_SECONDS`; there is one thread a name, however many callers wait for it.
+    """
+
+    def __init__(self) -> None:
+        self._in_progress: dict[str, asyncio.Future[list[str]]] = {}
+        self._resolved_before: dict[str, None] = {}
+
+    async def addresses(self, host: str) -> list[str]:
+        """The addresses of a name. Raises `LookupFailed` or `TooManyLookups`."""
+        lookup = self._in_progress.get(host) or self._start(host)
+        try:
+            # Shielded: other callers may wait for it, and its thread continues in any case.
+            return await asyncio.wait_for(asyncio.shield(lookup), LOOKUP_TIMEOUT_SECONDS)
+        except (OSError, UnicodeError):  # among them TimeoutError
+            raise LookupFailed from None
+
+    def _start(self, host: str) -> asyncio.Future[list[str]]:
+        limit = MAX_LOOKUPS if host in self._resolved_before else MAX_UNKNOWN_LOOKUPS
+        if len(self._in_progress) >= limit:
+            raise TooManyLookups
+        loop = asyncio.get_running_loop()
+        lookup: asyncio.Future[list[str]] = loop.create_future()
+        self._in_progress[host] = lookup
+        lookup.add_done_callback(lambda done: self._ended(host, done))
+        # Not an executor: the interpreter waits for an executor's threads when it exits.
+        threading.Thread(target=_look_up, args=(host, loop, lookup), daemon=True).start()
+        return lookup
+
+    def _ended(self, host: str, done: asyncio.Future[list[str]]) -> None:
+        del self._in_progress[host]
+        self._resolved_before.pop(host, None)
+        if done.cancelled() or done.exception() is not None:
+            return
+        self._resolved_before[host] = None
+        if len(self._resolved_before) > MAX_REMEMBERED_NAMES:
+            del self._resolved_before[next(iter(self._resolved_before))]
+
+
+def _look_up(host: str, loop: asyncio.AbstractEventLoop, lookup: asyncio.Future[list[str]]) -> None:
+    try:
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        addresses = [str(entry[4][0]) for entry in entries]
+    except (OSError, UnicodeError) as error:
+        _set_result(loop, lookup, error)
+    else:
+        _set_result(loop, lookup, addresses)
+
+
+def _set_result(
+    loop: asyncio.AbstractEventLoop,
+    lookup: asyncio.Future[list[str]],
+    result: list[str] | Exception,
+) -> None:
+    def set_result() -> None:
+        if lookup.cancelled():
+            return
+        if isinstance(result, Exception):
+            lookup.set_exception(result)
+        else:
+            lookup.set_result(result)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits any more
+        loop.call_soon_threadsafe(set_result)

@@ -263,7 +263,7 @@ def test_off_loopback_everybody_is_served_where_the_operator_says_so(
     with make_api(
         redis_url=redis_url, storage_url=storage_url, host="0.0.0.0", allow_anonymous=True
     ) as running:
-        assert "anybody who can connect" in running.log.read_text()
+        assert "every client that can connect" in running.log.read_text()
         assert httpx.get(f"{running.url}/jobs", timeout=60).status_code == 200
 
 

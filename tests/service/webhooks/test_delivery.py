@@ -22,8 +22,13 @@ from service.core.job import Job, JobMetrics, Status
 from service.core.metrics import ApiMetrics
 from service.core.queue import enqueue, open_queue
 from service.core.transitions import Claim, Transitions
-from service.webhooks import lookup
-from service.webhooks.delivery import AGAIN_A_SECOND, AT_ONCE, DELAYS_SECONDS, Delivery
+from service.webhooks import url_policy
+from service.webhooks.delivery import (
+    DEFERRED_PER_SECOND,
+    MAX_CONCURRENT,
+    RETRY_DELAYS_SECONDS,
+    Delivery,
+)
 from service.webhooks.sender import Sender
 from tests.requests import generate_request
 from tests.running import Running, until
@@ -145,7 +150,7 @@ def test_after_the_last_attempt_it_is_given_up(desk: Desk, receiver: Receiver) -
     receiver.answers = [500]
     desk.end_job(receiver.url)
     desk.deliver(trusting(receiver), lambda: not desk.waiting)
-    assert len(receiver.seen) == len(DELAYS_SECONDS) + 1
+    assert len(receiver.seen) == len(RETRY_DELAYS_SECONDS) + 1
 
 
 def test_attempts_are_put_off_further_and_further(desk: Desk, receiver: Receiver) -> None:
@@ -157,8 +162,8 @@ def test_attempts_are_put_off_further_and_further(desk: Desk, receiver: Receiver
         return float(score) - time.time()
 
     desk.deliver(trusting(receiver), lambda: receiver.seen and due() < 30, jitter=1.0)
-    assert 0 < due() <= DELAYS_SECONDS[0]
-    assert list(DELAYS_SECONDS) == sorted(DELAYS_SECONDS)
+    assert 0 < due() <= RETRY_DELAYS_SECONDS[0]
+    assert list(RETRY_DELAYS_SECONDS) == sorted(RETRY_DELAYS_SECONDS)
 
 
 def test_slow_receivers_delay_nobody(desk: Desk, make_receiver: Callable[[], Receiver]) -> None:
@@ -188,7 +193,7 @@ def test_slow_receivers_delay_nobody(desk: Desk, make_receiver: Callable[[], Rec
 
 def test_a_backlog_comes_up_again_a_few_at_a_time(desk: Desk, receiver: Receiver) -> None:
     receiver.delay_seconds = 60
-    count = 3 * AT_ONCE
+    count = 3 * MAX_CONCURRENT
     for _ in range(count):
         desk.end_job(receiver.url)
 
@@ -200,13 +205,13 @@ def test_a_backlog_comes_up_again_a_few_at_a_time(desk: Desk, receiver: Receiver
     desk.deliver(trusting(receiver, timeout_seconds=60), all_are_deferred)
     due = Counter(int(at) for _, at in desk.redis.zrange(redis_keys.OUTBOX, 0, -1, withscores=True))
     # Redis tells whole seconds, so two of the caller's may fall into one.
-    assert max(due.values()) <= 2 * AGAIN_A_SECOND
+    assert max(due.values()) <= 2 * DEFERRED_PER_SECOND
     assert sum(due.values()) == count
 
 
 def test_names_that_nobody_answers_for_delay_nobody(desk: Desk, receiver: Receiver) -> None:
     """As many webhooks of one caller as are sent at once, each to a silent name of its own."""
-    for number in range(AT_ONCE):
+    for number in range(MAX_CONCURRENT):
         desk.end_job(f"https://silent-{number}.example/hook")
     _, record = api_keys.make_key("x", now=0)
     api_keys.save(desk.redis, record)
@@ -221,8 +226,10 @@ def test_names_that_nobody_answers_for_delay_nobody(desk: Desk, receiver: Receiv
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", answer)
-        patch.setattr(lookup, "WAIT_SECONDS", 300)
-        desk.deliver(trusting(receiver, timeout_seconds=300), lambda: desk.waiting == AT_ONCE)
+        patch.setattr(url_policy, "LOOKUP_TIMEOUT_SECONDS", 300)
+        desk.deliver(
+            trusting(receiver, timeout_seconds=300), lambda: desk.waiting == MAX_CONCURRENT
+        )
         over.set()
     assert [payload["data"]["id"] for payload in verified(receiver, record.webhook_secret)] == [
         job_id

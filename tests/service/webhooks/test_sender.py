@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 import pytest
 
-from service.webhooks.sender import Outcome, Sender
+from service.webhooks.sender import DeliveryOutcome, Sender
 from tests.service.conftest import WEBHOOK_SECRET
 from tests.service.webhooks.conftest import LOOPBACK, NAME, Receiver, trusting
 
 
-def send(url: str, make_sender: Callable[[], Sender]) -> Outcome:
+def send(url: str, make_sender: Callable[[], Sender]) -> DeliveryOutcome:
     """What becomes of a webhook to `url`."""
 
-    async def run() -> Outcome:
+    async def run() -> DeliveryOutcome:
         sender = make_sender()
         try:
             return await sender.send(url, "msg_1", "{}", WEBHOOK_SECRET)
@@ -39,7 +39,7 @@ def test_the_name_is_looked_up_once_and_kept_for_tls(
 
     monkeypatch.setattr(socket, "getaddrinfo", answer)
     url = f"https://{NAME}:{receiver.port}/hook"
-    assert send(url, trusting(receiver)) is Outcome.DELIVERED
+    assert send(url, trusting(receiver)) is DeliveryOutcome.DELIVERED
     assert asked == [NAME]
     assert receiver.names == [NAME]
     assert receiver.seen[0][1]["Host"] == f"{NAME}:{receiver.port}"
@@ -58,7 +58,7 @@ def test_a_name_is_called_as_it_is_written(
     monkeypatch.setattr(socket, "getaddrinfo", answer)
     names = ("xn--strae-oqa.de", "xn--ls8h.la", f"{'a' * 64}.de")
     for name in names:
-        assert send(f"https://{name}/", trusting(receiver)) is Outcome.FAILED
+        assert send(f"https://{name}/", trusting(receiver)) is DeliveryOutcome.FAILED
     assert asked == list(names)
 
 
@@ -72,12 +72,12 @@ def test_it_is_not_sent_where_it_must_not_be(receiver: Receiver) -> None:
         ("https://no-such-name.invalid/", lambda: Sender(LOOPBACK, tls=tls)),
         (f"https://{'a' * 64}.invalid/", lambda: Sender(LOOPBACK, tls=tls)),
     ]
-    assert [send(*case) for case in cases] == [Outcome.FAILED] * len(cases)
+    assert [send(*case) for case in cases] == [DeliveryOutcome.FAILED] * len(cases)
     assert receiver.seen == []
 
 
 def test_a_receiver_that_never_answers_is_hung_up_on(receiver: Receiver) -> None:
     receiver.delay_seconds = 30
     # Long enough for TLS on a busy machine: broken off within it, httpcore leaves its socket open.
-    assert send(receiver.url, trusting(receiver, timeout_seconds=3)) is Outcome.FAILED
+    assert send(receiver.url, trusting(receiver, timeout_seconds=3)) is DeliveryOutcome.FAILED
     assert receiver.seen

@@ -6,8 +6,7 @@ import socket
 
 import pytest
 
-from service.webhooks.lookup import Lookups
-from service.webhooks.url_policy import AddressRefused, is_public, may_be_called, resolve
+from service.webhooks.url_policy import AddressRefused, Resolver, is_public, may_be_called, resolve
 
 PRIVATE = [
     "127.0.0.1",
@@ -92,16 +91,16 @@ def test_a_name_is_refused_when_any_of_its_addresses_is_private(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _answering(monkeypatch, "8.8.8.8", "1.1.1.1")
-    assert asyncio.run(resolve("hooks.example", (), Lookups())) == "8.8.8.8"
+    assert asyncio.run(resolve("hooks.example", (), Resolver())) == "8.8.8.8"
     _answering(monkeypatch, "8.8.8.8", "10.0.0.1")
     with pytest.raises(AddressRefused):
-        asyncio.run(resolve("hooks.example", (), Lookups()))
+        asyncio.run(resolve("hooks.example", (), Resolver()))
     _answering(monkeypatch)
     with pytest.raises(AddressRefused):
-        asyncio.run(resolve("hooks.example", (), Lookups()))
+        asyncio.run(resolve("hooks.example", (), Resolver()))
 
 
 @pytest.mark.parametrize("host", ["127.1", "0x7f000001", "2130706433", "017700000001", "localhost"])
 def test_odd_ways_to_write_loopback_lead_nowhere(host: str) -> None:
     with pytest.raises(AddressRefused):
-        asyncio.run(resolve(host, (), Lookups()))
+        asyncio.run(resolve(host, (), Resolver()))

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 from service.core.catalog import Adapter, BlockScales, Source
 from service.core.errors import ConfigurationError
@@ -21,7 +21,7 @@ class ImageEncoder:
     """A CLIP vision tower, its preprocessing, and the SHA-256 of its weights."""
 
     model: CLIPVisionModelWithProjection
-    processor: CLIPImageProcessor
+    processor: CLIPImageProcessorPil
     size: int
     fingerprint: str
 
@@ -30,11 +30,11 @@ class ImageEncoder:
 class IPAdapter:
     """Implements `base.ImageAdapter` for UNets.
 
-    `base` reads the encoder's pooled embedding, `plus` its penultimate hidden states. `weights`
+    `base` reads the encoder's pooled embedding, the others its penultimate hidden states. `weights`
     are the layers that make K' and V' of every cross-attention.
     """
 
-    kind: Literal["base", "plus"]
+    kind: checks.AdapterKind
     encoder: ImageEncoder
     projection: Any
     weights: tuple[tuple[nn.Linear, nn.Linear], ...]
@@ -90,7 +90,7 @@ class IPAdapter:
         return output
 
     def unconditional(self) -> Tensor:
-        """Zeros for `base`, the encoding of zero pixels for `plus`, as in diffusers' pipelines."""
+        """Zeros for `base`, the encoding of zero pixels otherwise, as in diffusers' pipelines."""
         like = next(self.encoder.model.parameters())
         if self.kind == "base":
             return torch.zeros(1, *self.embedding_shape).to(like)
@@ -177,5 +177,5 @@ def _encoder(source: Source, dtype: torch.dtype) -> ImageEncoder:
     hub.find(source, source.subfolder or "", "config.json")
     model = hub.load(CLIPVisionModelWithProjection, source, dtype)
     size = model.config.image_size
-    processor = CLIPImageProcessor(size=size, crop_size=size)
+    processor = CLIPImageProcessorPil(size=size, crop_size=size)
     return ImageEncoder(model, processor, size, hub.fingerprint(model))

@@ -1,4 +1,4 @@
-"""Names are looked up beside one another, so that a silent name server holds up nobody else."""
+"""Names are resolved in parallel, so that a silent name server delays no other name."""
 
 import asyncio
 import socket
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.webhooks import lookup
-from service.webhooks.lookup import (
-    AT_ONCE,
-    STRANGERS_AT_ONCE,
+from service.webhooks import url_policy
+from service.webhooks.url_policy import (
+    MAX_LOOKUPS,
+    MAX_UNKNOWN_LOOKUPS,
     LookupFailed,
-    Lookups,
-    LookupsBusy,
+    Resolver,
+    TooManyLookups,
 )
 
 
@@ -35,8 +35,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     over.set()
 
 
-def hanging(lookups: Lookups, names: list[str]) -> list[asyncio.Task[list[str]]]:
-    return [asyncio.create_task(lookups.find(name)) for name in names]
+def hanging(resolver: Resolver, names: list[str]) -> list[asyncio.Task[list[str]]]:
+    return [asyncio.create_task(resolver.addresses(name)) for name in names]
 
 
 async def drop(tasks: list[asyncio.Task[list[str]]]) -> None:
@@ -47,11 +47,11 @@ async def drop(tasks: list[asyncio.Task[list[str]]]) -> None:
 
 def test_slow_names_hold_up_nobody_and_leave_the_pool_of_the_loop_alone(asked: list[str]) -> None:
     async def run() -> None:
-        lookups = Lookups()
-        slow = hanging(lookups, [f"slow-{number}" for number in range(STRANGERS_AT_ONCE - 1)])
+        resolver = Resolver()
+        slow = hanging(resolver, [f"slow-{number}" for number in range(MAX_UNKNOWN_LOOKUPS - 1)])
         await asyncio.sleep(0)
         async with asyncio.timeout(60):
-            assert await lookups.find("quick") == ["8.8.8.8"]
+            assert await resolver.addresses("quick") == ["8.8.8.8"]
             await asyncio.to_thread(int)
         assert not any(task.done() for task in slow[:1])
         await drop(slow)
@@ -61,9 +61,9 @@ def test_slow_names_hold_up_nobody_and_leave_the_pool_of_the_loop_alone(asked: l
 
 def test_one_name_has_one_thread_also_when_nobody_waits_any_more(asked: list[str]) -> None:
     async def run() -> None:
-        lookups = Lookups()
+        resolver = Resolver()
         for _ in range(3):
-            slow = hanging(lookups, ["slow"] * 5)
+            slow = hanging(resolver, ["slow"] * 5)
             await asyncio.sleep(0)
             await drop(slow)
 
@@ -73,24 +73,24 @@ def test_one_name_has_one_thread_also_when_nobody_waits_any_more(asked: list[str
 
 def test_names_that_were_found_before_have_room_when_strangers_have_none(asked: list[str]) -> None:
     async def run() -> None:
-        lookups = Lookups()
-        await lookups.find("known")
-        slow = hanging(lookups, [f"slow-{number}" for number in range(STRANGERS_AT_ONCE)])
+        resolver = Resolver()
+        await resolver.addresses("known")
+        slow = hanging(resolver, [f"slow-{number}" for number in range(MAX_UNKNOWN_LOOKUPS)])
         await asyncio.sleep(0)
-        with pytest.raises(LookupsBusy):
-            await lookups.find("stranger")
-        assert await lookups.find("known") == ["8.8.8.8"]
+        with pytest.raises(TooManyLookups):
+            await resolver.addresses("stranger")
+        assert await resolver.addresses("known") == ["8.8.8.8"]
         await drop(slow)
 
     asyncio.run(run())
-    assert STRANGERS_AT_ONCE < AT_ONCE
+    assert MAX_UNKNOWN_LOOKUPS < MAX_LOOKUPS
 
 
 def test_who_waits_is_told_in_time(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(url_policy, "LOOKUP_TIMEOUT_SECONDS", 0.05)
 
     async def run() -> None:
         with pytest.raises(LookupFailed):
-            await Lookups().find("slow")
+            await Resolver().addresses("slow")
 
     asyncio.run(run())
