@@ -28,7 +28,7 @@ from PIL import Image
 from service.core.catalog import Adapter, BlockScales, ModelEntry, Source
 from service.core.params import GenerateRequest, IpTarget
 from workers.engine.models.hub import loader_arguments
-from workers.engine.schedulers import CLASSES
+from workers.engine.schedulers import CLASSES, options
 
 Read = Callable[[str], Image.Image]
 PIPELINES: Final[Mapping[tuple[str, bool], Any]] = {
@@ -74,11 +74,14 @@ class Plain:
             tuple(control.type for control in request.controls),
             "inpaint" if request.mask_image else "img2img" if request.init_image else "text",
         )
-        pipe.scheduler = CLASSES[request.scheduler].from_config(pipe.scheduler.config)
+        pipe.scheduler = CLASSES[request.scheduler].from_config(
+            pipe.own_scheduler.config, **options(request.scheduler, request.sigmas)
+        )
         schedule = _Schedule(self._entry, request, self._targets)
         schedule.apply(pipe, 0)
         output = pipe(
             prompt=request.prompt,
+            clip_skip=request.clip_skip or None,
             negative_prompt=request.negative_prompt or None,
             **_size(pipe, request),
             num_inference_steps=request.steps,
@@ -127,6 +130,7 @@ class Plain:
             image_encoder_folder=sources[0].image_encoder,
         )
         pipe.set_progress_bar_config(disable=True)
+        pipe.own_scheduler = pipe.scheduler
         return pipe.to(self._device)
 
     def _networks(self, kind: Any, sources: Mapping[str, Source], names: tuple[str, ...]) -> Any:
@@ -151,7 +155,9 @@ class _Schedule:
         self._entry = entry
         self._request = request
         self._targets = targets
-        self._steps = int(request.steps * (request.strength if request.init_image else 1))
+        order = CLASSES[request.scheduler].order
+        run = int(request.steps * (request.strength if request.init_image else 1))
+        self._steps = order * run - (order - 1)
 
     def __call__(self, pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """Called by the pipeline after each step."""

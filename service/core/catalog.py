@@ -84,6 +84,7 @@ class Defaults(_Strict):
     steps: Annotated[int, Field(ge=1, le=100)] = 30
     guidance_scale: Annotated[float, Field(ge=0, le=20)] = 7.5
     scheduler: SchedulerName = SchedulerName.DDIM
+    clip_skip: Annotated[int, Field(ge=0, le=4)] = 0
 
 
 class ModelEntry(_Strict):

@@ -87,14 +87,38 @@ class SchedulerName(StrEnum):
 
     DDIM = "ddim"
     EULER = "euler"
+    EULER_A = "euler_a"
     DPMPP_2M = "dpmpp_2m"
+    DPMPP_2M_SDE = "dpmpp_2m_sde"
+    HEUN = "heun"
     UNIPC = "unipc"
     LCM = "lcm"
+    TCD = "tcd"
 
     @property
     def max_steps(self) -> int:
-        """Most steps it can make; those of LCM are diffusers' `original_inference_steps`."""
-        return 50 if self is SchedulerName.LCM else 100
+        """Most steps it can make; 50 are diffusers' `original_inference_steps`."""
+        return 50 if self in (SchedulerName.LCM, SchedulerName.TCD) else 100
+
+    @property
+    def takes_sigmas(self) -> bool:
+        """Whether it can follow another schedule of noise levels than its own."""
+        return self in (
+            SchedulerName.EULER,
+            SchedulerName.DPMPP_2M,
+            SchedulerName.DPMPP_2M_SDE,
+            SchedulerName.HEUN,
+            SchedulerName.UNIPC,
+        )
+
+
+class SigmaSchedule(StrEnum):
+    """How the noise levels of the steps are spaced; `default` is the model's own way."""
+
+    DEFAULT = "default"
+    KARRAS = "karras"
+    EXPONENTIAL = "exponential"
+    BETA = "beta"
 
 
 class OutputFormat(StrEnum):
@@ -383,6 +407,26 @@ class GenerateRequest(_Record):
         Public(),
         Field(description="The model's by default.", examples=["ddim"]),
     ]
+    sigmas: Annotated[
+        SigmaSchedule,
+        Public(),
+        Field(
+            description="Spacing of the noise levels; other ones than `default` need a scheduler "
+            "that follows them: euler, dpmpp_2m, dpmpp_2m_sde, heun or unipc."
+        ),
+    ] = SigmaSchedule.DEFAULT
+    clip_skip: Annotated[
+        int,
+        ModelDefault(),
+        Public(),
+        Field(
+            ge=0,
+            le=4,
+            description="Layers of the text encoder that are left out at its end; the model's by "
+            "default.",
+            examples=[0],
+        ),
+    ] = 0
     seed: Annotated[
         int,
         Computed(),

@@ -11,7 +11,7 @@ from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 
 from bench.engine.plain import Plain
 from service.core.catalog import Catalog, Source
-from service.core.params import GenerateRequest, IpTarget
+from service.core.params import GenerateRequest, IpTarget, SchedulerName, SigmaSchedule
 from service.core.settings import Device
 from tests.engine.conftest import Stepper, job, read, request, uploads
 from workers.engine.api import Options
@@ -19,7 +19,7 @@ from workers.engine.engine import Engine, load_engine
 
 log = logging.getLogger(__name__)
 
-SAME_AS_PLAIN = 2e-5
+SAME_AS_PLAIN = 5e-5
 SAME_IN_A_BATCH = 1e-4
 MATTERS = 1e-2
 
@@ -118,6 +118,23 @@ CASES: dict[str, GenerateRequest] = {
         adapter="plus",
         scheduler="euler",
     ),
+    **{
+        f"{sampler}, {sigmas}": request(scheduler=sampler, sigmas=sigmas, steps=5)
+        for sampler in SchedulerName
+        for sigmas in SigmaSchedule
+        if sigmas is SigmaSchedule.DEFAULT or sampler.takes_sigmas
+    },
+    "img2img, heun": request(
+        init_image=uploads("init"), strength=0.6, steps=5, scheduler="heun", control={"end": 0.5}
+    ),
+    "inpaint, euler_a": request(
+        init_image=uploads("init"),
+        mask_image=uploads("middle"),
+        strength=0.7,
+        steps=6,
+        scheduler="euler_a",
+    ),
+    "clip_skip": request(clip_skip=1, prompt="a red star", negative_prompt="blue"),
     "masks": request(images=2, image_mask=uploads("left", "right"), ip_scale=1.0),
     "masks, two adapters": request(
         **TWO, image_mask=uploads("middle", "left"), ip_scale=(1.0, 0.6), width=96, height=72

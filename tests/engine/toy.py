@@ -62,6 +62,7 @@ class Toy:
     scale_factor = 4
     text_layout: Mapping[str, tuple[int, ...]] = {"colour": (1, 3)}
     zero_negative = False
+    max_clip_skip = 0
     networks = ()
 
     def __init__(self, name: str, entry: ModelEntry) -> None:
@@ -69,7 +70,7 @@ class Toy:
         self.entry = entry
         self.scheduler_config = DDIMScheduler(clip_sample=False).config
 
-    def encode_text(self, text: str) -> dict[str, Tensor]:
+    def encode_text(self, text: str, clip_skip: int) -> dict[str, Tensor]:
         return {"colour": colour_of(text)[None]}
 
     def text_kv(self, text: Mapping[str, Tensor]) -> Tensor:

@@ -36,9 +36,12 @@ def image_fingerprint(pixels_sha256: str, encoder: str, crop: Crop, kind: str) -
     return _digest("image", pixels_sha256, encoder, crop.value, kind)
 
 
-def text_fingerprint(text: str, encoders: str) -> str:
-    """Name a text embedding; `encoders` is the fingerprint of text encoders and tokenizers."""
-    return _digest("text", encoders, text)
+def text_fingerprint(text: str, encoders: str, clip_skip: int) -> str:
+    """Name a text embedding; `encoders` is the fingerprint of text encoders and tokenizers.
+
+    `clip_skip` is the number of layers that are left out.
+    """
+    return _digest("text", encoders, str(clip_skip), text)
 
 
 def _digest(*parts: str) -> str:

@@ -58,7 +58,13 @@ class JobPreparer:
         request, model = work.job.request, work.model
         start = first_step(request)
         samplers = [
-            schedulers.make(request.scheduler, model.scheduler_config, request.steps, start)
+            schedulers.make(
+                request.scheduler,
+                model.scheduler_config,
+                request.steps,
+                sigmas=request.sigmas,
+                start=start,
+            )
             for _ in range(request.num_images)
         ]
         timesteps = schedulers.visited(samplers[0])

@@ -160,12 +160,9 @@ class Row:
 
     def advance(self, prediction: Tensor) -> None:
         """Take one step along `prediction`, `(1, channels, h, w)`."""
-        arguments: dict[str, Any] = {}
-        if self.work.job.request.scheduler in schedulers.TAKES_GENERATOR:
-            arguments["generator"] = self.generator
-        self.latents = self.scheduler.step(
-            prediction, self.timestep, self.latents, return_dict=False, **arguments
-        )[0]
+        self.latents = schedulers.step(
+            self.scheduler, prediction, self.timestep, self.latents, self.generator
+        )
         self.step += 1
         self.work.steps[self.index] = self.step
 

@@ -140,8 +140,12 @@ class Model(Protocol):
     def networks(self) -> Sequence[nn.Module]:
         """Everything that runs at each step."""
 
-    def encode_text(self, text: str) -> Embedding:
-        """Encode one text; the tensors' first dimension is 1."""
+    @property
+    def max_clip_skip(self) -> int:
+        """Most layers that a text encoder can leave out."""
+
+    def encode_text(self, text: str, clip_skip: int) -> Embedding:
+        """Encode one text without the last `clip_skip` layers; the first dimension is 1."""
 
     def text_kv(self, text: Embedding) -> Tensor:
         """K and V of every layer, `(branches, tokens, width)`; see `attention.Context.text`."""

@@ -77,10 +77,19 @@ class SD15(UNetModel):
         """See `base.Model`; the empty text is encoded, as the plain pipeline does."""
         return False
 
-    def encode_text(self, text: str) -> Embedding:
+    @property
+    def max_clip_skip(self) -> int:
+        """See `base.Model`."""
+        return int(self.pipe.text_encoder.config.num_hidden_layers)
+
+    def encode_text(self, text: str, clip_skip: int) -> Embedding:
         """See `base.Model`; diffusers' own `encode_prompt`."""
         tokens, _ = self.pipe.encode_prompt(
-            text, self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            text,
+            self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+            clip_skip=clip_skip or None,
         )
         return {"tokens": tokens}
 

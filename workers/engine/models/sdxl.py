@@ -80,10 +80,16 @@ class SDXL(UNetModel):
         """See `base.Model`."""
         return bool(self.pipe.config.force_zeros_for_empty_prompt)
 
-    def encode_text(self, text: str) -> Embedding:
+    @property
+    def max_clip_skip(self) -> int:
+        """See `base.Model`; the last layer is left out in any case."""
+        encoders, _ = self.text_encoders(self.pipe)
+        return int(min(encoder.config.num_hidden_layers for encoder in encoders)) - 1
+
+    def encode_text(self, text: str, clip_skip: int) -> Embedding:
         """See `base.Model`; diffusers' own `encode_prompt`."""
         tokens, _, pooled, _ = self.pipe.encode_prompt(
-            text, device=self.device, do_classifier_free_guidance=False
+            text, device=self.device, do_classifier_free_guidance=False, clip_skip=clip_skip or None
         )
         return {"tokens": tokens, "pooled": pooled}
 

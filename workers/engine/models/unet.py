@@ -76,8 +76,13 @@ class UNetModel:
     def zero_negative(self) -> bool:
         """See `base.Model`."""
 
+    @property
     @abstractmethod
-    def encode_text(self, text: str) -> Embedding:
+    def max_clip_skip(self) -> int:
+        """See `base.Model`."""
+
+    @abstractmethod
+    def encode_text(self, text: str, clip_skip: int) -> Embedding:
         """See `base.Model`."""
 
     @property
