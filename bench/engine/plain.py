@@ -4,6 +4,7 @@ The engine's tests compare pixels with it, the benches time.
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -73,7 +74,10 @@ class Plain:
             tuple(request.ip_scales),
             tuple(control.type for control in request.controls),
             "inpaint" if request.mask_image else "img2img" if request.init_image else "text",
+            tuple(request.loras),
         )
+        if request.loras:
+            pipe.set_adapters(list(request.loras), list(request.loras.values()))
         pipe.scheduler = CLASSES[request.scheduler].from_config(
             pipe.own_scheduler.config, **options(request.scheduler, request.sigmas)
         )
@@ -100,14 +104,26 @@ class Plain:
         pictures: NDArray[np.float32] | list[Image.Image] = output.images
         return pictures
 
-    def _pipe(self, adapters: tuple[str, ...], controls: tuple[str, ...], task: str) -> Any:
-        """The pipeline with these adapters and ControlNets."""
-        key = (adapters, controls, task)
+    def _pipe(
+        self,
+        adapters: tuple[str, ...],
+        controls: tuple[str, ...],
+        task: str,
+        loras: tuple[str, ...],
+    ) -> Any:
+        """The pipeline with these adapters, ControlNets and LoRAs."""
+        key = (adapters, controls, task, loras)
         if key not in self._pipes:
             self._pipes[key] = self._load(*key)
         return self._pipes[key]
 
-    def _load(self, adapters: tuple[str, ...], controls: tuple[str, ...], task: str) -> Any:
+    def _load(
+        self,
+        adapters: tuple[str, ...],
+        controls: tuple[str, ...],
+        task: str,
+        loras: tuple[str, ...],
+    ) -> Any:
         entry, parts = self._entry, {}
         kind = PIPELINES[task, bool(controls)]
         if entry.vae is not None:
@@ -129,6 +145,13 @@ class Plain:
             weight_name=[source.weight_name for source in sources],
             image_encoder_folder=sources[0].image_encoder,
         )
+        for name in loras:
+            lora = entry.loras[name]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # peft warns of a second adapter
+                pipe.load_lora_weights(
+                    lora.location, weight_name=lora.weight_name, adapter_name=name
+                )
         pipe.set_progress_bar_config(disable=True)
         pipe.own_scheduler = pipe.scheduler
         return pipe.to(self._device)

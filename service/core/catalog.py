@@ -65,6 +65,18 @@ class Adapter(Source):
     """Without them it acts in every block alike."""
 
 
+class Lora(Source):
+    """One LoRA file, in kohya's or diffusers' key format."""
+
+    weight_name: str
+
+
+class FusedLora(Lora):
+    """A LoRA that is added to the base's weights at load, as few-step models need it."""
+
+    scale: Annotated[float, Field(ge=0, le=2)] = 1.0
+
+
 class Limits(_Strict):
     """What a request may ask of a model. Sizes in pixels."""
 
@@ -99,6 +111,10 @@ class ModelEntry(_Strict):
     controlnets: dict[Name, Source] = {}
     t2i_adapters: dict[Name, Source] = {}
     """Light alternatives to ControlNets; a request's `control_type` names either."""
+    loras: dict[Name, Lora] = {}
+    """LoRAs that a request may ask for."""
+    fused_loras: tuple[FusedLora, ...] = ()
+    """LoRAs that are always in force."""
     limits: Limits
     defaults: Defaults
     warm_sizes: tuple[tuple[int, int], ...] = ()
@@ -174,6 +190,8 @@ def _resolve(catalog: Catalog, folder: Path) -> Catalog:
                 "vae": absolute(entry.vae) if entry.vae else None,
                 "adapters": {key: absolute(value) for key, value in entry.adapters.items()},
                 "controlnets": {key: absolute(value) for key, value in entry.controlnets.items()},
+                "loras": {key: absolute(value) for key, value in entry.loras.items()},
+                "fused_loras": tuple(absolute(value) for value in entry.fused_loras),
                 "t2i_adapters": {key: absolute(value) for key, value in entry.t2i_adapters.items()},
             }
         )

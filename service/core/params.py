@@ -48,6 +48,9 @@ def _unlisted(values: tuple[Any, ...]) -> Any:
 
 ONE_OR_MORE: Final = (BeforeValidator(_listed), PlainSerializer(_unlisted))
 """For a tuple: a single value may be given, and a single one is shown, without a list."""
+LoraChoice = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(:([01](\.[0-9]{1,6})?|2(\.0{1,6})?))?$")
+]
 PixelSize = Annotated[int, Field(ge=8, multiple_of=8)]
 HttpsUrl = Annotated[
     str,
@@ -226,6 +229,15 @@ class GenerateRequest(_Record):
     negative_prompt: Annotated[
         str, Public(), Field(max_length=2000, examples=["blurry, low quality"])
     ] = ""
+    lora: Annotated[
+        tuple[LoraChoice, ...],
+        Public(),
+        Field(
+            description="LoRAs of the model as name:scale, scale 0 to 2; without a scale it is 1.",
+            max_length=4,
+            examples=[["pencil:0.8"]],
+        ),
+    ] = ()
     init_image: Annotated[
         tuple[StoredUpload, ...],
         Files(),
@@ -488,6 +500,12 @@ class GenerateRequest(_Record):
             ImagePrompt(**dict(one), weight=weight, adapter=adapter, mask=mask)
             for one, weight, adapter, mask in parts
         )
+
+    @property
+    def loras(self) -> dict[str, float]:
+        """The LoRAs that are asked for, with their scales."""
+        pairs = (choice.partition(":") for choice in self.lora)
+        return {name: float(scale or 1) for name, _, scale in pairs}
 
     @property
     def ip_scales(self) -> dict[str, float]:

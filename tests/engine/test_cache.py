@@ -95,7 +95,7 @@ def test_a_fingerprint_depends_on_pixels_encoder_crop_and_kind() -> None:
         cache.image_fingerprint("p", "f", Crop.CENTER, "base"),
         cache.image_fingerprint("p", "e", Crop.PAD, "base"),
         cache.image_fingerprint("p", "e", Crop.CENTER, "plus"),
-        cache.text_fingerprint("p", "e", 0),
-        cache.text_fingerprint("p", "e", 1),
+        cache.text_fingerprint("p", "e"),
+        cache.text_fingerprint("p", "e", ["a LoRA"]),
     }
     assert len(names) == 7

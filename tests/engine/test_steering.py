@@ -7,12 +7,18 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionXLPipeline,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
 
 from bench.engine.plain import Plain
-from service.core.catalog import Catalog, Source
+from service.core.catalog import Catalog, Lora, Source
 from service.core.params import GenerateRequest, IpTarget, SchedulerName, SigmaSchedule
 from service.core.settings import Device
+from tests.engine import tiny_lora
 from tests.engine.conftest import Stepper, job, read, request, uploads
 from workers.engine.api import Options
 from workers.engine.engine import Engine, load_engine
@@ -135,6 +141,12 @@ CASES: dict[str, GenerateRequest] = {
         scheduler="euler_a",
     ),
     "clip_skip": request(clip_skip=1, prompt="a red star", negative_prompt="blue"),
+    "LoRA, kohya's format": request(lora=("pencil:0.8",), prompt="a red star"),
+    "LoRA, diffusers' format, plus": request(lora=("clay",), adapter="plus", prompt="a ring"),
+    "two LoRAs, no guidance": request(lora=("pencil:0.5", "clay:1.2"), guidance_scale=1.0),
+    "LoRA with a map, img2img": request(
+        lora=("pencil:1",), control={}, init_image=uploads("init"), strength=0.6, steps=5
+    ),
     "masks": request(images=2, image_mask=uploads("left", "right"), ip_scale=1.0),
     "masks, two adapters": request(
         **TWO, image_mask=uploads("middle", "left"), ip_scale=(1.0, 0.6), width=96, height=72
@@ -160,7 +172,14 @@ def rich(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     ).save_pretrained(folder / "sketch")
     controlnets = {**entry.controlnets, "edges": Source(path=folder / "edges")}
     sketch = {"sketch": Source(path=folder / "sketch")}
-    changes = {"controlnets": controlnets, "t2i_adapters": sketch}
+    pipe = StableDiffusionXLPipeline.from_pretrained(entry.base.location)
+    kohya = tiny_lora.kohya(pipe, folder / "kohya.safetensors")
+    attention = tiny_lora.diffusers(pipe, folder / "attention.safetensors")
+    loras = {
+        name: Lora(path=file.parent, weight_name=file.name)
+        for name, file in (("pencil", kohya), ("clay", attention))
+    }
+    changes = {"controlnets": controlnets, "t2i_adapters": sketch, "loras": loras}
     nine = shutil.copytree(entry.base.location, folder / "nine")
     unet = UNet2DConditionModel.from_pretrained(nine / "unet", in_channels=9, **NEW_SHAPE)
     unet.save_pretrained(nine / "unet")

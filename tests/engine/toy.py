@@ -54,6 +54,7 @@ class Toy:
     adapters: Mapping[str, ToyAdapter] = {"base": ToyAdapter()}
     controlnets: Mapping[str, object] = {}
     t2i_adapters: Mapping[str, object] = {}
+    loras: Mapping[str, object] = {}
     text_fingerprint = "toy"
     device = torch.device("cpu")
     dtype = torch.float32

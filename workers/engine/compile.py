@@ -73,8 +73,13 @@ class Networks:
         context: Context,
         residuals: Sequence[Tensor] | None = None,
         features: Sequence[Tensor] | None = None,
+        *,
+        changed: bool = False,  # noqa: ARG002 (the compiled ones need it)
     ) -> Tensor:
-        """The prediction for the whole batch; see `models.base.Model.predict`."""
+        """The prediction for the whole batch; see `models.base.Model.predict`.
+
+        `changed`: layers were changed for this batch alone, as by LoRAs.
+        """
         return self._model.predict(sample, emb, context, residuals, features)
 
     def control(
@@ -173,13 +178,15 @@ class CompiledNetworks(Networks):
         context: Context,
         residuals: Sequence[Tensor] | None = None,
         features: Sequence[Tensor] | None = None,
+        *,
+        changed: bool = False,
     ) -> Tensor:
         """See `Networks.denoise`. Batches of rare kinds run uncompiled.
 
-        These are several image prompts side by side, masks, and T2I-Adapters.
+        These are several image prompts side by side, masks, T2I-Adapters, and LoRAs.
         """
         plain = len(context.images) <= 1 and all(image.masks is None for image in context.images)
-        if not plain or features is not None or not self._is_compiled(sample):
+        if changed or not plain or features is not None or not self._is_compiled(sample):
             return super().denoise(sample, emb, context, residuals, features)
         image, bias = self._filled(context)
         for part in (image.kv, bias):

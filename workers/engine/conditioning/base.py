@@ -7,6 +7,7 @@ engine's thread, `join` when the membership of a batch changes, `act` at each st
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
@@ -20,6 +21,7 @@ from workers.engine.attention import Context
 from workers.engine.cache import Embedding, EmbeddingCache
 from workers.engine.compile import Networks
 from workers.engine.models.base import Model
+from workers.engine.models.lora import Updates
 
 T = TypeVar("T")
 
@@ -42,6 +44,8 @@ class Preparation:
     request: GenerateRequest
     model: Model
     timesteps: Tensor
+    updates: Updates = field(default_factory=dict)
+    """Updates of layers that run once a job."""
     text: Embedding = field(default_factory=dict)
     """Encoded text, `(branches, ...)` each."""
     fresh: list[tuple[EmbeddingCache, str, Embedding]] = field(default_factory=list)
@@ -152,6 +156,8 @@ class Forward:
     emb: Tensor = field(default_factory=lambda: torch.empty(0))
     residuals: list[Tensor] | None = None
     features: list[Tensor] | None = None
+    around: list[AbstractContextManager[None]] = field(default_factory=list)
+    """Entered while the networks run. Such a batch runs uncompiled."""
 
 
 class SteeredRow(Protocol):

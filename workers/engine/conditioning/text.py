@@ -18,8 +18,10 @@ from workers.engine.conditioning.base import (
     Preparation,
     state,
 )
+from workers.engine.conditioning.lora import text_variant
 from workers.engine.device import to_device
 from workers.engine.models.base import Model
+from workers.engine.models.lora import everywhere, updated
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +72,16 @@ class Text(Conditioning):
         negative = None
         if request.guided and (request.negative_prompt or not model.zero_negative):
             # As in diffusers' pipelines, `clip_skip` is for the prompt only.
-            negative = self._look_up(request.negative_prompt, 0, model)
-        return TextInputs(self._look_up(request.prompt, request.clip_skip, model), negative)
+            negative = self._look_up(request, request.negative_prompt, 0, model)
+        positive = self._look_up(request, request.prompt, request.clip_skip, model)
+        return TextInputs(positive, negative)
 
     def prepare(self, job: Preparation, gathered: TextInputs) -> TextState:
         """Encode what no cache had; K and V of every layer, time embeddings of every step."""
+        with updated(everywhere(job.updates)):
+            return self._prepare(job, gathered)
+
+    def _prepare(self, job: Preparation, gathered: TextInputs) -> TextState:
         branches = [self._encode(job, gathered.positive)]
         if job.request.guided:
             negative = gathered.negative
@@ -97,8 +104,11 @@ class Text(Conditioning):
             [state(entry, Text).emb[entry.index, entry.step] for entry in forward.entries]
         )
 
-    def _look_up(self, text: str, clip_skip: int, model: Model) -> TextInput:
-        key = text_fingerprint(text, model.text_fingerprint, clip_skip)
+    def _look_up(
+        self, request: GenerateRequest, text: str, clip_skip: int, model: Model
+    ) -> TextInput:
+        variant = (f"clip_skip {clip_skip}", *text_variant(request, model))
+        key = text_fingerprint(text, model.text_fingerprint, variant)
         return TextInput(key, text, clip_skip, self._cache.get(key, model.text_layout, model.dtype))
 
     def _encode(self, job: Preparation, text: TextInput) -> Embedding:

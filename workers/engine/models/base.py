@@ -96,6 +96,26 @@ class T2IAdapter(Protocol):
         """What is added to the network's blocks at each step, `(1, channels, h, w)` each."""
 
 
+class LoadedLora(Protocol):
+    """One LoRA."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies its file."""
+
+    @property
+    def once(self) -> Mapping[nn.Module, Any]:
+        """Updates (`lora.LowRank`) of layers that run once a job."""
+
+    @property
+    def each_step(self) -> Mapping[nn.Module, Any]:
+        """Updates of layers that run at each step."""
+
+    @property
+    def changes_text(self) -> bool:
+        """Whether it updates text encoders."""
+
+
 class Model(Protocol):
     """One loaded model of `models.yaml` on its device."""
 
@@ -109,6 +129,8 @@ class Model(Protocol):
     """A `ControlNet` by name."""
     t2i_adapters: Mapping[str, Any]
     """A `T2IAdapter` by name."""
+    loras: Mapping[str, Any]
+    """A `LoadedLora` by name."""
     text_fingerprint: str
     """Identifies text encoders and tokenizers by all that they make of a text."""
 

@@ -18,11 +18,12 @@ from service.core.errors import ConfigurationError
 from service.core.params import IpTarget
 from workers.engine.attention import Context, ImageContext, Kernel
 from workers.engine.cache import Embedding, Layout
-from workers.engine.models import checks, controlnet, hub, t2i_adapter
+from workers.engine.models import checks, controlnet, hub, lora, t2i_adapter
 from workers.engine.models.adapter import AdapterLoader, IPAdapter
 from workers.engine.models.controlnet import UNetControlNet
 from workers.engine.models.forward import unet_forward
 from workers.engine.models.layers import CrossAttention, install, kv_width, text_kv
+from workers.engine.models.lora import LoadedLora
 from workers.engine.models.t2i_adapter import UNetT2IAdapter
 
 
@@ -37,6 +38,7 @@ class UNetModel:
     adapters: Mapping[str, IPAdapter]
     controlnets: Mapping[str, UNetControlNet]
     t2i_adapters: Mapping[str, UNetT2IAdapter]
+    loras: Mapping[str, LoadedLora]
     text_fingerprint: str
     device: torch.device
     dtype: torch.dtype
@@ -209,6 +211,8 @@ class UNetModel:
         on_stage(f"loading {name}: base")
         pipe = cls._base(name, entry, dtype)
         checks.check_unet(pipe.unet, pipe.vae)
+        for fused in entry.fused_loras:
+            lora.fuse(fused, fused.scale, pipe, cls.pipeline)
         loader = AdapterLoader(pipe, dtype, cls.ip_targets(pipe.unet))
         adapters: dict[str, IPAdapter] = {}
         for adapter_name, adapter in entry.adapters.items():
@@ -228,6 +232,10 @@ class UNetModel:
         for t2i_name, source in entry.t2i_adapters.items():
             on_stage(f"loading {name}: T2I-Adapter {t2i_name}")
             t2i_adapters[t2i_name] = t2i_adapter.load(source, pipe.unet, dtype)
+        loras = {}
+        for lora_name, source in entry.loras.items():
+            on_stage(f"loading {name}: LoRA {lora_name}")
+            loras[lora_name] = lora.load(source, pipe, cls.pipeline)
         model = cls(
             name=name,
             entry=entry,
@@ -236,6 +244,7 @@ class UNetModel:
             adapters=adapters,
             controlnets=controlnets,
             t2i_adapters=t2i_adapters,
+            loras=loras,
             text_fingerprint=hub.fingerprint(*encoders, tokenizers=tokenizers),
             device=device,
             dtype=dtype,
