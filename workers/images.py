@@ -21,7 +21,8 @@ from PIL.Image import open as open_image
 from PIL.PngImagePlugin import PngInfo
 
 from service.core.errors import InputLost, StorageFailed
-from service.core.params import GenerateRequest, OutputFormat
+from service.core.param_types import OutputFormat
+from service.core.params import GenerateRequest
 from service.core.schema import picture_metadata
 from service.core.storage import ObjectMissing, Storage, StorageError
 from workers import retry

@@ -8,7 +8,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from service.core.job import Job, JobError, JobMetrics, Status
-from service.core.params import GenerateRequest, Sha256
+from service.core.param_types import Sha256
+from service.core.params import GenerateRequest
 from service.core.schema import input_model, show
 
 

@@ -12,7 +12,9 @@ from anyio import fail_after, to_thread
 
 from service.core import redis_keys
 from service.core.errors import FieldError, InvalidImage, ServiceError, UnsupportedMedia
-from service.core.params import StoredUpload
+from service.core.param_types import StoredUpload
+from service.core.params import GenerateRequest
+from service.core.schema import Files, marked
 from service.core.storage import Storage, StorageError
 from service.submission.decoded import Format, UploadKind
 from service.submission.decoder import Decoded, UploadDecoder
@@ -22,9 +24,6 @@ WRITE_SECONDS: Final = 6
 """A client hears of a silent storage after this and `DISCARD_SECONDS`. The storage's own retries,
 which a worker waits for, go on for 20 s, and twice as long where an object goes in parts."""
 DISCARD_SECONDS: Final = 2
-
-_KINDS: Final = {"control_image": UploadKind.MAP}
-"""Of the fields that are not shown as pictures."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -58,7 +57,7 @@ class Uploads:
     async def _store_one(
         self, job_id: str, upload: Upload, field: str, number: int, count: int
     ) -> StoredUpload:
-        kind = _KINDS.get(field, UploadKind.PICTURE)
+        kind = UploadKind(marked(GenerateRequest, Files)[field].kind)
         try:
             with _on_disk(upload) as source:
                 async with self._decoder.decode(source, kind) as decoded:

@@ -5,7 +5,8 @@ import io
 import pytest
 from PIL import Image
 
-from service.core.params import GenerateRequest, StoredUpload
+from service.core.param_types import StoredUpload
+from service.core.params import GenerateRequest
 from tests.requests import generate_request
 from workers import images
 

@@ -45,6 +45,8 @@ class EngineResult:
     max_batch: int
     """The largest batch of a UNet forward in which this job took part, in batch entries."""
     image_embedding_cache: Literal["hit", "miss"]
+    maps: tuple[Image, ...] = ()
+    """Control maps that were made of the pictures that were sent (`control_preprocess`)."""
 
 
 class Listener(Protocol):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from service.core.errors import UnservableRequest
+from service.core.params import GenerateRequest
 from workers.engine.api import EngineJob
 from workers.engine.attention import Context
 from workers.engine.cache import Embedding, EmbeddingCache, text_fingerprint
@@ -16,8 +18,10 @@ from workers.engine.conditioning.base import (
     Preparation,
     state,
 )
+from workers.engine.conditioning.lora import text_variant
 from workers.engine.device import to_device
 from workers.engine.models.base import Model
+from workers.engine.models.lora import everywhere, updated
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class TextInput:
 
     key: str
     text: str
+    clip_skip: int
     embedding: Embedding | None
 
 
@@ -53,16 +58,30 @@ class Text(Conditioning):
     def __init__(self, cache: EmbeddingCache) -> None:
         self._cache = cache
 
+    def check(self, request: GenerateRequest, model: Model) -> None:
+        """The text encoders must have enough layers."""
+        if request.clip_skip > model.max_clip_skip:
+            raise UnservableRequest(
+                f"`clip_skip` is {request.clip_skip}; this model's text encoders allow "
+                f"{model.max_clip_skip} at most"
+            )
+
     def gather(self, job: EngineJob, model: Model) -> TextInputs:
         """Look up the embeddings of both texts."""
         request = job.request
         negative = None
         if request.guided and (request.negative_prompt or not model.zero_negative):
-            negative = self._look_up(request.negative_prompt, model)
-        return TextInputs(self._look_up(request.prompt, model), negative)
+            # As in diffusers' pipelines, `clip_skip` is for the prompt only.
+            negative = self._look_up(request, request.negative_prompt, 0, model)
+        positive = self._look_up(request, request.prompt, request.clip_skip, model)
+        return TextInputs(positive, negative)
 
     def prepare(self, job: Preparation, gathered: TextInputs) -> TextState:
         """Encode what no cache had; K and V of every layer, time embeddings of every step."""
+        with updated(everywhere(job.updates)):
+            return self._prepare(job, gathered)
+
+    def _prepare(self, job: Preparation, gathered: TextInputs) -> TextState:
         branches = [self._encode(job, gathered.positive)]
         if job.request.guided:
             negative = gathered.negative
@@ -85,16 +104,19 @@ class Text(Conditioning):
             [state(entry, Text).emb[entry.index, entry.step] for entry in forward.entries]
         )
 
-    def _look_up(self, text: str, model: Model) -> TextInput:
-        key = text_fingerprint(text, model.text_fingerprint)
-        return TextInput(key, text, self._cache.get(key, model.text_layout, model.dtype))
+    def _look_up(
+        self, request: GenerateRequest, text: str, clip_skip: int, model: Model
+    ) -> TextInput:
+        variant = (f"clip_skip {clip_skip}", *text_variant(request, model))
+        key = text_fingerprint(text, model.text_fingerprint, variant)
+        return TextInput(key, text, clip_skip, self._cache.get(key, model.text_layout, model.dtype))
 
     def _encode(self, job: Preparation, text: TextInput) -> Embedding:
         # Another job with the same text may have been encoded since the inputs were gathered.
         found = text.embedding or self._cache.peek(text.key)
         if found is not None:
             return {name: to_device(part, job.model.device) for name, part in found.items()}
-        made = job.model.encode_text(text.text)
+        made = job.model.encode_text(text.text, text.clip_skip)
         on_cpu = {name: part.cpu() for name, part in made.items()}
         self._cache.put(text.key, on_cpu)
         job.fresh.append((self._cache, text.key, on_cpu))
