@@ -4,6 +4,8 @@
 -- Returns job id, number of this attempt, job id, ...
 local now = tonumber(redis.call('TIME')[1])
 local taken = {}
+-- A removal first, so that it works on a full Redis as well (see job_common).
+redis.call('HDEL', KEYS[2], '')
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
   if not string.find(id, '^[%w_-]+$') then
     redis.call('ZREM', KEYS[1], id)  -- no job has such an id, and the client may not decode it
