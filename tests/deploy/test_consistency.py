@@ -26,7 +26,8 @@ PREFIX = "IMAGEPROMPT_"
 
 def routes() -> dict[str, str]:
     """Path templates of the API, and one path of each."""
-    templates = {*create_app(Settings()).openapi()["paths"], "/docs", "/openapi.json"}
+    undescribed = {"/", "/static/{version}/{name}", "/docs", "/docs/{name}", "/openapi.json"}
+    templates = {*create_app(Settings()).openapi()["paths"], *undescribed}
     return {template: re.sub(r"\{[^}]*\}", "x", template) for template in templates}
 
 
