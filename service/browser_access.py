@@ -6,7 +6,7 @@ affected: a page of another site does not have it.
 """
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -15,6 +15,32 @@ from service.core.settings import Settings
 
 _LOCAL_SUFFIXES: Final = (".localhost", ".local", ".internal", ".home.arpa")
 """No public name server answers for these (RFC 6761, 6762, 8375; ICANN's .internal)."""
+
+CORS_REQUEST_HEADERS: Final = (
+    "Authorization",
+    "X-API-Key",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-None-Match",
+    "Last-Event-ID",
+    "Prefer",
+    "traceparent",
+)
+"""What pages of allowed origins may send, beside what every page may."""
+CORS_RESPONSE_HEADERS: Final = (
+    "Location",
+    "Retry-After",
+    "X-Job-Id",
+    "X-Seed",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Content-Disposition",
+    "ETag",
+    "Idempotency-Replayed",
+    "Preference-Applied",
+    "X-Request-Id",
+)
+"""What pages of allowed origins may read, beside what every page may."""
 
 
 class BrowserAccess:
@@ -38,7 +64,9 @@ class BrowserAccess:
         if origin in self._origins:
             return
         site = headers.get("sec-fetch-site")
-        if site == "cross-site" or (site is None and origin is not None and not _same(origin, host)):
+        if site == "cross-site" or (
+            site is None and origin is not None and not _same(origin, host)
+        ):
             raise Forbidden(
                 "Without an API key a web page of another site may not use the service; send a "
                 "key, or let the operator add the page's origin to IMAGEPROMPT_CORS_ORIGINS"
@@ -65,20 +93,3 @@ def _name(host: str) -> str:
 def _same(origin: str, host: str) -> bool:
     """Whether an origin is that of a host; its scheme may have been changed by a proxy."""
     return urlsplit(origin).netloc.lower() == host.lower()
-
-
-def expose() -> Sequence[str]:
-    """Names of response headers that pages of allowed origins may read."""
-    return (
-        "Location",
-        "Retry-After",
-        "X-Job-Id",
-        "X-Seed",
-        "RateLimit",
-        "RateLimit-Policy",
-        "Content-Disposition",
-        "ETag",
-        "Idempotency-Replayed",
-        "Preference-Applied",
-        "X-Request-Id",
-    )

@@ -27,6 +27,7 @@ from service.core.job import Job
 from service.core.metrics import ApiMetrics
 from service.fair_share import FairShare
 from service.jobs.views import job_view
+from service.signed_urls import SignedUrls, Signer
 from service.webhooks.sender import DeliveryOutcome, Sender
 
 MAX_CONCURRENT: Final = 64
@@ -91,6 +92,7 @@ class Delivery:
         redis: "aioredis.Redis",
         sender: Sender,
         metrics: ApiMetrics,
+        signed_urls: SignedUrls,
         *,
         anonymous_secret: SecretStr | None,
         jitter: Callable[[], float] = lambda: random.uniform(0.75, 1.25),  # noqa: S311 - no secret
@@ -99,6 +101,7 @@ class Delivery:
         self._outbox = Outbox(redis)
         self._sender = sender
         self._metrics = metrics
+        self._signed_urls = signed_urls
         self._anonymous_secret = anonymous_secret
         self._jitter = jitter
         self._running: set[asyncio.Task[None]] = set()
@@ -154,7 +157,8 @@ class Delivery:
             return
         self._host_slots[host] += 1
         try:
-            body = _body(job, fields.get("webhook", ""))
+            signer = None if job.owner == ANONYMOUS else await self._signed_urls.signer(job.owner)
+            body = _body(job, fields.get("webhook", ""), signer)
             outcome = await self._sender.send(
                 job.request.webhook_url, f"msg_{job_id}", body, secret, owner=job.owner
             )
@@ -192,10 +196,10 @@ class Delivery:
         return None if text is None else ApiKey.model_validate_json(text).webhook_secret
 
 
-def _body(job: Job, base: str) -> str:
+def _body(job: Job, base: str, signer: Signer | None) -> str:
     """The payload (Standard Webhooks, "payload structure"): type, timestamp, data."""
     ended = datetime.fromtimestamp(job.completed_at or job.created_at, UTC)
-    shown = job_view(job, base=base, ahead=None, eta_seconds=None)
+    shown = job_view(job, base=base, ahead=None, eta_seconds=None, signer=signer)
     return json.dumps(
         {
             "type": f"job.{job.status.value}",
