@@ -56,6 +56,7 @@ class Outbox:
         self._redis = redis
         self._take = redis.register_script(scripts.load("outbox_take"))
         self._postpone = redis.register_script(scripts.load("outbox_postpone"))
+        self._remove = redis.register_script(scripts.load("outbox_remove"))
 
     async def take(self, limit: int) -> list[tuple[str, int]]:
         """Claim entries that are due: (job id, number of this attempt from 1)."""
@@ -78,10 +79,8 @@ class Outbox:
 
     async def remove(self, job_id: str) -> None:
         """Remove an entry for good."""
-        async with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.zrem(redis_keys.OUTBOX, job_id)
-            pipeline.hdel(redis_keys.OUTBOX_ATTEMPTS, job_id)
-            await pipeline.execute()
+        # A script: a full Redis refuses transactions, even those that only delete.
+        await self._remove(keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[job_id])
 
 
 class Delivery:
