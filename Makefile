@@ -10,7 +10,7 @@ RUN := $(VENV)/.run
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-images lint format openapi bench bench-gpu bench-http \
+.PHONY: help setup demo serve test test-images lint format openapi bench bench-gpu bench-http bench-uploads \
 	bench-workers bench-scale faults soak overload eval clean
 
 help: ## list the targets
@@ -63,6 +63,9 @@ bench-gpu: setup ## the same with full-size SDXL of random weights; needs CUDA; 
 
 bench-http: setup ## the HTTP layer against cog's and LitServe's; out/bench/
 	$(BIN)/python -m bench.http
+
+bench-uploads: setup ## what an upload costs to read, by kind; out/bench/
+	$(BIN)/python -m bench.uploads
 
 bench-workers: setup ## throughput of 1, 2 and 4 workers whose steps only sleep
 	$(BIN)/python -m bench.workers
