@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 from redis import Redis
 
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from tests import corpus, picture_files
 from tests.running import KEEP, Running, start_api
 

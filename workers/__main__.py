@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from threading import Event
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import structlog
 from redis import Redis, RedisError
 
-from service.core import logging, tracing, worker_registry
+from service.core import logging, redis_server, tracing, worker_registry
 from service.core.catalog import load_catalog
 from service.core.errors import ConfigurationError
 from service.core.metrics import WorkerMetrics
@@ -69,6 +70,8 @@ class Worker:
         settings = self._settings
         redis = connect(settings.redis_url.get_secret_value())
         storage = Storage.from_settings(settings)
+        with suppress(RedisError):  # it is waited for below
+            redis_server.check(redis)
         engine = self._load(redis)
         transitions = Transitions(
             redis,
@@ -77,7 +80,7 @@ class Worker:
             max_attempts=settings.max_attempts,
             on_end=self._metrics.ends.count,
         )
-        wait_for("Redis", redis.ping, RedisError)
+        wait_for("Redis", partial(redis_server.check, redis), RedisError)
         wait_for("storage", storage.check, StorageError)
         progress = ProgressWriter(redis, transitions)
         shared = Collaborators(
@@ -175,7 +178,6 @@ class Worker:
                 slots=self._settings.worker_slots,
                 running=len(consumer.held),
                 row_steps_per_second=engine.row_steps_per_second,
-                at=time.time(),
             ),
         )
 
@@ -189,7 +191,9 @@ class Worker:
         try:
             worker_registry.unregister(redis, self._name)
         except RedisError as error:
-            logger.warning("worker not removed from the registry", cause=type(error).__name__)
+            logger.warning(
+                "worker not removed from the registry", cause=redis_server.explain(error)
+            )
 
 
 def wait_for(what: str, action: Callable[[], Any], errors: type[Exception]) -> Any:
@@ -199,7 +203,9 @@ def wait_for(what: str, action: Callable[[], Any], errors: type[Exception]) -> A
         errors,
         interrupt=Event(),
         on_error=lambda error: logger.warning(
-            "no answer; retrying", service=what, cause=type(error).__name__
+            "no answer; retrying",
+            service=what,
+            cause=redis_server.explain(error) if isinstance(error, RedisError) else str(error),
         ),
     )
 

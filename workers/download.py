@@ -50,13 +50,14 @@ def download(catalog: Catalog) -> None:
 
 def _downloads(entry: ModelEntry) -> Iterator[tuple[str, Source, Callable[[], object]]]:
     # torch and diffusers take seconds to import, and `--wait` needs neither.
-    from diffusers import StableDiffusionXLPipeline  # noqa: PLC0415
+    from diffusers import DiffusionPipeline  # noqa: PLC0415
 
     from workers.engine.models import hub  # noqa: PLC0415
 
     def pipeline() -> object:
         arguments = hub.loader_arguments(entry.base)
-        return StableDiffusionXLPipeline.download(entry.base.location, **arguments)
+        # SD 1.5's safety checker is as large as its text encoder, and no family loads it.
+        return DiffusionPipeline.download(entry.base.location, safety_checker=None, **arguments)
 
     def part(source: Source) -> Callable[[], object]:
         return lambda: snapshot_download(

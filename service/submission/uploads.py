@@ -12,11 +12,11 @@ from anyio import fail_after, to_thread
 
 from service.core import redis_keys
 from service.core.errors import FieldError, InvalidImage, ServiceError, UnsupportedMedia
+from service.core.params import StoredUpload
 from service.core.storage import Storage, StorageError
 from service.submission.decoded import Format, UploadKind
 from service.submission.decoder import Decoded, Decoder
 from service.submission.form import IN_MEMORY_BYTES, Upload
-from service.submission.validate import StoredUpload
 
 WRITE_SECONDS: Final = 6
 """A client hears of a silent storage after this and `DISCARD_SECONDS`. The storage's own retries,

@@ -19,11 +19,11 @@ import torch
 from service.core.catalog import load_catalog
 from service.core.settings import load_settings
 from workers.engine import attention
-from workers.engine.models import sdxl
+from workers.engine.models import FAMILIES
 
 catalog = load_catalog(load_settings().models)
 for name, entry in catalog.models.items():
-    sdxl.load(
+    FAMILIES[entry.family](
         name, entry, device=torch.device("cpu"), kernel=attention.sdpa, on_stage=print
     )
 """

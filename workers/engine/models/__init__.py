@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from workers.engine.models import sdxl
+from workers.engine.models import sd15, sdxl
 from workers.engine.models.base import Loader
 
-FAMILIES: Final[Mapping[str, Loader]] = {"sdxl": sdxl.load}
+FAMILIES: Final[Mapping[str, Loader]] = {"sdxl": sdxl.load, "sd15": sd15.load}

@@ -1,7 +1,7 @@
 """IP-Adapters of the public layout and the image encoders that they were trained with."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -28,11 +28,11 @@ class ImageEncoder:
 class IPAdapter:
     """Implements `base.ImageAdapter` for UNets.
 
-    `base` reads the encoder's pooled embedding, `plus` its penultimate hidden states. `weights`
+    `base` reads the encoder's pooled embedding, the others its penultimate hidden states. `weights`
     are the layers that make K' and V' of every cross-attention.
     """
 
-    kind: Literal["base", "plus"]
+    kind: checks.AdapterKind
     encoder: ImageEncoder
     projection: Any
     weights: tuple[tuple[nn.Linear, nn.Linear], ...]
@@ -88,7 +88,7 @@ class IPAdapter:
         return output
 
     def unconditional(self) -> Tensor:
-        """Zeros for `base`, the encoding of zero pixels for `plus`, as in diffusers' pipelines."""
+        """Zeros for `base`, the encoding of zero pixels otherwise, as in diffusers' pipelines."""
         like = next(self.encoder.model.parameters())
         if self.kind == "base":
             return torch.zeros(1, *self.embedding_shape).to(like)

@@ -16,6 +16,24 @@ from service.core.errors import ConfigurationError
 BASE_TOKENS: Final = 4
 """Tokens an image becomes in a base adapter; diffusers' loader takes no other number."""
 
+AdapterKind = Literal["base", "plus", "full"]
+"""`base` projects the image embedding, `plus` resamples the hidden states, `full` projects each."""
+
+_ENCODER_WIDTH: Final = {
+    "base": ("image_proj.proj.weight", 1),
+    "plus": ("image_proj.proj_in.weight", 1),
+    "full": ("image_proj.proj.0.weight", 1),
+}
+"""The tensor, and its dimension, that has the width of the encoder's output."""
+_KEYS: Final[Mapping[AdapterKind, frozenset[str]]] = {
+    "base": frozenset({"image_proj.proj.weight"}),
+    "plus": frozenset(
+        {"image_proj.latents", "image_proj.proj_in.weight", "image_proj.proj_out.weight"}
+    ),
+    "full": frozenset({"image_proj.proj.0.weight", "image_proj.proj.3.weight"}),
+}
+"""What tells the kinds apart."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -24,21 +42,23 @@ class AdapterFile:
     """The header of one IP-Adapter weight file. `name` is how messages call it."""
 
     name: str
-    kind: Literal["base", "plus"]
+    kind: AdapterKind
     shapes: Shapes
 
     @property
     def encoder_width(self) -> int:
         """The width of the image encoder's output that the projection takes."""
-        key = "image_proj.proj.weight" if self.kind == "base" else "image_proj.proj_in.weight"
-        return self.shapes[key][1]
+        key, dimension = _ENCODER_WIDTH[self.kind]
+        return self.shapes[key][dimension]
 
     @property
     def context_width(self) -> int:
         """The width of the tokens that the projection makes."""
         if self.kind == "base":
             return self.shapes["image_proj.proj.weight"][0] // BASE_TOKENS
-        return self.shapes["image_proj.proj_out.weight"][0]
+        return self.shapes[f"image_proj.{'proj_out' if self.kind == 'plus' else 'proj.3'}.weight"][
+            0
+        ]
 
 
 def read_adapter(path: Path, name: str) -> AdapterFile:
@@ -51,15 +71,10 @@ def read_adapter(path: Path, name: str) -> AdapterFile:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise ConfigurationError(f"adapter file {name} is no readable safetensors file") from error
-    if "image_proj.proj.weight" in shapes:
-        kind: Literal["base", "plus"] = "base"
-    elif {"image_proj.latents", "image_proj.proj_in.weight", "image_proj.proj_out.weight"} <= set(
-        shapes
-    ):
-        kind = "plus"
-    else:
+    kind = next((kind for kind, keys in _KEYS.items() if keys <= shapes.keys()), None)
+    if kind is None:
         raise ConfigurationError(
-            f"adapter file {name} is neither a base nor a Plus IP-Adapter: "
+            f"adapter file {name} is no IP-Adapter of a kind that is served (base, Plus, full): "
             "it has neither image_proj.proj nor image_proj.latents"
         )
     return AdapterFile(name, kind, shapes)

@@ -89,12 +89,14 @@ class Transformer(nn.Module):
     """The transformer between two convolutions of a UNet; stays in channels-last all the way.
 
     diffusers' own (`Transformer2DModel`, the source of the computation) turns its result to
-    channels-first, which every convolution after it then has to turn back.
+    channels-first, which every convolution after it then has to turn back. The projections before
+    and after the blocks are linear (SDXL, SD 2) or convolutions (SD 1.5).
     """
 
     def __init__(self, transformer: Transformer2DModel, blocks: Sequence[Block]) -> None:
         super().__init__()
         self.norm = transformer.norm
+        self.has_linear_projections: bool = transformer.use_linear_projection
         self.proj_in = transformer.proj_in
         self.proj_out = transformer.proj_out
         self.transformer_blocks = nn.ModuleList(blocks)
@@ -104,11 +106,19 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor]:
         """`(batch, channels, h, w)` to the same, as diffusers' UNet blocks call it."""
         size = hidden_states.shape[-2:]
-        hidden = self.norm(hidden_states).permute(0, 2, 3, 1).flatten(1, 2)
-        hidden = self.proj_in(hidden)
+        hidden = self.norm(hidden_states)
+        if not self.has_linear_projections:
+            hidden = self.proj_in(hidden)
+        hidden = hidden.permute(0, 2, 3, 1).flatten(1, 2)
+        if self.has_linear_projections:
+            hidden = self.proj_in(hidden)
         for block in self.transformer_blocks:
             hidden = block(hidden, encoder_hidden_states)
-        hidden = self.proj_out(hidden).unflatten(1, size).permute(0, 3, 1, 2)
+        if self.has_linear_projections:
+            hidden = self.proj_out(hidden)
+        hidden = hidden.unflatten(1, size).permute(0, 3, 1, 2)
+        if not self.has_linear_projections:
+            hidden = self.proj_out(hidden)
         return (hidden + hidden_states,)
 
 
@@ -175,7 +185,6 @@ def _check_transformer(transformer: Transformer2DModel, path: str) -> None:
     blocks = list(transformer.transformer_blocks)
     known = (
         transformer.is_input_continuous
-        and transformer.use_linear_projection
         and all(block.norm_type == "layer_norm" and block.pos_embed is None for block in blocks)
         and all(_is_known(part) for block in blocks for part in (block.attn1, block.attn2))
     )

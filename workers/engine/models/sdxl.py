@@ -1,6 +1,7 @@
 """Stable Diffusion XL: two text encoders, pooled text and picture sizes as added conditions."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -9,7 +10,6 @@ from torch import Tensor
 from service.core.errors import ConfigurationError
 from workers.engine.cache import Embedding, Layout
 from workers.engine.device import to_device
-from workers.engine.models.checks import unet_name
 from workers.engine.models.unet import UNetModel
 
 
@@ -17,12 +17,15 @@ class SDXL(UNetModel):
     """A base of SDXL's shape. Its text embeddings are `tokens` and `pooled`."""
 
     pipeline = StableDiffusionXLPipeline
+    pipeline_arguments: ClassVar[Mapping[str, Any]] = {"add_watermarker": False}
 
     @classmethod
-    def check(cls, pipe: Any) -> None:
+    def check(cls, config: Mapping[str, Any], name: str) -> None:
         """Raise `ConfigurationError` where the UNet is not built as SDXL's."""
-        if pipe.unet.config.addition_embed_type != "text_time":
-            raise ConfigurationError(f"UNet {unet_name(pipe.unet)} is not SDXL-shaped (text_time)")
+        if config.get("addition_embed_type") != "text_time":
+            raise ConfigurationError(
+                f"UNet {name} is not SDXL-shaped (text_time); `family` in models.yaml names another"
+            )
 
     @staticmethod
     def text_encoders(pipe: Any) -> tuple[list[Any], list[Any]]:

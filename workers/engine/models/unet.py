@@ -3,6 +3,7 @@
 All adapters and ControlNets of a model stay loaded side by side.
 """
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,11 +40,13 @@ class UNetModel:
 
     pipeline: ClassVar[Any]
     """The family's pipeline class in diffusers."""
+    pipeline_arguments: ClassVar[Mapping[str, Any]] = {}
+    """What its loader is told beside the source and the dtype."""
 
     @classmethod
     @abstractmethod
-    def check(cls, pipe: Any) -> None:
-        """Raise `ConfigurationError` where the loaded pipeline is not of this family."""
+    def check(cls, config: Mapping[str, Any], name: str) -> None:
+        """Raise `ConfigurationError` where a UNet's configuration is not of this family."""
 
     @staticmethod
     @abstractmethod
@@ -166,7 +169,6 @@ class UNetModel:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         on_stage(f"loading {name}: base")
         pipe = cls._base(name, entry, dtype)
-        cls.check(pipe)
         checks.check_unet(pipe.unet, pipe.vae)
         loader = AdapterLoader(pipe, dtype)
         adapters: dict[str, IPAdapter] = {}
@@ -194,7 +196,10 @@ class UNetModel:
         if entry.base.subfolder is not None:
             raise ConfigurationError(f"the base of {name} has a `subfolder`; a pipeline has none")
         hub.find(entry.base, "model_index.json")
-        arguments = hub.loader_arguments(entry.base) | {"dtype": dtype, "add_watermarker": False}
+        config = hub.find(entry.base, "unet", "config.json")
+        # Before anything is loaded: another family's pipeline class warns, or fails, on its own.
+        cls.check(json.loads(config.read_text()), hub.name_of(entry.base, "unet"))
+        arguments = {**hub.loader_arguments(entry.base), **cls.pipeline_arguments, "dtype": dtype}
         if entry.vae is not None:
             hub.check_folder(entry.vae, f"the VAE of {name}")
             arguments["vae"] = hub.load(AutoencoderKL, entry.vae, dtype)
