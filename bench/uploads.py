@@ -20,9 +20,10 @@ from typing import Final
 import pillow_heif
 from PIL import Image, ImageChops
 
+from service.core.upload_kind import UploadKind
 from service.submission import images
 from service.submission.colour import rgb_profile
-from service.submission.decoded import Picture, UploadKind
+from service.submission.decoded import Picture
 from service.submission.decoder import Decoder
 
 OUT: Final = Path("out/bench")

@@ -9,7 +9,6 @@
 There is no time and no job id in any of it, so that the same request gives the same bytes.
 """
 
-import io
 import json
 import struct
 from collections.abc import Mapping, Sequence
@@ -178,16 +177,12 @@ def _directory(entries: Sequence[_Entry], offset: int) -> bytes:
     return table + bytes(4) + values
 
 
-def read_recipe(data: bytes) -> dict[str, Any] | None:
-    """The recipe in a picture file, `None` where it carries none.
-
-    Raises `OSError` where the file is not a picture.
-    """
-    with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
-        text = getattr(image, "text", {}).get(PNG_RECIPE)
-        if text is None:
-            directory = image.getexif().get_ifd(ExifTags.IFD.Exif)
-            text = _comment(directory.get(ExifTags.Base.UserComment))
+def read_recipe(image: Image.Image) -> dict[str, Any] | None:
+    """The recipe in an opened picture, `None` where it carries none."""
+    text = getattr(image, "text", {}).get(PNG_RECIPE)
+    if text is None:
+        directory = image.getexif().get_ifd(ExifTags.IFD.Exif)
+        text = _comment(directory.get(ExifTags.Base.UserComment))
     try:
         recipe = json.loads(text or "")
     except ValueError:

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from service.core.errors import InvalidImage, UnsupportedMedia
-from service.submission.decoded import Picture, UploadKind
+from service.core.upload_kind import UploadKind
+from service.submission.decoded import Picture
 from service.submission.decoder import AT_ONCE, LARGE_PIXELS, Decoder
 from tests import corpus
 from tests import picture_files as files
