@@ -24,7 +24,7 @@ from service.core.upload_kind import UploadKind
 from service.submission import images
 from service.submission.colour import rgb_profile
 from service.submission.decoded import Picture
-from service.submission.decoder import Decoder
+from service.submission.decoder import UploadDecoder
 
 OUT: Final = Path("out/bench")
 MAX_PIXELS: Final = 40_000_000
@@ -116,7 +116,7 @@ def children_cpu_seconds() -> float:
 
 async def measure(name: str, data: bytes, turns: int) -> Row:
     """All figures of one upload."""
-    decoder = Decoder(max_pixels=MAX_PIXELS)
+    decoder = UploadDecoder(max_pixels=MAX_PIXELS)
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()

@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import redis.asyncio as aioredis
 from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -10,9 +11,10 @@ from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 
 from service.core import redis_keys
+from service.core.metrics import ApiMetrics
 from service.dependencies import UseEstimates, UseMetrics, UseRedis, UseStorageProbe
 from service.jobs.eta import Estimates
-from service.periodic import PROBE_TIMEOUT_SECONDS
+from service.periodic import PROBE_TIMEOUT_SECONDS, StorageProbe
 from service.responses import success
 
 router = APIRouter()
@@ -80,23 +82,47 @@ async def ready(estimates: UseEstimates, storage_probe: UseStorageProbe) -> Resp
         }
     },
 )
-async def metrics(figures: UseMetrics, estimates: UseEstimates, redis: UseRedis) -> Response:
+async def metrics(
+    figures: UseMetrics, estimates: UseEstimates, redis: UseRedis, storage_probe: UseStorageProbe
+) -> Response:
     """Metrics for Prometheus. Without Redis, only those of the process itself."""
+    read, storage = await asyncio.gather(
+        _read_redis(figures, estimates, redis), _storage_answers(storage_probe)
+    )
+    figures.storage_ready.set(storage)
+    return Response(generate_latest(figures.registry) + read, media_type=CONTENT_TYPE_LATEST)
+
+
+async def _read_redis(figures: ApiMetrics, estimates: Estimates, redis: "aioredis.Redis") -> bytes:
+    """The gauges that every replica reads from Redis.
+
+    None where it does not respond: with 0 or an old value, KEDA would see an empty queue.
+    """
     try:
         async with asyncio.timeout(SCRAPE_TIMEOUT_SECONDS):
             snapshot = await estimates.snapshot()
             outbox = await redis.zcard(redis_keys.OUTBOX)
+            memory = await redis.info("memory")
     except (RedisError, TimeoutError):
-        read = b""  # no sample at all: with 0 or an old value, KEDA would see an empty queue
-    else:
-        oldest = snapshot.oldest_created_at
-        figures.webhook_outbox.set(outbox)
-        figures.queue_depth.set(snapshot.waiting)
-        figures.running_jobs.set(snapshot.running)
-        figures.workers_ready.set(snapshot.workers_ready)
-        figures.oldest_seconds.set(0 if oldest is None else time.time() - oldest)
-        read = generate_latest(figures.redis_registry)
-    return Response(generate_latest(figures.registry) + read, media_type=CONTENT_TYPE_LATEST)
+        return b""
+    oldest = snapshot.oldest_created_at
+    figures.webhook_outbox.set(outbox)
+    figures.queue_depth.set(snapshot.waiting)
+    figures.running_jobs.set(snapshot.running)
+    figures.workers_ready.set(snapshot.workers_ready)
+    figures.oldest_seconds.set(0 if oldest is None else time.time() - oldest)
+    figures.redis_memory.set(memory["used_memory"])
+    figures.redis_memory_limit.set(memory["maxmemory"])
+    return generate_latest(figures.redis_registry)
+
+
+async def _storage_answers(storage_probe: StorageProbe) -> bool:
+    """Whether the storage responds in time for the page."""
+    try:
+        async with asyncio.timeout(SCRAPE_TIMEOUT_SECONDS):
+            return await storage_probe.answers()
+    except TimeoutError:
+        return False
 
 
 async def _workers(estimates: Estimates) -> int | None:

@@ -18,7 +18,7 @@ from service.core.schema import Files, marked
 from service.core.storage import Storage, StorageError
 from service.core.upload_kind import UploadKind
 from service.submission.decoded import Format
-from service.submission.decoder import Decoded, Decoder
+from service.submission.decoder import Decoded, UploadDecoder
 from service.submission.form import Form, Upload
 
 WRITE_SECONDS: Final = 6
@@ -34,7 +34,7 @@ class Uploads:
 
     def __init__(self, storage: Storage, *, max_pixels: int) -> None:
         self._storage = storage
-        self._decoder = Decoder(max_pixels=max_pixels)
+        self._decoder = UploadDecoder(max_pixels=max_pixels)
 
     async def store(self, job_id: str, form: Form) -> dict[str, list[StoredUpload]]:
         """Decode and write all files of a form; where one of them fails, none is left.
