@@ -122,7 +122,7 @@ async def measure(name: str, data: bytes, turns: int) -> Row:
         file.flush()
 
         async def decode() -> tuple[str, int]:
-            async with decoder.decode(file, UploadKind.PICTURE) as decoded:
+            async with decoder.decode(file, UploadKind.PICTURE, owner="bench") as decoded:
                 return decoded.picture.format, os.fstat(decoded.file.fileno()).st_size
 
         stored_as, stored_bytes = await decode()  # starts the process

@@ -36,7 +36,7 @@ class Uploads:
         self._storage = storage
         self._decoder = UploadDecoder(max_pixels=max_pixels)
 
-    async def store(self, job_id: str, form: Form) -> dict[str, list[StoredUpload]]:
+    async def store(self, job_id: str, form: Form, *, owner: str) -> dict[str, list[StoredUpload]]:
         """Decode and write all files of a form; where one of them fails, none is left.
 
         Raises `InvalidImage`, `UnsupportedMedia`, `Busy` or `StorageError`.
@@ -45,7 +45,7 @@ class Uploads:
         try:
             return {
                 field: [
-                    await self._store_one(job_id, upload, kinds[field], number, len(uploads))
+                    await self._store_one(job_id, upload, kinds[field], number, len(uploads), owner)
                     for number, upload in enumerate(uploads)
                 ]
                 for field, uploads in form.files.items()
@@ -55,12 +55,12 @@ class Uploads:
             raise
 
     async def _store_one(
-        self, job_id: str, upload: Upload, kind: UploadKind, number: int, count: int
+        self, job_id: str, upload: Upload, kind: UploadKind, number: int, count: int, owner: str
     ) -> StoredUpload:
         name = upload.field
         try:
             with _on_disk(upload) as source:
-                async with self._decoder.decode(source, kind) as decoded:
+                async with self._decoder.decode(source, kind, owner=owner) as decoded:
                     return await self._write(job_id, upload, f"{name}-{number}", decoded)
         except (InvalidImage, UnsupportedMedia) as error:
             raise _named(error, name if count == 1 else f"{name}[{number}]") from None
