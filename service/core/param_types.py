@@ -119,7 +119,7 @@ class StoredRecord(BaseModel):
 
 
 class StoredUpload(StoredRecord):
-    """One upload in object storage, as an RGB PNG. Width and height in pixels, upright."""
+    """One upload in object storage, readable as RGB. Width and height in pixels, upright."""
 
     key: ObjectKey
     sha256: Sha256

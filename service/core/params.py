@@ -40,6 +40,7 @@ from service.core.schema import (
     OnlyWith,
     Public,
 )
+from service.core.upload_kind import UploadKind
 
 
 class GenerateRequest(StoredRecord):
@@ -81,7 +82,7 @@ class GenerateRequest(StoredRecord):
     ] = ()
     image_mask: Annotated[
         tuple[StoredUpload, ...],
-        Files(at_most=8, kind="map"),
+        Files(at_most=8, kind=UploadKind.MAP),
         Public(),
         Field(description="None, or one for each image: it acts where its mask is white."),
     ] = ()
@@ -127,7 +128,7 @@ class GenerateRequest(StoredRecord):
     ] = 1.0
     mask_image: Annotated[
         tuple[StoredUpload, ...],
-        Files(kind="mask", only_with="init_image"),
+        Files(kind=UploadKind.MASK, only_with="init_image"),
         Public(),
         Field(
             description="Inpainting: what is white (or transparent, where the file has an alpha "
@@ -147,7 +148,7 @@ class GenerateRequest(StoredRecord):
     ] = 0.0
     control_image: Annotated[
         tuple[StoredUpload, ...],
-        Files(at_most=4, kind="map", always_list=False),
+        Files(at_most=4, kind=UploadKind.MAP, always_list=False),
         Public(),
         Field(description="Control maps; resized to the output size."),
     ] = ()

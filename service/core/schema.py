@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from service.core.errors import FieldError, InvalidField, MalformedBody
+from service.core.upload_kind import UploadKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,11 @@ class Public:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Marks an upload field, a tuple of stored uploads: how many files it takes."""
+    """Marks an upload field, a tuple of stored uploads: how many files it takes, and what for."""
 
     at_least: int = 0
     at_most: int = 1
-    kind: Literal["picture", "map", "mask"] = "picture"
-    """How it is decoded (`UploadKind` in `service/submission/decoded.py`)."""
+    kind: UploadKind = UploadKind.PICTURE
     only_with: str | None = None
     """Another upload, without which this one is refused."""
     always_list: bool = True
