@@ -35,6 +35,15 @@ class EngineJob:
 
 
 @dataclass(frozen=True, slots=True)
+class JobWarning:
+    """Something that was done otherwise than the client may have expected."""
+
+    code: str
+    """Stable, for programs: `prompt-truncated`, `window-without-step`."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineResult:
     """The pictures of a job, in order of their seeds, and where its time went (seconds)."""
 
@@ -47,6 +56,7 @@ class EngineResult:
     image_embedding_cache: Literal["hit", "miss"]
     maps: tuple[Image, ...] = ()
     """Control maps that were made of the pictures that were sent (`control_preprocess`)."""
+    warnings: tuple[JobWarning, ...] = ()
 
 
 class Listener(Protocol):

@@ -14,7 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from workers.engine import schedulers
-from workers.engine.api import EngineJob, EngineTicket, Listener
+from workers.engine.api import EngineJob, EngineTicket, JobWarning, Listener
 from workers.engine.conditioning.base import (
     CONDITIONAL,
     UNCONDITIONAL,
@@ -45,6 +45,7 @@ class Work:
     """Jobs are numbered in the order they came."""
     submitted_at: float
     gathered: Gathered | None = None
+    warnings: tuple[JobWarning, ...] = ()
     steps: list[int] = field(default_factory=list)
     """Forward passes that each of its rows has taken."""
     passes: int = 1
