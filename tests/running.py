@@ -115,20 +115,28 @@ class Running(AbstractContextManager["Running"]):
         self.stop()
 
 
-def start_api(settings: Mapping[str, object], log: Path) -> Running:
+def start_api(
+    settings: Mapping[str, object], log: Path, *, command: Sequence[str] = ("-m", "service")
+) -> Running:
     """`python -m service` on a free port; call `.wait("/healthz/live")` next."""
     port = processes.free_port()
-    return Running(["-m", "service"], port, {**settings, "port": port}, log, grace=15)
+    return Running(command, port, {**settings, "port": port}, log, grace=15)
 
 
-def start_worker(settings: Mapping[str, object], log: Path, *, module: str = "workers") -> Running:
+def start_worker(
+    settings: Mapping[str, object],
+    log: Path,
+    *,
+    module: str = "workers",
+    command: Sequence[str] | None = None,
+) -> Running:
     """`python -m workers` with metrics and health on a free port; `.wait("/healthz/ready")`.
 
-    Another `module` is a worker with a fault of the test's own.
+    Another `module` or `command` is a worker with a fault of the test's own.
     """
     port = processes.free_port()
     mine = {"device": "cpu", "worker_threads": 1, "worker_metrics_port": port}
-    return Running(["-m", module], port, {**mine, **settings}, log, grace=30)
+    return Running(command or ["-m", module], port, {**mine, **settings}, log, grace=30)
 
 
 def redis_client(url: str) -> Redis:

@@ -1,7 +1,5 @@
 """A worker's registry entry, where a test needs only some of its fields."""
 
-import time
-
 from service.core.worker_registry import WorkerInfo
 
 
@@ -15,6 +13,5 @@ def worker_info(**fields: object) -> WorkerInfo:
         "slots": 1,
         "running": 0,
         "row_steps_per_second": 1.0,
-        "at": time.time(),
     }
     return WorkerInfo.model_validate(defaults | fields)

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from threading import Event
 from typing import Any
@@ -17,8 +18,8 @@ from typing import Any
 import structlog
 from redis import Redis, RedisError
 
-from service.core import logging, tracing, worker_registry
-from service.core.catalog import load_catalog
+from service.core import logging, redis_server, tracing, worker_registry
+from service.core.catalog import Catalog, load_catalog
 from service.core.errors import ConfigurationError
 from service.core.metrics import WorkerMetrics
 from service.core.queue import connect
@@ -31,6 +32,7 @@ from workers.eligibility import Eligibility, Quarantine
 from workers.embedding_store import RedisEmbeddingStore
 from workers.engine.api import Options
 from workers.engine.engine import Engine, load_engine
+from workers.images import PictureEncoder
 from workers.liveness import CHECK_SECONDS, REAP_SECONDS, LeaseReaper, PeriodicThread, Watchdog
 from workers.monitoring import HealthServer, MetricsObserver, watch_memory
 from workers.progress import ProgressWriter
@@ -69,7 +71,11 @@ class Worker:
         settings = self._settings
         redis = connect(settings.redis_url.get_secret_value())
         storage = Storage.from_settings(settings)
-        engine = self._load(redis)
+        with suppress(RedisError):  # it is waited for below
+            redis_server.check(redis)
+        catalog = load_catalog(settings.models)
+        pictures = PictureEncoder.from_settings(settings, catalog)
+        engine = self._load(catalog, redis)
         transitions = Transitions(
             redis,
             retention_seconds=settings.job_retention_seconds,
@@ -77,7 +83,7 @@ class Worker:
             max_attempts=settings.max_attempts,
             on_end=self._metrics.ends.count,
         )
-        wait_for("Redis", redis.ping, RedisError)
+        wait_for("Redis", partial(redis_server.check, redis), RedisError)
         wait_for("storage", storage.check, StorageError)
         progress = ProgressWriter(redis, transitions)
         shared = Collaborators(
@@ -91,6 +97,7 @@ class Worker:
             metrics=self._metrics,
             worker_name=self._name,
             max_attempts=settings.max_attempts,
+            pictures=pictures,
         )
         consumer: Consumer = wait_for(
             "Redis",
@@ -134,9 +141,8 @@ class Worker:
             self._health.close()
         logger.info("worker ended", name=self._name)
 
-    def _load(self, redis: Redis) -> Engine:
+    def _load(self, catalog: Catalog, redis: Redis) -> Engine:
         settings, began = self._settings, time.monotonic()
-        catalog = load_catalog(settings.models)
         self._metrics.start_at_zero(catalog.models)
         engine = load_engine(
             catalog,
@@ -175,7 +181,6 @@ class Worker:
                 slots=self._settings.worker_slots,
                 running=len(consumer.held),
                 row_steps_per_second=engine.row_steps_per_second,
-                at=time.time(),
             ),
         )
 
@@ -189,7 +194,9 @@ class Worker:
         try:
             worker_registry.unregister(redis, self._name)
         except RedisError as error:
-            logger.warning("worker not removed from the registry", cause=type(error).__name__)
+            logger.warning(
+                "worker not removed from the registry", cause=redis_server.explain(error)
+            )
 
 
 def wait_for(what: str, action: Callable[[], Any], errors: type[Exception]) -> Any:
@@ -199,7 +206,9 @@ def wait_for(what: str, action: Callable[[], Any], errors: type[Exception]) -> A
         errors,
         interrupt=Event(),
         on_error=lambda error: logger.warning(
-            "no answer; retrying", service=what, cause=type(error).__name__
+            "no answer; retrying",
+            service=what,
+            cause=redis_server.explain(error) if isinstance(error, RedisError) else str(error),
         ),
     )
 

@@ -13,7 +13,7 @@ from typing import Final
 from uuid import uuid4
 
 import structlog
-from redis import Redis, RedisError
+from redis import Redis, RedisError, ResponseError
 from redis.client import Pipeline
 from rq import worker_registration
 from rq.exceptions import NoSuchJobError
@@ -21,6 +21,7 @@ from rq.serializers import JSONSerializer
 from rq.utils import now
 from rq.worker.base import BaseWorker, WorkerStatus
 
+from service.core import redis_server
 from service.core.errors import URN
 from service.core.job import JobError, JobMetrics
 from service.core.queue import open_queue
@@ -105,14 +106,17 @@ class Consumer(BaseWorker):
         if pipeline is not None:
             super().heartbeat(timeout, pipeline)
             return
+        self.leases.renew(self.held)
         with self.connection.pipeline() as own:
             super().heartbeat(timeout, own)
             # Registered anew each time, in case Redis lost its data.
             own.hset(self.key, mapping=self.serialize())
             self.set_state(WorkerStatus.BUSY if self.held else WorkerStatus.IDLE, own)
             worker_registration.register(self, own)
-            own.execute()
-        self.leases.renew(self.held)
+            try:
+                own.execute()
+            except ResponseError as error:  # of a full Redis, for example; only RQ's tools read it
+                logger.warning("worker not registered with RQ", cause=redis_server.explain(error))
 
     def work_until_stopped(self, drain_seconds: float) -> None:
         """Take and run jobs until `stop`; then give running ones `drain_seconds` to finish."""
@@ -123,7 +127,7 @@ class Consumer(BaseWorker):
             try:
                 taken = self._take_one()
             except RedisError as error:
-                logger.warning("no jobs taken: Redis does not answer", cause=repr(error))
+                logger.warning("no jobs taken", cause=redis_server.explain(error))
                 self._stop.wait(RETRY_SECONDS)
             except Exception:
                 logger.exception("no job taken")
@@ -186,11 +190,11 @@ class Consumer(BaseWorker):
                 RedisError,
                 interrupt=self._abort,
                 on_error=lambda error: log.warning(
-                    "job not settled with RQ yet", cause=type(error).__name__
+                    "job not settled with RQ yet", cause=redis_server.explain(error)
                 ),
             )
         except retry.Interrupted:
-            log.warning("job not settled; its lease will run out: Redis does not answer")
+            log.warning("job not settled; its lease will run out")
         except Exception:
             log.exception("job not settled; its lease will run out")
         finally:
@@ -220,7 +224,7 @@ class Consumer(BaseWorker):
         try:
             self.register_death()  # type: ignore[no-untyped-call]  # rq
         except RedisError as error:
-            logger.warning("worker not deregistered from RQ", cause=type(error).__name__)
+            logger.warning("worker not deregistered from RQ", cause=redis_server.explain(error))
 
     def _wait_for_jobs(self, seconds: float, unless: threading.Event | None = None) -> None:
         until = time.monotonic() + seconds

@@ -8,7 +8,6 @@ Quarantine: a job during which two workers have ended runs alone. It could other
 attempts of all jobs that share a batch with it.
 """
 
-import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from threading import Condition
@@ -20,6 +19,7 @@ from redis import Redis
 from service.core import worker_registry
 from service.core.job import Job
 from service.core.params import GenerateRequest
+from service.core.queue import server_time
 
 REQUEUE_PAUSE_SECONDS: Final = 1.0
 """How long such a job is held before it is requeued, so that workers do not spin on it."""
@@ -33,14 +33,11 @@ class Eligibility:
         redis: Redis,
         serves: Callable[[GenerateRequest], bool],
         models: Container[str],
-        *,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """`serves` and `models` are this worker's engine's."""
         self._redis = redis
         self._serves = serves
         self._models = models
-        self._clock = clock
 
     def should_requeue(self, record: dict[str, str]) -> bool:
         """Whether this worker cannot run a job and another one still may.
@@ -55,7 +52,7 @@ class Eligibility:
             return False  # gone or damaged: the claim handles it
         if job.status.is_terminal or self._serves(job.request):
             return False
-        if self._clock() <= (job.deadline_at or 0.0):
+        if server_time(self._redis) <= (job.deadline_at or 0.0):
             return True
         model = job.request.model
         return model not in self._models and worker_registry.is_served(self._redis, model)

@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 from redis import Redis, RedisError
 
-from service.core import redis_keys, scripts
+from service.core import redis_keys, redis_server, scripts
 
 logger = structlog.get_logger(__name__)
 
@@ -38,7 +38,7 @@ class RedisEmbeddingStore:
         try:
             found = self._get(keys=_KEYS, args=[fingerprint, self._keep_seconds])
         except RedisError as error:
-            logger.warning("embedding not read from Redis", cause=type(error).__name__)
+            logger.warning("embedding not read from Redis", cause=redis_server.explain(error))
             return None
         return found if isinstance(found, bytes) else None
 
@@ -47,4 +47,4 @@ class RedisEmbeddingStore:
         try:
             self._put(keys=_KEYS, args=[fingerprint, data, self._keep_seconds, self._most_bytes])
         except RedisError as error:
-            logger.warning("embedding not written to Redis", cause=type(error).__name__)
+            logger.warning("embedding not written to Redis", cause=redis_server.explain(error))

@@ -7,12 +7,14 @@ or doubled, and there is no lock that a dead worker could leave behind. All time
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 from uuid import uuid4
 
-from redis import Redis
+import structlog
+from redis import OutOfMemoryError, Redis, RedisError
 from redis.client import Pipeline
 from rq import Queue
 from rq.exceptions import DequeueTimeout, DeserializationError
@@ -21,8 +23,10 @@ from rq.job import Job as RqJob
 from rq.results import Result
 from rq.utils import now, utcformat
 
-from service.core import scripts
+from service.core import redis_keys, redis_server, scripts
 from service.core.queue import TASK
+
+logger = structlog.get_logger(__name__)
 
 EXPIRED_AT_ONCE: Final = 100
 """Most leases that one call of `return_expired` ends."""
@@ -93,6 +97,9 @@ class Leases:
         self._renew = self._redis.register_script(scripts.load("lease_renew"))
         self._return = self._redis.register_script(scripts.load("lease_return"))
         self._expire = self._redis.register_script(scripts.load("lease_expire"))
+        self._end = self._redis.register_script(scripts.load("lease_end"))
+        self._remove = self._redis.register_script(scripts.load("queue_remove"))
+        self._dequeue = self._redis.register_script(scripts.load("lease_dequeue"))
 
     def take(self, job_id: str) -> Lease | None:
         """Begin the lease of a dequeued job; `None` where another worker has it by now."""
@@ -109,13 +116,11 @@ class Leases:
         )
         if not taken:
             return None
-        with self._redis.pipeline() as pipeline:
-            # For RQ's own tools alone (`rq info`); nothing here reads it back.
+        with self._for_rq_tools() as pipeline:
             execution.save(self.seconds + 60, pipeline)
             ExecutionRegistry(job_id, pipeline).add(execution, self.seconds, pipeline)
             pipeline.sadd(execution.worker_executions_key, execution.composite_key)
             pipeline.expire(execution.worker_executions_key, self.seconds + 60)
-            pipeline.execute()
         return Lease(job_id, execution)
 
     def renew(self, leases: Sequence[Lease]) -> None:
@@ -124,32 +129,27 @@ class Leases:
             return
         members = [lease.execution.composite_key for lease in leases]
         self._renew(keys=[self._registry.key], args=[self.seconds, *members])
-        with self._redis.pipeline(transaction=False) as pipeline:
+        with self._for_rq_tools() as pipeline:
             for lease in leases:
                 pipeline.expire(lease.execution.key, self.seconds + 60)
                 ExecutionRegistry(lease.job_id, pipeline).add(
                     lease.execution, self.seconds, pipeline, xx=True
                 )
             pipeline.expire(leases[0].execution.worker_executions_key, self.seconds + 60)
-            pipeline.execute()
 
     def end(self, lease: Lease) -> None:
         """End the lease of a job whose record is final, and delete all that RQ keeps of it."""
         job_id = lease.job_id
-        with self._redis.pipeline(transaction=True) as pipeline:
-            self._remove_execution(lease, pipeline)
-            pipeline.delete(
-                QueuedJob.key_for(job_id),
-                QueuedJob.dependents_key_for(job_id),
-                Result.get_key(job_id),
-            )
-            pipeline.execute()
+        self._release(
+            lease,
+            QueuedJob.key_for(job_id),
+            QueuedJob.dependents_key_for(job_id),
+            Result.get_key(job_id),
+        )
 
     def release(self, lease: Lease) -> None:
         """End the lease of a job that another worker holds by now; its RQ job stays."""
-        with self._redis.pipeline(transaction=True) as pipeline:
-            self._remove_execution(lease, pipeline)
-            pipeline.execute()
+        self._release(lease)
 
     def requeue(self, lease: Lease, *, to_front: bool = True) -> None:
         """Put a job back to the front of the queue, or to its end, for any worker."""
@@ -163,10 +163,8 @@ class Leases:
 
     def reject(self, job_id: str) -> None:
         """Delete a dequeued RQ job that must not run."""
-        with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.lrem(self._dequeued, 0, job_id)
-            pipeline.delete(QueuedJob.key_for(job_id))
-            pipeline.execute()
+        keys = [self._dequeued, QueuedJob.key_for(job_id), redis_keys.DEADLINES]
+        self._remove(keys=keys, args=[job_id])
 
     def dequeue(self, timeout_seconds: int) -> str | None:
         """Move the next id to the intermediate list; `None` where none comes in time."""
@@ -174,6 +172,10 @@ class Leases:
             _, job_id = Queue.lmove(self._redis, self._waiting, timeout_seconds)
         except DequeueTimeout:
             return None
+        except OutOfMemoryError:
+            job_id = self._dequeue(keys=[self._waiting, self._dequeued])
+            if job_id is None:
+                raise
         if not job_id.isascii():  # not written by the API, and RQ could not even name it
             self._redis.lrem(self._dequeued, 0, job_id)
             return None
@@ -203,6 +205,16 @@ class Leases:
         ids = self._redis.lrange(self._dequeued, 0, -1)
         return [job_id.decode() for job_id in ids if isinstance(job_id, bytes) and job_id.isascii()]
 
+    @contextmanager
+    def _for_rq_tools(self) -> Iterator[Pipeline]:
+        """A pipeline of what only RQ's own tools read (`rq info`), so its failure is not raised."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            yield pipeline
+            try:
+                pipeline.execute()
+            except RedisError as error:
+                logger.debug("lease not shown to RQ's tools", cause=redis_server.explain(error))
+
     def _move(
         self, removal: str, source: str, job_id: str, args: list[str], *, to_front: bool = True
     ) -> None:
@@ -211,8 +223,15 @@ class Leases:
             args=[job_id, "LPUSH" if to_front else "RPUSH", removal, *args],
         )
 
-    def _remove_execution(self, lease: Lease, pipeline: Pipeline) -> None:
+    def _release(self, lease: Lease, *keys: str) -> None:
         execution, registry = lease.execution, ExecutionRegistry(lease.job_id, self._redis)
-        self._registry.remove_execution(execution, pipeline=pipeline)
-        pipeline.delete(execution.key, registry.key)
-        pipeline.srem(execution.worker_executions_key, execution.composite_key)
+        self._end(
+            keys=[
+                self._registry.key,
+                execution.worker_executions_key,
+                execution.key,
+                registry.key,
+                *keys,
+            ],
+            args=[execution.composite_key],
+        )

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import structlog
 from redis import RedisError
 
+from service.core import redis_server
 from workers.leases import Leases
 
 logger = structlog.get_logger(__name__)
@@ -40,7 +41,9 @@ class PeriodicThread(threading.Thread):
             try:
                 self._action()
             except RedisError as error:
-                logger.warning("periodic call failed", thread=self.name, cause=type(error).__name__)
+                logger.warning(
+                    "periodic call failed", thread=self.name, cause=redis_server.explain(error)
+                )
             except Exception:
                 logger.exception("periodic call failed", thread=self.name)
 

@@ -14,9 +14,9 @@ from typing import Final
 
 import structlog
 from PIL.Image import Image
-from redis import Redis, RedisError
+from redis import OutOfMemoryError, Redis, RedisError
 
-from service.core import redis_keys
+from service.core import redis_keys, redis_server
 from service.core.transitions import Claim, Transitions
 from workers.engine.api import Ticket
 
@@ -88,7 +88,7 @@ class ProgressWriter(threading.Thread):
         try:
             self._write_steps(job)
         except RedisError as error:
-            logger.warning("progress not written", cause=type(error).__name__)
+            logger.warning("progress not written", cause=redis_server.explain(error))
 
     def close(self) -> None:
         """End the thread."""
@@ -107,17 +107,21 @@ class ProgressWriter(threading.Thread):
                     self._write(job)
                 self._cancel_lost(jobs)
             except RedisError as error:
-                logger.warning("progress not written", cause=type(error).__name__)
+                logger.warning("progress not written", cause=redis_server.explain(error))
                 self._closing.wait(1)
             except Exception:
                 logger.exception("progress not written")
                 self._closing.wait(1)
 
     def _write(self, job: JobProgress) -> None:
-        held = self._write_steps(job)
-        if job.previews and held:
-            preview = _preview(*job.previews.popleft())
-            held = self._transitions.preview(job.claim, preview)
+        try:
+            held = self._write_steps(job)
+            if job.previews and held:
+                preview = _preview(*job.previews.popleft())
+                held = self._transitions.preview(job.claim, preview)
+        except OutOfMemoryError:  # progress is dropped; the job goes on and ends
+            logger.debug("progress not written: Redis is full", job_id=job.claim.job_id)
+            return
         if not held:
             job.cancel()
 

@@ -19,10 +19,11 @@ from opentelemetry.trace import Tracer
 from pydantic import ValidationError
 from redis import Redis, RedisError
 
-from service.core import redis_keys, tracing
+from service.core import redis_keys, redis_server, tracing
 from service.core.errors import EngineFault, JobFailed, StorageFailed
 from service.core.job import Job, JobError, JobMetrics, StoredImage
 from service.core.metrics import STAGES, WorkerMetrics
+from service.core.queue import server_time
 from service.core.storage import Storage, StorageError
 from service.core.transitions import Claim, Transitions
 from workers import images, retry
@@ -65,6 +66,7 @@ class Collaborators:
     metrics: WorkerMetrics
     worker_name: str
     max_attempts: int
+    pictures: images.PictureEncoder = field(default_factory=images.PictureEncoder)
     tracer: Tracer = field(default_factory=tracing.process_tracer)
 
 
@@ -126,7 +128,7 @@ class _Generation:
             metrics = metrics.model_copy(
                 update={
                     "upload_seconds": time.monotonic() - began,
-                    "total_seconds": max(0.0, time.time() - job.created_at),
+                    "total_seconds": max(0.0, self._now() - job.created_at),
                 }
             )
             return self._succeed(job, stored, metrics)
@@ -145,9 +147,9 @@ class _Generation:
             self._log.warning("attempt failed", cause=failure.detail)
             again = self._redis(lambda: self._shared.transitions.retry(self._claim))
             return TaskOutcome.RETURNED if again else self._lost_claim()
-        total = max(0.0, time.time() - job.created_at)
+        total = max(0.0, self._now() - job.created_at)
         metrics = metrics.model_copy(update={"total_seconds": total})
-        tracing.record_job(self._shared.tracer, job, metrics, "failed", time.time())
+        tracing.record_job(self._shared.tracer, job, metrics, "failed", self._now())
         return self._fail(failure, metrics)
 
     def _pictures(self, job: Job) -> EngineResult:
@@ -176,7 +178,7 @@ class _Generation:
 
         stored = []
         for index, image in enumerate(result.images):
-            file = images.encode(image, job.request, index)
+            file = self._shared.pictures.encode(image, job.request, index)
             key = redis_keys.result(job.id, f"{index}-{self._claim.token[:12]}.{file.extension}")
             try:
                 retry.with_backoff(
@@ -212,7 +214,7 @@ class _Generation:
             self._discard(images)
             return self._lost_claim()
         self._observe(metrics)
-        tracing.record_job(self._shared.tracer, job, metrics, "succeeded", time.time())
+        tracing.record_job(self._shared.tracer, job, metrics, "succeeded", self._now())
         self._log.info("job succeeded", **metrics.model_dump())
         return TaskOutcome.ENDED
 
@@ -254,11 +256,15 @@ class _Generation:
             seconds = getattr(metrics, f"{stage}_seconds")
             self._shared.metrics.stage_seconds.labels(stage).observe(seconds)
 
+    def _now(self) -> float:
+        """Redis' time, as all times of a record are."""
+        return self._redis(lambda: server_time(self._shared.redis))
+
     def _redis(self, action: Callable[[], R]) -> R:
         """Call Redis until it answers. Raises `retry.Interrupted` once the job is aborted."""
 
         def note(error: Exception) -> None:
-            self._log.warning("Redis does not answer", cause=type(error).__name__)
+            self._log.warning("Redis call failed; retrying", cause=redis_server.explain(error))
 
         return retry.with_backoff(action, RedisError, interrupt=self._abort, on_error=note)
 

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from service.core.schema import Computed, Files, ModelDefault, OnePerFile, OnlyWith, Public
+from service.core.upload_kind import UploadKind
 
 MAX_IMAGES_PER_JOB: Final = 4
 
@@ -52,17 +53,14 @@ LoraChoice = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(:([01](\.[0-9]{1,6})?|2(\.0{1,6})?))?$")
 ]
 PixelSize = Annotated[int, Field(ge=8, multiple_of=8)]
+_Url = Annotated[
+    AnyUrl, UrlConstraints(max_length=2000, allowed_schemes=["https"], host_required=True)
+]
 HttpsUrl = Annotated[
     str,
     GetPydanticSchema(
         lambda _source, handler: core_schema.no_info_after_validator_function(
-            str,
-            handler.generate_schema(
-                Annotated[
-                    AnyUrl,
-                    UrlConstraints(max_length=2000, allowed_schemes=["https"], host_required=True),
-                ]
-            ),
+            str, handler.generate_schema(_Url), serialization=core_schema.to_string_ser_schema()
         )
     ),
 ]
@@ -143,7 +141,7 @@ class _Record(BaseModel):
 
 
 class StoredUpload(_Record):
-    """One upload in object storage, as an RGB PNG. Width and height in pixels, upright."""
+    """One upload in object storage, readable as RGB. Width and height in pixels, upright."""
 
     key: ObjectKey
     sha256: Sha256
@@ -183,7 +181,8 @@ class GenerateRequest(_Record):
         Files(at_least=1, at_most=8),
         Public(),
         Field(
-            description="Image prompts: PNG, JPEG or WebP. Several are combined as one prompt.",
+            description="Image prompts: PNG, JPEG, WebP, AVIF or HEIC. Several are combined as one "
+            "prompt.",
             min_length=1,
             max_length=8,
         ),
@@ -210,7 +209,7 @@ class GenerateRequest(_Record):
     ] = ()
     image_mask: Annotated[
         tuple[StoredUpload, ...],
-        Files(at_most=8),
+        Files(at_most=8, kind=UploadKind.MASK),
         Public(),
         Field(
             description="None, or one for each image: where it acts is white.",
@@ -262,7 +261,7 @@ class GenerateRequest(_Record):
     ] = 1.0
     mask_image: Annotated[
         tuple[StoredUpload, ...],
-        Files(),
+        Files(kind=UploadKind.MASK),
         Public(),
         Field(description="With init_image: what is white is repainted, the rest is kept."),
     ] = ()
@@ -273,7 +272,7 @@ class GenerateRequest(_Record):
     ] = 0.0
     control_image: Annotated[
         tuple[StoredUpload, ...],
-        Files(at_most=4),
+        Files(at_most=4, kind=UploadKind.MAP, listed=False),
         Public(),
         Field(description="Control maps; resized to the output size.", max_length=4),
     ] = ()
@@ -325,7 +324,7 @@ class GenerateRequest(_Record):
             description="How the worker makes each map of the picture that was sent; `none` by "
             "default: it is a map already.",
             max_length=4,
-            examples=["canny"],
+            examples=[["canny"]],
         ),
     ] = ()
     ip_scale: Annotated[
@@ -338,7 +337,7 @@ class GenerateRequest(_Record):
             "for each adapter in use; 1 without a prompt and 0.5 with one by default.",
             min_length=1,
             max_length=8,
-            examples=[0.5],
+            examples=[[0.5]],
         ),
     ]
     ip_target: Annotated[

@@ -33,6 +33,12 @@ def connect(url: str) -> Redis:
     )
 
 
+def server_time(redis: Redis) -> float:
+    """Redis' clock (seconds since the epoch), by which all machines go."""
+    seconds, microseconds = redis.time()
+    return float(seconds + microseconds / 1e6)
+
+
 def open_queue(name: str, redis: Redis, job_class: type[RqJob] = RqJob) -> Queue:
     """The queue `name`, with the JSON serializer that every reader of it must use."""
     return Queue(name, connection=redis, serializer=JSONSerializer, job_class=job_class)
@@ -80,11 +86,9 @@ def forget(queue: Queue, job_id: str) -> None:
 
     The worker of a running one learns of it from the record. Raises `redis.RedisError`.
     """
-    with queue.connection.pipeline(transaction=True) as pipeline:
-        queue.remove(job_id, pipeline=pipeline)
-        pipeline.delete(RqJob.key_for(job_id))
-        pipeline.zrem(redis_keys.DEADLINES, job_id)
-        pipeline.execute()
+    queue.connection.register_script(scripts.load("queue_remove"))(
+        keys=[queue.key, RqJob.key_for(job_id), redis_keys.DEADLINES], args=[job_id]
+    )
 
 
 def list_key(queue_name: str) -> str:

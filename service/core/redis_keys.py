@@ -8,6 +8,11 @@ def job(job_id: str) -> str:
     return f"{PREFIX}job:{job_id}"
 
 
+def tombstone(job_id: str) -> str:
+    """String: the owner of an ended job, kept after its record so that it answers 410."""
+    return f"{PREFIX}tombstone:{job_id}"
+
+
 def events(job_id: str) -> str:
     """Stream: the events of one job, oldest first."""
     return f"{PREFIX}events:{job_id}"

@@ -10,10 +10,19 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    create_model,
+)
 from pydantic.fields import FieldInfo
 
 from service.core.errors import FieldError, InvalidField, MalformedBody
+from service.core.upload_kind import UploadKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +35,25 @@ class Public:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Marks an upload field, a tuple of stored uploads: how many files it takes."""
+    """Marks an upload field, a tuple of stored uploads: how many files it takes, and what for."""
 
     at_least: int = 0
     at_most: int = 1
+    kind: UploadKind = UploadKind.PICTURE
+    listed: bool = True
+    """Whether a single one of several is shown as a list."""
+
+    def show(self, files: list[Any]) -> Any:
+        """The files of a request as clients see them."""
+        if self.at_most > 1 and (self.listed or len(files) > 1):
+            return files
+        return next(iter(files), None)
+
+    def shown_as(self, kind: type[Any]) -> Any:
+        """The type of what `show` returns for files of a type."""
+        if self.at_most == 1:
+            return kind | None
+        return list[kind] if self.listed else kind | list[kind] | None  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +108,11 @@ def parameters(declaration: Declaration) -> dict[str, FieldInfo]:
 def is_filled_in(field: FieldInfo) -> bool:
     """Whether a parameter's default depends on the rest of the request."""
     return any(isinstance(one, _FILLED_IN) for one in field.metadata)
+
+
+def is_one_or_more(field: FieldInfo) -> bool:
+    """Whether a list may also be sent, and is shown, as a single value."""
+    return any(isinstance(one, PlainSerializer) for one in field.metadata)
 
 
 def is_list(field: FieldInfo) -> bool:
@@ -218,11 +247,18 @@ def show(request: BaseModel) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for name, value, files in _public(request, pictures=False):
         if files is None:
-            shown[name] = value
+            shown[name] = _serialized(type(request).model_fields[name], value)
             continue
         uploads = [InputFile.model_validate(one, from_attributes=True) for one in value]
-        shown[name] = uploads if files.at_most > 1 else next(iter(uploads), None)
+        shown[name] = files.show(uploads)
     return shown
+
+
+def _serialized(field: FieldInfo, value: Any) -> Any:
+    """A value as its field is serialized, where the field says how."""
+    serializer = next((one for one in field.metadata if isinstance(one, PlainSerializer)), None)
+    function: Any = None if serializer is None else serializer.func
+    return value if function is None else function(value)
 
 
 @cache
@@ -234,11 +270,19 @@ def input_model(declaration: Declaration) -> type[BaseModel]:
         if marker(field, Public) is None:
             continue
         if files is None:
-            fields[name] = (field.annotation, ...)
+            fields[name] = (_shown_as(field), ...)
         else:
-            fields[name] = (list[InputFile] if files.at_most > 1 else InputFile | None, ...)
+            fields[name] = (files.shown_as(InputFile), ...)
     docs = "Every parameter of the job by the names of the form, with all defaults filled in."
     return create_model("Input", __doc__=docs, **fields)
+
+
+def _shown_as(field: FieldInfo) -> Any:
+    """The type of what `_serialized` returns."""
+    if not is_one_or_more(field):
+        return field.annotation
+    (kind, _) = get_args(field.annotation)
+    return kind | list[kind] | None  # type: ignore[valid-type]  # one, several or none
 
 
 def picture_metadata(request: BaseModel) -> dict[str, Any]:
@@ -252,7 +296,7 @@ def picture_metadata(request: BaseModel) -> dict[str, Any]:
         value = content[name]
         if files is not None:
             value = [{part: one[part] for part in one if part != "key"} for one in value]
-            value = value if files.at_most > 1 else next(iter(value), None)
+            value = files.show(value)
         found[name] = value
     return found
 
@@ -266,11 +310,11 @@ def example_input(declaration: Declaration) -> dict[str, Any]:
         if marker(field, Public) is None:
             continue
         if files is not None:
-            shown[name] = [upload] * files.at_least if files.at_most > 1 else None
+            shown[name] = files.show([upload] * files.at_least)
         elif each is not None:
             shown[name] = [each.default] * len(shown[each.upload] or ())
         elif field.examples and marker(field, OnlyWith) is None:
-            shown[name] = field.examples[0]
+            shown[name] = _serialized(field, field.examples[0])
         else:
-            shown[name] = field.get_default()
+            shown[name] = _serialized(field, field.get_default())
     return shown

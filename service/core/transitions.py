@@ -6,7 +6,6 @@ comes back from a long pause cannot overwrite what another one has done.
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -51,7 +50,8 @@ class Claim:
 class Transitions:
     """The named changes of a job. Safe from many threads and processes.
 
-    Every method raises `redis.RedisError` where Redis does not answer.
+    All times are Redis' own, so machines need not agree on the time. Every method raises
+    `redis.RedisError` where Redis does not answer.
     """
 
     def __init__(
@@ -61,7 +61,6 @@ class Transitions:
         retention_seconds: int,
         tombstone_seconds: int,
         max_attempts: int,
-        clock: Callable[[], float] = time.time,
         on_end: Callable[[str, str], None] = lambda _model, _status: None,
     ) -> None:
         """`on_end(model, final status)` is called once for each job that this object ends."""
@@ -69,13 +68,14 @@ class Transitions:
         self._retention = retention_seconds
         self._tombstone = tombstone_seconds
         self._max_attempts = max_attempts
-        self._clock = clock
         self._on_end = on_end
         self._claim = redis.register_script(scripts.load("job_claim"))
         self._progress = redis.register_script(scripts.load("job_progress"))
         self._finish = redis.register_script(scripts.load("job_finish"))
         self._hand_back = redis.register_script(scripts.load("job_hand_back"))
         self._expire = redis.register_script(scripts.load("job_expire"))
+        self._erase = redis.register_script(scripts.load("job_erase"))
+        self._overdue = redis.register_script(scripts.load("job_overdue"))
 
     def create(self, job: Job, pipeline: Any) -> None:
         """Write a new job into `pipeline`, which the caller executes as one transaction."""
@@ -97,7 +97,6 @@ class Transitions:
             claim.job_id,
             claim.token,
             worker,
-            self._clock(),
             self._max_attempts,
             self._retention,
             self._tombstone,
@@ -145,9 +144,7 @@ class Transitions:
 
     def overdue(self, most: int) -> list[str]:
         """Ids of jobs whose deadline has passed and that no worker has started."""
-        ids: Any = self._redis.zrangebyscore(
-            redis_keys.DEADLINES, "-inf", self._clock(), start=0, num=most
-        )
+        ids: Any = self._overdue(keys=[redis_keys.DEADLINES], args=[most])
         return [job_id.decode() for job_id in ids]
 
     def expire(self, job_id: str) -> bool:
@@ -159,7 +156,6 @@ class Transitions:
         answer = self._run(
             self._expire,
             job_id,
-            self._clock(),
             self._retention,
             self._tombstone,
             _EXPIRED.model_dump_json(),
@@ -168,13 +164,16 @@ class Transitions:
 
     def erase(self, job_id: str, owner: str) -> None:
         """Delete the record and all that Redis holds of a job, for its owner's privacy."""
-        with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.delete(redis_keys.job(job_id), redis_keys.events(job_id))
-            pipeline.zrem(redis_keys.owner_jobs(owner), job_id)
-            pipeline.zrem(redis_keys.active_jobs(owner), job_id)
-            pipeline.zrem(redis_keys.OUTBOX, job_id)
-            pipeline.hdel(redis_keys.OUTBOX_ATTEMPTS, job_id)
-            pipeline.execute()
+        keys = [
+            redis_keys.job(job_id),
+            redis_keys.events(job_id),
+            redis_keys.tombstone(job_id),
+            redis_keys.owner_jobs(owner),
+            redis_keys.active_jobs(owner),
+            redis_keys.OUTBOX,
+            redis_keys.OUTBOX_ATTEMPTS,
+        ]
+        self._erase(keys=keys, args=[job_id])
 
     def _event(self, claim: Claim, step: int, name: EventName, data: str) -> bool:
         answer = self._run(self._progress, claim.job_id, claim.token, step, name.value, data)
@@ -187,7 +186,6 @@ class Transitions:
             job_id,
             token,
             status.value,
-            self._clock(),
             self._retention,
             self._tombstone,
             encoded,
@@ -198,7 +196,7 @@ class Transitions:
         if script not in (self._progress, self._hand_back):  # those end no job
             owner: Any = self._redis.hget(keys[0], "owner")  # it never changes
             active = redis_keys.active_jobs(_text(owner or b""))
-            keys += [active, redis_keys.DEADLINES, redis_keys.OUTBOX]
+            keys += [active, redis_keys.DEADLINES, redis_keys.OUTBOX, redis_keys.tombstone(job_id)]
         answer = script(keys=keys, args=[job_id, EVENTS_KEPT, *args])
         if not isinstance(answer, list):
             return _text(answer)

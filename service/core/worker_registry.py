@@ -1,16 +1,17 @@
-"""The registry of live workers in Redis: which there are, whether they are warm, how fast they are.
+"""The registry of live workers in Redis: names, models, whether they are warm, how fast they are.
 
-The API reads it for readiness and for estimates. A worker that stops without unregistering leaves
-it when its key's time to live ends.
+The API reads it for readiness and for estimates. A worker is alive while its entry exists; Redis
+removes the entry of one that stops without unregistering, so no other clock matters.
 """
 
-import time
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from redis import Redis
 
-from service.core import redis_keys
+from service.core import redis_keys, scripts
 
 TTL_SECONDS: Final = 15
 
@@ -28,30 +29,36 @@ class WorkerInfo(BaseModel):
     running: int
     row_steps_per_second: float
     """Measured rate of the worker at full batches; 0 until it has been measured."""
-    at: float
+    at: float = 0.0
+    """Unused; release 0.1.0 cannot read an entry without it."""
 
 
 def register(redis: Redis, info: WorkerInfo) -> None:
     """Write or renew a worker's entry. Raises `redis.RedisError`."""
-    with redis.pipeline(transaction=True) as pipeline:
-        pipeline.set(redis_keys.worker(info.name), info.model_dump_json(), ex=TTL_SECONDS)
-        pipeline.zadd(redis_keys.WORKERS, {info.name: info.at})
-        pipeline.zremrangebyscore(redis_keys.WORKERS, 0, time.time() - 10 * TTL_SECONDS)
-        pipeline.execute()
+    redis.register_script(scripts.load("worker_register"))(
+        keys=[redis_keys.worker(info.name), redis_keys.WORKERS],
+        args=[info.name, info.model_dump_json(), TTL_SECONDS, 10 * TTL_SECONDS],
+    )
+
+
+def read(texts: Iterable[bytes | str | None]) -> list[WorkerInfo]:
+    """The live workers of registry entries; one that another version wrote otherwise is skipped."""
+    found = []
+    for text in texts:
+        with suppress(ValidationError):
+            if text is not None:
+                found.append(WorkerInfo.model_validate_json(text))
+    return found
 
 
 def is_served(redis: Redis, model: str) -> bool:
     """Whether a live worker serves `model`. Raises `redis.RedisError`."""
-    names: Any = redis.zrangebyscore(redis_keys.WORKERS, time.time() - 2 * TTL_SECONDS, "+inf")
-    texts = redis.mget([redis_keys.worker(name.decode()) for name in names]) if names else []
-    return any(
-        model in WorkerInfo.model_validate_json(text).models for text in texts if text is not None
-    )
+    names: Any = redis.zrange(redis_keys.WORKERS, 0, -1)
+    texts: Any = redis.mget([redis_keys.worker(name.decode()) for name in names]) if names else []
+    return any(model in worker.models for worker in read(texts))
 
 
 def unregister(redis: Redis, name: str) -> None:
     """Remove a worker that has stopped. Raises `redis.RedisError`."""
-    with redis.pipeline(transaction=True) as pipeline:
-        pipeline.delete(redis_keys.worker(name))
-        pipeline.zrem(redis_keys.WORKERS, name)
-        pipeline.execute()
+    redis.delete(redis_keys.worker(name))
+    redis.zrem(redis_keys.WORKERS, name)

@@ -1,6 +1,6 @@
 """Delivers the outbox of webhooks: some at a time, few to one host, with retries.
 
-A slow receiver occupies slots of its own host only, and one owner has at most half of all slots, so
+A slow receiver occupies slots of its own host only, and slots are shared fairly between owners, so
 that neither one host nor one owner with many host names delays the others. An entry without a free
 slot is deferred; of one owner's deferred entries a few a second come up again, so that a long
 backlog does not hide the entries of others.
@@ -19,23 +19,24 @@ from urllib.parse import urlsplit
 import redis.asyncio as aioredis
 import structlog
 from pydantic import SecretStr
+from redis.exceptions import RedisError
 
-from service.api_keys import ApiKey
+from service.api_keys import ANONYMOUS, ApiKey
 from service.core import redis_keys, scripts
 from service.core.job import Job
 from service.core.metrics import ApiMetrics
-from service.gate import ANONYMOUS
+from service.fair_share import FairShare
 from service.jobs.views import job_view
 from service.webhooks.sender import DeliveryOutcome, Sender
 
 MAX_CONCURRENT: Final = 64
 MAX_CONCURRENT_PER_HOST: Final = 4
-MAX_CONCURRENT_PER_OWNER: Final = 32
 DEFER_SECONDS: Final = 2
 DEFERRED_PER_SECOND: Final = 16
 """How many of one owner's deferred entries become due in a second."""
 RETRY_DELAYS_SECONDS: Final = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800)
 """Before each further attempt; sixteen hours altogether, within a job's retention."""
+MAX_ATTEMPTS: Final = len(RETRY_DELAYS_SECONDS) + 1
 CLAIM_SECONDS: Final = 60
 """How long a process owns an entry that it took; after that the entry is due again."""
 
@@ -101,7 +102,8 @@ class Delivery:
         self._anonymous_secret = anonymous_secret
         self._jitter = jitter
         self._running: set[asyncio.Task[None]] = set()
-        self._slots: Counter[str] = Counter()
+        self._host_slots: Counter[str] = Counter()
+        self._owner_slots = FairShare(MAX_CONCURRENT)
         self._due_again: dict[str, float] = {}
 
     async def step(self) -> None:
@@ -125,29 +127,41 @@ class Delivery:
         await self._sender.close()
 
     async def _deliver(self, job_id: str, attempt: int) -> None:
+        if attempt > MAX_ATTEMPTS:  # every attempt so far has ended with its process
+            await self._finish(job_id, attempt, DeliveryOutcome.FAILED)
+            return
+        try:
+            await self._attempt(job_id, attempt)
+        except RedisError:
+            raise
+        except Exception:
+            # A record that cannot be read, for example: it must not be tried for ever.
+            log.exception("a webhook delivery failed", job_id=job_id, attempt=attempt)
+            await self._finish(job_id, attempt, DeliveryOutcome.FAILED)
+
+    async def _attempt(self, job_id: str, attempt: int) -> None:
         fields: Any = await self._redis.hgetall(redis_keys.job(job_id))
         job = Job.from_hash(fields) if fields else None
         secret = None if job is None else await self._secret(job.owner)
         if job is None or secret is None or job.request.webhook_url is None:
             await self._outbox.remove(job_id)  # the job or its key was deleted meanwhile
             return
-        host = f"host {urlsplit(job.request.webhook_url).hostname}"
-        owner = f"owner {job.owner}"
-        if (
-            self._slots[host] >= MAX_CONCURRENT_PER_HOST
-            or self._slots[owner] >= MAX_CONCURRENT_PER_OWNER
+        host = urlsplit(job.request.webhook_url).hostname or ""
+        if self._host_slots[host] >= MAX_CONCURRENT_PER_HOST or not self._owner_slots.take(
+            job.owner
         ):
             await self._outbox.defer(job_id, self._seconds_until_due(job.owner))
             return
-        self._slots.update((host, owner))
+        self._host_slots[host] += 1
         try:
             body = _body(job, fields.get("webhook", ""))
             outcome = await self._sender.send(
-                job.request.webhook_url, f"msg_{job_id}", body, secret
+                job.request.webhook_url, f"msg_{job_id}", body, secret, owner=job.owner
             )
         finally:
-            self._slots.subtract((host, owner))
-            self._slots += Counter()  # drops the zeros
+            self._owner_slots.release(job.owner)
+            self._host_slots[host] -= 1
+            self._host_slots += Counter()  # drops the zeros
         await self._finish(job_id, attempt, outcome)
 
     def _seconds_until_due(self, owner: str) -> float:
@@ -164,7 +178,7 @@ class Delivery:
             await self._outbox.defer(job_id, DEFER_SECONDS)
             return
         self._metrics.webhooks.labels(outcome.value).inc()
-        if outcome is DeliveryOutcome.FAILED and attempt <= len(RETRY_DELAYS_SECONDS):
+        if outcome is DeliveryOutcome.FAILED and attempt < MAX_ATTEMPTS:
             await self._outbox.retry(job_id, RETRY_DELAYS_SECONDS[attempt - 1] * self._jitter())
             return
         log.info("webhook ended", job_id=job_id, outcome=outcome.value, attempts=attempt)

@@ -15,6 +15,7 @@ import httpx
 import structlog
 from standardwebhooks.webhooks import Webhook
 
+from service.webhooks.bounded_transport import BoundedTransport
 from service.webhooks.url_policy import (
     AddressRefused,
     Network,
@@ -54,22 +55,26 @@ class Sender:
         self._timeout_seconds = timeout_seconds
         self._resolver = Resolver()
         self._client = httpx.AsyncClient(
-            verify=tls or ssl.create_default_context(),
+            transport=BoundedTransport(tls or ssl.create_default_context()),
             follow_redirects=False,
             trust_env=False,
-            timeout=timeout_seconds,
-            limits=httpx.Limits(max_keepalive_connections=0),
+            timeout=timeout_seconds,  # of each operation; `send` bounds the whole attempt
         )
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def send(self, url: str, message_id: str, body: str, secret: str) -> DeliveryOutcome:
-        """Send `body` (JSON) once; never raises for what the receiver does."""
+    async def send(
+        self, url: str, message_id: str, body: str, secret: str, *, owner: str
+    ) -> DeliveryOutcome:
+        """Send `body` (JSON) once; never raises for what the receiver does.
+
+        Lookups of names are shared fairly between owners.
+        """
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                status = await self._post(url, message_id, body, secret)
+                status = await self._post(url, message_id, body, secret, owner)
         except TooManyLookups:
             return DeliveryOutcome.DEFERRED
         except (AddressRefused, httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
@@ -83,13 +88,13 @@ class Sender:
         log.info("a webhook was refused", message_id=message_id, status=status)
         return DeliveryOutcome.FAILED
 
-    async def _post(self, url: str, message_id: str, body: str, secret: str) -> int:
+    async def _post(self, url: str, message_id: str, body: str, secret: str, owner: str) -> int:
         target = httpx.URL(url)
         if target.scheme != "https":
             raise AddressRefused("only https URLs are called")
         # As on the wire: `target.host` is Unicode, which sockets and TLS would encode by IDNA 2003.
         name = target.raw_host.decode("ascii")
-        address = await resolve(name, self._networks, self._resolver)
+        address = await resolve(name, self._networks, self._resolver, owner=owner)
         now = datetime.now(UTC)
         # The connection goes to the address that was checked; TLS and Host keep the name.
         request = self._client.build_request(
@@ -106,6 +111,5 @@ class Sender:
             },
             extensions={"sni_hostname": name},
         )
-        answer = await self._client.send(request, stream=True)
-        await answer.aclose()  # its body is not read, however long it may be
-        return answer.status_code
+        response = await self._client.send(request)
+        return response.status_code

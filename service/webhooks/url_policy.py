@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
+from service.fair_share import FairShare
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOOKUP_TIMEOUT_SECONDS: Final = 10.0
-MAX_LOOKUPS: Final = 64
-MAX_UNKNOWN_LOOKUPS: Final = 48
+MAX_LOOKUPS: Final = 128
+MAX_UNKNOWN_LOOKUPS: Final = 96
 """Of these, for names that were never resolved before: slow ones leave capacity for the others."""
 MAX_REMEMBERED_NAMES: Final = 10_000
 
@@ -26,6 +28,50 @@ _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 """RFC 6052: an IPv4 address in its last 32 bits."""
 _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 """All that is allocated of IPv6 so far (IANA); the rest has special uses, some of them local."""
+_MULTICAST: Final = ipaddress.IPv4Network("224.0.0.0/4")
+_NOT_GLOBAL: Final = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+            "192.0.2.0/24",
+            "192.88.99.0/24",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "240.0.0.0/4",
+            "2001::/23",
+            "2001:db8::/32",
+            "3fff::/20",
+        ),
+    )
+)
+"""Blocks that the IANA special-purpose address registries (IPv4 and IPv6) do not call globally
+reachable, within global unicast; those that carry an IPv4 address are judged by that."""
+_GLOBAL_WITHIN: Final = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "192.0.0.9/32",
+            "192.0.0.10/32",
+            "2001:1::1/128",
+            "2001:1::2/128",
+            "2001:1::3/128",
+            "2001:3::/32",
+            "2001:4:112::/48",
+            "2001:20::/28",
+            "2001:30::/28",
+        ),
+    )
+)
+"""Parts of these blocks that the registries do call globally reachable."""
 _METADATA: Final = frozenset(map(ipaddress.ip_address, ("168.63.129.16", "192.0.0.192")))
 """Public by their numbers, but they serve a cloud's metadata to every machine (Azure, Oracle)."""
 
@@ -50,7 +96,13 @@ def is_public(address: Address) -> bool:
             return is_public(embedded)
         if address not in _GLOBAL_UNICAST:
             return False
-    return address.is_global and not address.is_multicast and address not in _METADATA
+    if address in _METADATA or _is_in(address, (_MULTICAST,)):
+        return False
+    return _is_in(address, _GLOBAL_WITHIN) or not _is_in(address, _NOT_GLOBAL)
+
+
+def _is_in(address: Address, networks: Sequence[Network]) -> bool:
+    return any(address.version == net.version and address in net for net in networks)
 
 
 def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
@@ -63,9 +115,7 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | No
 
 def is_allowed(address: Address, networks: Sequence[Network]) -> bool:
     """Whether webhooks may be sent to an address; `networks` are allowed beside the public ones."""
-    if is_public(address):
-        return True
-    return any(address.version == net.version and address in net for net in networks)
+    return is_public(address) or _is_in(address, networks)
 
 
 def may_be_called(url: str, networks: Sequence[Network]) -> bool:
@@ -79,13 +129,15 @@ def may_be_called(url: str, networks: Sequence[Network]) -> bool:
         return parts.hostname != "localhost" and not parts.hostname.endswith(".localhost")
 
 
-async def resolve(host: str, networks: Sequence[Network], resolver: "Resolver") -> str:
+async def resolve(
+    host: str, networks: Sequence[Network], resolver: "Resolver", *, owner: str = ""
+) -> str:
     """One address of `host`.
 
     Raises `AddressRefused` where any of its addresses is not allowed, or `TooManyLookups`.
     """
     try:
-        found = await resolver.addresses(host)
+        found = await resolver.addresses(host, owner=owner)
     except LookupFailed:
         raise AddressRefused("the name has no address") from None
     addresses = [ipaddress.ip_address(address.partition("%")[0]) for address in found]
@@ -104,30 +156,33 @@ class Resolver:
     def __init__(self) -> None:
         self._in_progress: dict[str, asyncio.Future[list[str]]] = {}
         self._resolved_before: dict[str, None] = {}
+        self._unknown = FairShare(MAX_UNKNOWN_LOOKUPS)
 
-    async def addresses(self, host: str) -> list[str]:
+    async def addresses(self, host: str, *, owner: str = "") -> list[str]:
         """The addresses of a name. Raises `LookupFailed` or `TooManyLookups`."""
-        lookup = self._in_progress.get(host) or self._start(host)
+        lookup = self._in_progress.get(host) or self._start(host, owner)
         try:
             # Shielded: other callers may wait for it, and its thread continues in any case.
             return await asyncio.wait_for(asyncio.shield(lookup), LOOKUP_TIMEOUT_SECONDS)
         except (OSError, UnicodeError):  # among them TimeoutError
             raise LookupFailed from None
 
-    def _start(self, host: str) -> asyncio.Future[list[str]]:
-        limit = MAX_LOOKUPS if host in self._resolved_before else MAX_UNKNOWN_LOOKUPS
-        if len(self._in_progress) >= limit:
+    def _start(self, host: str, owner: str) -> asyncio.Future[list[str]]:
+        known = host in self._resolved_before
+        if len(self._in_progress) >= MAX_LOOKUPS or not (known or self._unknown.take(owner)):
             raise TooManyLookups
         loop = asyncio.get_running_loop()
         lookup: asyncio.Future[list[str]] = loop.create_future()
         self._in_progress[host] = lookup
-        lookup.add_done_callback(lambda done: self._ended(host, done))
+        lookup.add_done_callback(lambda done: self._ended(host, None if known else owner, done))
         # Not an executor: the interpreter waits for an executor's threads when it exits.
         threading.Thread(target=_look_up, args=(host, loop, lookup), daemon=True).start()
         return lookup
 
-    def _ended(self, host: str, done: asyncio.Future[list[str]]) -> None:
+    def _ended(self, host: str, slot_of: str | None, done: asyncio.Future[list[str]]) -> None:
         del self._in_progress[host]
+        if slot_of is not None:
+            self._unknown.release(slot_of)
         self._resolved_before.pop(host, None)
         if done.cancelled() or done.exception() is not None:
             return

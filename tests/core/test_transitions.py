@@ -11,7 +11,7 @@ from redis import Redis
 
 from service.core import redis_keys
 from service.core.job import Job, JobError, JobMetrics, Status, StoredImage
-from service.core.queue import enqueue, forget, open_queue
+from service.core.queue import enqueue, forget, open_queue, server_time
 from service.core.transitions import Claim, Transitions
 from tests.requests import generate_request
 
@@ -21,31 +21,21 @@ IMAGE = StoredImage(
     key="results/a/0.png", content_type="image/png", width=8, height=8, seed=1, sha256="ab" * 32
 )
 REQUEST = generate_request()
-
-
-class Clock:
-    """A time that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        """Seconds since the epoch."""
-        return self.now
+FAR = 2.0**33
 
 
 @pytest.fixture
-def clock() -> Clock:
-    """The time of the transitions."""
-    return Clock()
-
-
-@pytest.fixture
-def transitions(redis: Redis, clock: Clock) -> Transitions:
+def transitions(redis: Redis) -> Transitions:
     """Transitions with a cap of 3 attempts."""
-    return Transitions(
-        redis, retention_seconds=100, tombstone_seconds=50, max_attempts=3, clock=clock
-    )
+    return Transitions(redis, retention_seconds=100, tombstone_seconds=50, max_attempts=3)
+
+
+def pass_deadline(redis: Redis, *job_ids: str) -> None:
+    """Let the deadline of jobs have passed a second ago, by Redis' clock."""
+    past = server_time(redis) - 1
+    for job_id in job_ids:
+        redis.hset(redis_keys.job(job_id), "deadline_at", past)
+        redis.zadd(redis_keys.DEADLINES, {job_id: past}, xx=True)
 
 
 def new_job(redis: Redis, transitions: Transitions, **changes: object) -> str:
@@ -84,13 +74,10 @@ def test_a_record_comes_back_as_it_was_written(redis: Redis, transitions: Transi
     assert Job.from_hash(job.to_hash()) == job
 
 
-def test_a_job_runs_from_the_queue_to_its_end(
-    redis: Redis, transitions: Transitions, clock: Clock
-) -> None:
-    job_id = new_job(redis, transitions)
+def test_a_job_runs_from_the_queue_to_its_end(redis: Redis, transitions: Transitions) -> None:
+    job_id, before = new_job(redis, transitions), server_time(redis)
     claim = claim_of(job_id)
     assert transitions.claim(claim, "w1")
-    clock.now = 1002
     assert transitions.progress(claim, 2, 5)
     assert transitions.preview(claim, {"step": 2})
     assert stored(redis, job_id).step == 2
@@ -102,7 +89,10 @@ def test_a_job_runs_from_the_queue_to_its_end(
         METRICS,
         5,
     )
-    assert (job.started_at, job.completed_at, job.expires_at) == (1000, 1002, 1102)
+    assert job.started_at is not None
+    assert job.completed_at is not None
+    assert before <= job.started_at <= job.completed_at <= server_time(redis)
+    assert job.expires_at == pytest.approx(job.completed_at + 100)
     assert [name for name, _ in events(redis, job_id)] == [
         "status",
         "status",
@@ -111,7 +101,11 @@ def test_a_job_runs_from_the_queue_to_its_end(
         "status",
         "done",
     ]
-    assert 0 < redis.ttl(redis_keys.job(job_id)) <= 150
+    assert 0 < redis.ttl(redis_keys.job(job_id)) <= 100
+    assert redis.get(redis_keys.tombstone(job_id)) == b"me", (
+        "then it answers 410 without its prompt"
+    )
+    assert 100 < redis.ttl(redis_keys.tombstone(job_id)) <= 150
     assert 0 < redis.ttl(redis_keys.events(job_id)) <= 100
 
 
@@ -218,11 +212,11 @@ def test_handing_back_is_no_attempt_but_a_retry_is(redis: Redis, transitions: Tr
 
 
 def test_a_job_that_waited_too_long_expires_but_a_running_one_does_not(
-    redis: Redis, transitions: Transitions, clock: Clock
+    redis: Redis, transitions: Transitions
 ) -> None:
-    late, running = (new_job(redis, transitions, deadline_at=1500.0) for _ in range(2))
+    late, running = (new_job(redis, transitions, deadline_at=FAR) for _ in range(2))
     assert transitions.claim(claim_of(running), "w")
-    clock.now = 1501
+    pass_deadline(redis, late, running)
     assert not transitions.claim(claim_of(late), "w")
     assert stored(redis, late).status is Status.EXPIRED
     assert transitions.claim(claim_of(running), "w2")
@@ -230,27 +224,25 @@ def test_a_job_that_waited_too_long_expires_but_a_running_one_does_not(
 
 @pytest.mark.parametrize("back", ["hand_back", "retry"])
 def test_a_job_that_was_started_once_is_past_its_deadline(
-    redis: Redis, transitions: Transitions, clock: Clock, back: str
+    redis: Redis, transitions: Transitions, back: str
 ) -> None:
     """The deadline is for the wait for a first worker: a deployment expires nothing."""
-    job_id = new_job(redis, transitions, deadline_at=1500.0)
+    job_id = new_job(redis, transitions, deadline_at=FAR)
     claim = claim_of(job_id)
     assert transitions.claim(claim, "w")
     assert getattr(transitions, back)(claim)
-    clock.now = 1501
+    pass_deadline(redis, job_id)
     assert transitions.overdue(9) == []
     assert not transitions.expire(job_id)
     assert transitions.claim(claim_of(job_id), "w2")
 
 
-def test_an_overdue_job_ends_without_a_worker(
-    redis: Redis, transitions: Transitions, clock: Clock
-) -> None:
-    late = new_job(redis, transitions, deadline_at=1500.0)
+def test_an_overdue_job_ends_without_a_worker(redis: Redis, transitions: Transitions) -> None:
+    late = new_job(redis, transitions, deadline_at=FAR)
     redis.hset(redis_keys.job(late), "webhook", "https://example.org")
-    new_job(redis, transitions, deadline_at=1600.0)
+    new_job(redis, transitions, deadline_at=FAR)
     assert transitions.overdue(9) == []
-    clock.now = 1501
+    pass_deadline(redis, late)
     assert transitions.overdue(9) == [late]
     assert [transitions.expire(late) for _ in range(2)] == [True, True], "several look at once"
     assert stored(redis, late).status is Status.EXPIRED
@@ -268,27 +260,26 @@ def ended() -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def counting(redis: Redis, clock: Clock, ended: list[tuple[str, str]]) -> Transitions:
+def counting(redis: Redis, ended: list[tuple[str, str]]) -> Transitions:
     """Transitions that tell of ends."""
     return Transitions(
         redis,
         retention_seconds=100,
         tombstone_seconds=50,
         max_attempts=1,
-        clock=clock,
         on_end=lambda *end: ended.append(end),
     )
 
 
 def test_each_end_is_counted_once_whoever_made_it(
-    redis: Redis, counting: Transitions, clock: Clock, ended: list[tuple[str, str]]
+    redis: Redis, counting: Transitions, ended: list[tuple[str, str]]
 ) -> None:
     good, bad, dead, late, overdue, canceled = (
-        new_job(redis, counting, deadline_at=1500.0) for _ in range(6)
+        new_job(redis, counting, deadline_at=FAR) for _ in range(6)
     )
     claims = {job_id: claim_of(job_id) for job_id in (good, bad, dead)}
     assert all(counting.claim(claim, "w") for claim in claims.values())
-    clock.now = 1501
+    pass_deadline(redis, *claims, late, overdue, canceled)
     assert ended == []
     assert counting.succeed(claims[good], (IMAGE,), METRICS, 5)
     assert counting.fail(claims[bad], ERROR, METRICS)
@@ -309,13 +300,12 @@ def test_an_end_whose_answer_was_lost_is_counted_when_it_is_asked_for_again(
     redis: Redis,
     transitions: Transitions,
     counting: Transitions,
-    clock: Clock,
     ended: list[tuple[str, str]],
 ) -> None:
-    done, late = (new_job(redis, transitions, deadline_at=1500.0) for _ in range(2))
+    done, late = (new_job(redis, transitions, deadline_at=FAR) for _ in range(2))
     claim, too_late = claim_of(done), claim_of(late)
     assert transitions.claim(claim, "w")
-    clock.now = 1501
+    pass_deadline(redis, done, late)
     assert transitions.succeed(claim, (IMAGE,), METRICS, 5)  # who asked does not learn of it
     assert not transitions.claim(too_late, "w")
     assert counting.succeed(claim, (IMAGE,), METRICS, 5)

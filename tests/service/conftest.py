@@ -2,7 +2,6 @@
 
 import base64
 import json
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import pytest
 from redis import Redis
 
 from service.cli import processes
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from service.core import redis_keys
 from service.core.job import JobMetrics, StoredImage
 from service.core.storage import Storage
@@ -151,7 +150,6 @@ def announce_warm(redis: Redis, *, row_steps_per_second: float) -> None:
             name="hand",
             slots=4,
             row_steps_per_second=row_steps_per_second,
-            at=time.time() + 3600,
         ),
     )
     redis.persist(redis_keys.worker("hand"))

@@ -1,9 +1,13 @@
 -- Included by every job_*.lua.
 -- KEYS: 1 the job's record, 2 its event stream; and where the script can end the job: 3 its owner's
---       active jobs, 4 deadlines of jobs that wait for a first worker, 5 webhook outbox
+--       active jobs, 4 deadlines of jobs that wait for a first worker, 5 webhook outbox,
+--       6 the job's tombstone
 -- ARGV: 1 job id, 2 most events kept in the stream; each file lists its own from 3 on
-local JOB, EVENTS, ACTIVE, DEADLINES, OUTBOX = unpack(KEYS)
+local JOB, EVENTS, ACTIVE, DEADLINES, OUTBOX, TOMBSTONE = unpack(KEYS)
 local ID, EVENTS_KEPT = ARGV[1], ARGV[2]
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local time_text = string.format('%.6f', now)
 local status = redis.call('HGET', JOB, 'status')
 local final = status and status ~= 'queued' and status ~= 'processing'
 
@@ -28,15 +32,20 @@ local function ended_by(token)
   return token ~= '' and redis.call('HGET', JOB, 'ended_by') == token
 end
 
-local function finish(final_status, now, retention_seconds, tombstone_seconds, fields)
+-- A script that ends a job begins with a removal: Redis refuses a script's writes for lack of memory
+-- only until its first write, and what frees memory counts as one. So jobs also end on a full Redis.
+local function finish(final_status, retention_seconds, tombstone_seconds, fields)
   redis.call('HDEL', JOB, 'fence')
   redis.call('ZREM', ACTIVE, ID)
-  redis.call('HSET', JOB, 'status', final_status, 'completed_at', now,
-             'expires_at', now + retention_seconds)
+  redis.call('HSET', JOB, 'status', final_status, 'completed_at', time_text,
+             'expires_at', string.format('%.6f', now + retention_seconds))
   for name, value in pairs(fields) do redis.call('HSET', JOB, name, value) end
   if redis.call('HEXISTS', JOB, 'webhook') == 1 then redis.call('ZADD', OUTBOX, now, ID) end
   emit_status(final_status)
   emit('done', cjson.encode({status = final_status}))
-  redis.call('EXPIRE', JOB, retention_seconds + tombstone_seconds)
+  redis.call('EXPIRE', JOB, retention_seconds)
   redis.call('EXPIRE', EVENTS, retention_seconds)
+  -- The record goes with its prompt; what answers 410 after it is the owner alone.
+  redis.call('SET', TOMBSTONE, redis.call('HGET', JOB, 'owner') or '',
+             'EX', retention_seconds + tombstone_seconds)
 end

@@ -4,9 +4,21 @@
 -- Returns job id, number of this attempt, job id, ...
 local now = tonumber(redis.call('TIME')[1])
 local taken = {}
+-- A removal first, so that it works on a full Redis as well (see job_common).
+redis.call('HDEL', KEYS[2], '')
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
-  redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), id)
-  taken[#taken + 1] = id
-  taken[#taken + 1] = redis.call('HINCRBY', KEYS[2], id, 1)
+  if not string.find(id, '^[%w_-]+$') then
+    redis.call('ZREM', KEYS[1], id)  -- no job has such an id, and the client may not decode it
+    redis.call('HDEL', KEYS[2], id)
+  else
+    redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), id)
+    local attempt = redis.pcall('HINCRBY', KEYS[2], id, 1)
+    if type(attempt) ~= 'number' then  -- a damaged count must not stop the others
+      redis.call('HSET', KEYS[2], id, 1)
+      attempt = 1
+    end
+    taken[#taken + 1] = id
+    taken[#taken + 1] = attempt
+  end
 end
 return taken

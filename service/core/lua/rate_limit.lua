@@ -10,5 +10,7 @@ local due = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), now)
 local step = period / quota
 local ahead = due - now
 if ahead + step > period + 1 then return {0, math.ceil(ahead + step - period), ahead} end
+-- A removal first, so that polls are answered on a full Redis as well (see job_common).
+redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], string.format('%.0f', due + step), 'PX', 61000)
 return {1, 0, ahead + step}

@@ -25,6 +25,7 @@ from service.core.transitions import Claim, Transitions
 from service.webhooks import url_policy
 from service.webhooks.delivery import (
     DEFERRED_PER_SECOND,
+    MAX_ATTEMPTS,
     MAX_CONCURRENT,
     RETRY_DELAYS_SECONDS,
     Delivery,
@@ -209,10 +210,13 @@ def test_a_backlog_comes_up_again_a_few_at_a_time(desk: Desk, receiver: Receiver
     assert sum(due.values()) == count
 
 
-def test_names_that_nobody_answers_for_delay_nobody(desk: Desk, receiver: Receiver) -> None:
-    """As many webhooks of one caller as are sent at once, each to a silent name of its own."""
-    for number in range(MAX_CONCURRENT):
-        desk.end_job(f"https://silent-{number}.example/hook")
+def test_receivers_of_some_owners_delay_no_other(desk: Desk, receiver: Receiver) -> None:
+    """Three owners have more webhooks than are sent at once, each to a silent name of its own."""
+    for owner in range(3):
+        _, record = api_keys.make_key(f"slow-{owner}", now=0)
+        api_keys.save(desk.redis, record)
+        for number in range(MAX_CONCURRENT):
+            desk.end_job(f"https://silent-{owner}-{number}.example/hook", owner=record.id)
     _, record = api_keys.make_key("x", now=0)
     api_keys.save(desk.redis, record)
     job_id = desk.end_job(receiver.url, owner=record.id)
@@ -228,12 +232,53 @@ def test_names_that_nobody_answers_for_delay_nobody(desk: Desk, receiver: Receiv
         patch.setattr(socket, "getaddrinfo", answer)
         patch.setattr(url_policy, "LOOKUP_TIMEOUT_SECONDS", 300)
         desk.deliver(
-            trusting(receiver, timeout_seconds=300), lambda: desk.waiting == MAX_CONCURRENT
+            trusting(receiver, timeout_seconds=300), lambda: desk.waiting == 3 * MAX_CONCURRENT
         )
         over.set()
     assert [payload["data"]["id"] for payload in verified(receiver, record.webhook_secret)] == [
         job_id
     ]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"request": "{"},
+        {"request": "[]"},
+        {"status": "unheard-of"},
+        {"created_at": "yesterday"},
+        {"images": "no list"},
+        {"owner": "an-owner-without-a-key"},
+    ],
+)
+def test_a_record_that_cannot_be_read_ends_after_the_last_attempt(
+    desk: Desk, receiver: Receiver, damage: dict[str, str]
+) -> None:
+    damaged = desk.end_job(receiver.url)
+    desk.redis.hset(redis_keys.job(damaged), mapping=damage)
+    good = desk.end_job(receiver.url)
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    assert {payload["data"]["id"] for payload in verified(receiver)} - {damaged} == {good}
+    assert desk.redis.hlen(redis_keys.OUTBOX_ATTEMPTS) == 0
+
+
+def test_an_entry_whose_attempts_all_ended_with_their_process_is_removed(
+    desk: Desk, receiver: Receiver
+) -> None:
+    job_id = desk.end_job(receiver.url)
+    desk.redis.hset(redis_keys.OUTBOX_ATTEMPTS, job_id, MAX_ATTEMPTS)
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    assert receiver.seen == []
+
+
+def test_a_damaged_count_of_attempts_delays_no_other(desk: Desk, receiver: Receiver) -> None:
+    jobs = [desk.end_job(receiver.url) for _ in range(3)]
+    desk.redis.hset(redis_keys.OUTBOX_ATTEMPTS, jobs[1], "many")
+    desk.redis.zadd(
+        redis_keys.OUTBOX, {"no-such-job": 0, "": 0, "\udcff".encode("utf-8", "surrogateescape"): 0}
+    )
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    assert {payload["data"]["id"] for payload in verified(receiver)} == set(jobs)
 
 
 def test_what_was_taken_by_a_process_that_died_comes_up_again(

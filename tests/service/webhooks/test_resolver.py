@@ -35,8 +35,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     over.set()
 
 
-def hanging(resolver: Resolver, names: list[str]) -> list[asyncio.Task[list[str]]]:
-    return [asyncio.create_task(resolver.addresses(name)) for name in names]
+def hanging(
+    resolver: Resolver, names: list[str], owner: str = "slow"
+) -> list[asyncio.Task[list[str]]]:
+    return [asyncio.create_task(resolver.addresses(name, owner=owner)) for name in names]
 
 
 async def drop(tasks: list[asyncio.Task[list[str]]]) -> None:
@@ -48,7 +50,7 @@ async def drop(tasks: list[asyncio.Task[list[str]]]) -> None:
 def test_slow_names_hold_up_nobody_and_leave_the_pool_of_the_loop_alone(asked: list[str]) -> None:
     async def run() -> None:
         resolver = Resolver()
-        slow = hanging(resolver, [f"slow-{number}" for number in range(MAX_UNKNOWN_LOOKUPS - 1)])
+        slow = hanging(resolver, [f"slow-{number}" for number in range(MAX_UNKNOWN_LOOKUPS // 2)])
         await asyncio.sleep(0)
         async with asyncio.timeout(60):
             assert await resolver.addresses("quick") == ["8.8.8.8"]
@@ -71,19 +73,35 @@ def test_one_name_has_one_thread_also_when_nobody_waits_any_more(asked: list[str
     assert asked == ["slow"]
 
 
-def test_names_that_were_found_before_have_room_when_strangers_have_none(asked: list[str]) -> None:
+def test_names_that_were_resolved_before_have_capacity_of_their_own(asked: list[str]) -> None:
     async def run() -> None:
         resolver = Resolver()
         await resolver.addresses("known")
-        slow = hanging(resolver, [f"slow-{number}" for number in range(MAX_UNKNOWN_LOOKUPS)])
+        slow = []
+        for number in range(MAX_UNKNOWN_LOOKUPS):
+            slow += hanging(resolver, [f"slow-{number}"], owner=f"owner-{number}")
         await asyncio.sleep(0)
         with pytest.raises(TooManyLookups):
-            await resolver.addresses("stranger")
+            await resolver.addresses("unknown", owner="another")
         assert await resolver.addresses("known") == ["8.8.8.8"]
         await drop(slow)
 
     asyncio.run(run())
     assert MAX_UNKNOWN_LOOKUPS < MAX_LOOKUPS
+
+
+def test_one_owner_s_slow_names_leave_lookups_to_the_others(asked: list[str]) -> None:
+    async def run() -> None:
+        resolver = Resolver()
+        half = MAX_UNKNOWN_LOOKUPS // 2
+        slow = hanging(resolver, [f"slow-{number}" for number in range(half)])
+        await asyncio.sleep(0)
+        with pytest.raises(TooManyLookups):
+            await resolver.addresses("one-more", owner="slow")
+        assert await resolver.addresses("unknown", owner="another") == ["8.8.8.8"]
+        await drop(slow)
+
+    asyncio.run(run())
 
 
 def test_who_waits_is_told_in_time(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,16 @@
 """One webhook, sent once: to the address that was checked, over TLS, and no longer than allowed."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from service.webhooks.sender import DeliveryOutcome, Sender
+from tests.running import until
 from tests.service.conftest import WEBHOOK_SECRET
 from tests.service.webhooks.conftest import LOOPBACK, NAME, Receiver, trusting
 
@@ -18,7 +21,7 @@ def send(url: str, make_sender: Callable[[], Sender]) -> DeliveryOutcome:
     async def run() -> DeliveryOutcome:
         sender = make_sender()
         try:
-            return await sender.send(url, "msg_1", "{}", WEBHOOK_SECRET)
+            return await sender.send(url, "msg_1", "{}", WEBHOOK_SECRET, owner="a")
         finally:
             await sender.close()
 
@@ -81,3 +84,73 @@ def test_a_receiver_that_never_answers_is_hung_up_on(receiver: Receiver) -> None
     # Long enough for TLS on a busy machine: broken off within it, httpcore leaves its socket open.
     assert send(receiver.url, trusting(receiver, timeout_seconds=3)) is DeliveryOutcome.FAILED
     assert receiver.seen
+
+
+FLOOD_BYTES = 64 * 2**20
+
+
+@pytest.fixture
+def flooding(
+    receiver: Receiver,
+) -> Iterator[Callable[[bytes, bytes], tuple[Receiver, list[int]]]]:
+    """Starts a receiver that answers `first` and then `again` without end, or 64 MiB of it.
+
+    The list is the number of bytes that it could send.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def start(first: bytes, again: bytes) -> tuple[Receiver, list[int]]:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(receiver.certificate)
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            sent: list[int] = []
+
+            def serve() -> None:
+                count = 0
+                with contextlib.suppress(OSError):
+                    accepted, _ = listener.accept()
+                    with context.wrap_socket(accepted, server_side=True) as connection:
+                        connection.recv(65536)
+                        connection.sendall(first)
+                        block = again * max(1, 65536 // len(again))
+                        while count < FLOOD_BYTES:
+                            connection.sendall(block)
+                            count += len(block)
+                sent.append(count)
+
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            stack.callback(thread.join, 60)
+            return Receiver(listener.getsockname()[1], receiver.certificate), sent
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+        (b"", b"HTTP/1.1 100\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\n", b"a: b\r\n"),
+        (b"HTTP/1.1 200 OK\r\na: ", b"x" * 1024),
+        (b"", b"x" * 1024),
+        (b"", b"\r\n"),
+    ],
+)
+def test_what_a_receiver_sends_before_its_answer_is_bounded(
+    flooding: Callable[[bytes, bytes], tuple[Receiver, list[int]]], first: bytes, again: bytes
+) -> None:
+    flood, sent = flooding(first, again)
+    assert send(flood.url, trusting(flood, timeout_seconds=300)) is DeliveryOutcome.FAILED
+    until(lambda: sent, what="the end of the flood")
+    assert sent[0] < FLOOD_BYTES, "the sender hung up; the rest is what the kernel had taken"
+
+
+@pytest.mark.parametrize("length", [b"Transfer-Encoding: chunked", b"Content-Length: 99999999999"])
+def test_the_body_of_an_answer_is_not_read(
+    flooding: Callable[[bytes, bytes], tuple[Receiver, list[int]]], length: bytes
+) -> None:
+    flood, sent = flooding(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n\r\n", b"1;x=y\r\na\r\n")
+    assert send(flood.url, trusting(flood, timeout_seconds=300)) is DeliveryOutcome.DELIVERED
+    until(lambda: sent, what="the end of the flood")
+    assert sent[0] < FLOOD_BYTES

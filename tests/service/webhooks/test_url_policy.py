@@ -45,6 +45,80 @@ PRIVATE = [
 PUBLIC = ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 
 
+REGISTRY = {
+    "0.0.0.0/8": False,
+    "0.0.0.0/32": False,
+    "10.0.0.0/8": False,
+    "100.64.0.0/10": False,
+    "127.0.0.0/8": False,
+    "169.254.0.0/16": False,
+    "172.16.0.0/12": False,
+    "192.0.0.0/24": False,
+    "192.0.0.0/29": False,
+    "192.0.0.8/32": False,
+    "192.0.0.9/32": True,
+    "192.0.0.10/32": True,
+    "192.0.0.170/32": False,
+    "192.0.0.171/32": False,
+    "192.0.2.0/24": False,
+    "192.31.196.0/24": True,
+    "192.52.193.0/24": True,
+    "192.88.99.0/24": False,
+    "192.88.99.2/32": False,
+    "192.168.0.0/16": False,
+    "192.175.48.0/24": True,
+    "198.18.0.0/15": False,
+    "198.51.100.0/24": False,
+    "203.0.113.0/24": False,
+    "240.0.0.0/4": False,
+    "255.255.255.255/32": False,
+    "::1/128": False,
+    "::/128": False,
+    "64:ff9b:1::/48": False,
+    "100::/64": False,
+    "100:0:0:1::/64": False,
+    "2001::/23": False,
+    "2001:1::1/128": True,
+    "2001:1::2/128": True,
+    "2001:1::3/128": True,
+    "2001:2::/48": False,
+    "2001:3::/32": True,
+    "2001:4:112::/48": True,
+    "2001:10::/28": False,
+    "2001:20::/28": True,
+    "2001:30::/28": True,
+    "2001:db8::/32": False,
+    "2620:4f:8000::/48": True,
+    "3fff::/20": False,
+    "5f00::/16": False,
+    "fc00::/7": False,
+    "fe80::/10": False,
+}
+"""IANA's special-purpose address registries: block, globally reachable. Deprecated ones are not.
+Without those that carry an IPv4 address (mapped, NAT64, Teredo, 6to4), see PRIVATE and PUBLIC."""
+
+
+@pytest.mark.parametrize("block", REGISTRY)
+def test_the_special_purpose_registries_decide(block: str) -> None:
+    """The first and last address of each block that no smaller block contains."""
+    network = ipaddress.ip_network(block)
+    inner = [
+        other
+        for other in map(ipaddress.ip_network, REGISTRY)
+        if other != network and other.version == network.version and other.subnet_of(network)
+    ]
+    ends = {network[0], network[-1]}
+    checked = [address for address in ends if not any(address in other for other in inner)]
+    assert checked or inner
+    for address in checked:
+        assert is_public(address) is REGISTRY[block], address
+
+
+@pytest.mark.parametrize("address", ["223.255.255.255", "3fff:1000::1", "2000::1", "11.0.0.0"])
+def test_neighbours_of_special_blocks_are_public(address: str) -> None:
+    assert is_public(ipaddress.ip_address(address))
+
+
 @pytest.mark.parametrize("address", PRIVATE)
 def test_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
