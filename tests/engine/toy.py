@@ -16,6 +16,7 @@ from torch.nn import functional
 from service.core.catalog import ModelEntry
 from service.core.param_types import IpTarget
 from workers.engine.attention import Context, Kernel
+from workers.engine.models.prompts import Prompt
 
 
 def colour_of(text: str) -> Tensor:
@@ -61,7 +62,6 @@ class Toy:
     latent_channels = 3
     input_channels = 3
     scale_factor = 4
-    text_layout: Mapping[str, tuple[int, ...]] = {"colour": (1, 3)}
     zero_negative = False
     max_clip_skip = 0
     networks = ()
@@ -71,8 +71,14 @@ class Toy:
         self.entry = entry
         self.scheduler_config = DDIMScheduler(clip_sample=False).config
 
-    def encode_text(self, text: str, clip_skip: int) -> dict[str, Tensor]:
-        return {"colour": colour_of(text)[None]}
+    def text_layout(self, chunks: int) -> dict[str, tuple[int, ...]]:
+        return {"colour": (1, 3)}
+
+    def prompt(self, text: str) -> Prompt:
+        return Prompt(text)
+
+    def encode_text(self, prompt: Prompt, clip_skip: int) -> dict[str, Tensor]:
+        return {"colour": colour_of(prompt.text)[None]}
 
     def text_kv(self, text: Mapping[str, Tensor]) -> Tensor:
         return text["colour"][:, None]

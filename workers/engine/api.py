@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from PIL.Image import Image
 
 from service.core.errors import JobFailed
+from service.core.job import JobWarning
 from service.core.params import GenerateRequest
 
 
@@ -47,6 +48,7 @@ class EngineResult:
     image_embedding_cache: Literal["hit", "miss"]
     maps: tuple[Image, ...] = ()
     """Control maps that were made of the pictures that were sent (`control_preprocess`)."""
+    warnings: tuple[JobWarning, ...] = ()
 
 
 class Listener(Protocol):

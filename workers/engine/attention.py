@@ -8,7 +8,7 @@ start-up by timing them on the shapes that take most of a step's time; a CPU has
 
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -103,11 +103,28 @@ class Context:
     """What the rows of one batch attend to: keys and values of every layer side by side.
 
     `text` is `(batch, text tokens, width)`, where a layer's keys and then its values are at its own
-    offset in `width`. `images` are attended to one after the other, each with a softmax of its own.
+    offset in `width`; `text_bias`, `(batch, text tokens)`, is minus infinity for padding where
+    texts are of different lengths. `images` are attended to one after the other, each with a
+    softmax of its own.
     """
 
     text: Tensor
     images: tuple[ImageContext, ...] = ()
+    text_bias: Tensor | None = None
+
+
+def stack_texts(texts: Sequence[Tensor]) -> Context:
+    """Texts of the rows of a batch, `(tokens, width)` each, padded to the longest one."""
+    lengths = {len(text) for text in texts}
+    if len(lengths) == 1:
+        return Context(torch.stack(list(texts)))
+    longest = max(lengths)
+    stacked = texts[0].new_zeros(len(texts), longest, texts[0].shape[1])
+    bias = texts[0].new_full((len(texts), longest), -torch.inf)
+    for row, text in enumerate(texts):
+        stacked[row, : len(text)] = text
+        bias[row, : len(text)] = 0
+    return Context(stacked, text_bias=bias)
 
 
 def decoupled(
@@ -119,7 +136,7 @@ def decoupled(
     Returns the shape of `query`.
     """
     key, value = _slices(context.text, offset, query)
-    out = kernel(query, key, value, None)
+    out = kernel(query, key, value, context.text_bias)
     for image in context.images:
         key, value = _slices(image.kv, offset, query)
         attended = kernel(query, key, value, image.bias)

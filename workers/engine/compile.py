@@ -186,6 +186,8 @@ class CompiledNetworks(Networks):
         These are several image prompts side by side, masks, T2I-Adapters, and LoRAs.
         """
         plain = len(context.images) <= 1 and all(image.masks is None for image in context.images)
+        length = self._model.text_layout(1)["tokens"][1]
+        plain = plain and context.text_bias is None and context.text.shape[1] == length
         if changed or not plain or features is not None or not self._is_compiled(sample):
             return super().denoise(sample, emb, context, residuals, features)
         image, bias = self._filled(context)
@@ -208,7 +210,9 @@ class CompiledNetworks(Networks):
         self, name: str, sample: Tensor, emb: Tensor, context: Context, hint: Tensor, scale: Tensor
     ) -> list[Tensor]:
         """See `Networks.control`."""
-        if not self._is_compiled(sample):
+        length = self._model.text_layout(1)["tokens"][1]
+        plain = context.text_bias is None and context.text.shape[1] == length
+        if not plain or not self._is_compiled(sample):
             return super().control(name, sample, emb, context, hint, scale)
         net: ControlNet = self._model.controlnets[name]
         parts: list[Tensor] = self._control(

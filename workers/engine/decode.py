@@ -153,4 +153,5 @@ def _result(work: Work) -> EngineResult:
         max_batch=work.max_batch,
         image_embedding_cache="hit" if image_prompt.cache_hit(work.gathered) else "miss",
         maps=control.made_maps(work.gathered),
+        warnings=work.warnings,
     )

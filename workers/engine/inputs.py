@@ -100,6 +100,7 @@ class JobPreparer:
         assert work.gathered is not None, "jobs are prepared after their inputs were gathered"
         states = {way.name: way.prepare(job, work.gathered[way.name]) for way in self._ways}
         self._share(job.fresh)
+        work.warnings = tuple(job.warnings)
         request = job.request
         return Conditions(
             number=next(self._numbers),

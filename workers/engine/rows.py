@@ -13,6 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 from torch import Tensor
 
+from service.core.job import JobWarning
 from workers.engine import schedulers
 from workers.engine.api import EngineJob, EngineTicket, Listener
 from workers.engine.conditioning.base import (
@@ -45,6 +46,7 @@ class Work:
     """Jobs are numbered in the order they came."""
     submitted_at: float
     gathered: Gathered | None = None
+    warnings: tuple[JobWarning, ...] = ()
     steps: list[int] = field(default_factory=list)
     """Forward passes that each of its rows has taken."""
     passes: int = 1

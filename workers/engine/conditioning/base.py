@@ -15,6 +15,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from service.core.job import JobWarning
 from service.core.params import GenerateRequest
 from workers.engine.api import EngineJob
 from workers.engine.attention import Context
@@ -48,21 +49,34 @@ class Preparation:
     """Updates of layers that run once a job."""
     text: Embedding = field(default_factory=dict)
     """Encoded text, `(branches, ...)` each."""
+    warnings: list[JobWarning] = field(default_factory=list)
     fresh: list[tuple[EmbeddingCache, str, Embedding]] = field(default_factory=list)
     """Embeddings that were computed for this job, for the shared store."""
+
+    def warn(self, code: str, message: str) -> None:
+        """Tell the client that something was done otherwise than it may have expected."""
+        self.warnings.append(JobWarning(code=code, message=message))
 
     @property
     def steps(self) -> int:
         """Forward passes that each row takes."""
         return len(self.timesteps)
 
-    def window(self, start: float, end: float) -> tuple[bool, ...]:
+    def window(self, start: float, end: float, field_name: str) -> tuple[bool, ...]:
         """For each step, whether all of it lies in this part of the denoising (0 to 1).
 
-        As in diffusers' ControlNet pipelines.
+        As in diffusers' ControlNet pipelines. `field_name` is that of its start, for the warning
+        where no step does.
         """
         steps = self.steps
-        return tuple(step / steps >= start and (step + 1) / steps <= end for step in range(steps))
+        active = tuple(step / steps >= start and (step + 1) / steps <= end for step in range(steps))
+        if not any(active):
+            self.warn(
+                "window-without-step",
+                f"No step lies between `{field_name}` {start:g} and its end {end:g}: use more "
+                "steps or a wider window",
+            )
+        return active
 
     @property
     def guided(self) -> tuple[bool, ...]:

@@ -12,7 +12,7 @@ from service.core.errors import UnservableRequest
 from service.core.param_types import Control
 from service.core.params import GenerateRequest
 from workers.engine.api import EngineJob
-from workers.engine.attention import Context
+from workers.engine.attention import stack_texts
 from workers.engine.conditioning.base import (
     BatchEntry,
     Conditioning,
@@ -159,14 +159,14 @@ def _map(job: Preparation, control: Control, pixels: Tensor) -> ControlNetMap:
         emb=net.time_embeddings(job.timesteps, job.text, job.size),
         hint=net.embed_map(pixels),
         scale=control.scale,
-        active=job.window(control.start, control.end),
+        active=job.window(control.start, control.end, "control_start"),
     )
 
 
 def _features(job: Preparation, control: Control, pixels: Tensor) -> FeatureMap:
     adapter: T2IAdapter = job.model.t2i_adapters[control.type]
     scaled = [part * control.scale for part in adapter.features(pixels)]
-    return FeatureMap(scaled, job.window(control.start, control.end))
+    return FeatureMap(scaled, job.window(control.start, control.end, "control_start"))
 
 
 def _sum(forward: Forward, features: Sequence[tuple[int, FeatureMap]]) -> list[Tensor]:
@@ -200,7 +200,7 @@ def _residuals(forward: Forward, name: str, uses: Sequence[_Use]) -> list[Tensor
     padded = [*uses, *[uses[-1]] * (count - len(uses))]
     context = forward.memo.get(
         (name, *(entry.key for _, entry, _ in padded)),
-        lambda: Context(torch.stack([own.kv[entry.index] for _, entry, own in padded])),
+        lambda: stack_texts([own.kv[entry.index] for _, entry, own in padded]),
     )
     positions = torch.tensor([position for position, _, _ in padded])
     scale = torch.tensor([own.scale for _, _, own in padded], dtype=sample.dtype)

@@ -132,7 +132,7 @@ class ImagePrompts(Conditioning):
         segments = [segment for inputs in gathered for segment in self._segments(job, inputs)]
         if not segments:
             return None
-        return ImageState(tuple(segments), job.window(request.ip_start, request.ip_end))
+        return ImageState(tuple(segments), job.window(request.ip_start, request.ip_end, "ip_start"))
 
     def key(self, entry: BatchEntry) -> Hashable:
         """Whether the image prompts act at this step."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from service.core.errors import UnservableRequest
 from service.core.params import GenerateRequest
 from workers.engine.api import EngineJob
-from workers.engine.attention import Context
+from workers.engine.attention import Context, stack_texts
 from workers.engine.cache import Embedding, EmbeddingCache, text_fingerprint
 from workers.engine.conditioning.base import (
     BatchEntry,
@@ -22,6 +22,7 @@ from workers.engine.conditioning.lora import text_variant
 from workers.engine.device import to_device
 from workers.engine.models.base import Model
 from workers.engine.models.lora import everywhere, updated
+from workers.engine.models.prompts import MAX_CHUNKS, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class TextInput:
     """One text and its cached embedding; None where it must be encoded."""
 
     key: str
-    text: str
+    prompt: Prompt
     clip_skip: int
     embedding: Embedding | None
 
@@ -83,11 +84,22 @@ class Text(Conditioning):
 
     def _prepare(self, job: Preparation, gathered: TextInputs) -> TextState:
         branches = [self._encode(job, gathered.positive)]
+        texts = [("prompt", gathered.positive)]
         if job.request.guided:
             negative = gathered.negative
             positive = branches[0]
             zeros = {name: torch.zeros_like(part) for name, part in positive.items()}
             branches.insert(0, zeros if negative is None else self._encode(job, negative))
+            texts += [] if negative is None else [("negative_prompt", negative)]
+            if negative is not None:
+                branches = self._same_length(job, branches)
+        for name, text in texts:
+            if text.prompt.truncated:
+                job.warn(
+                    "prompt-truncated",
+                    f"`{name}` is longer than the {MAX_CHUNKS} chunks that are encoded; its end "
+                    "was cut off",
+                )
         job.text = {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
         return TextState(
             kv=job.model.text_kv(job.text),
@@ -96,7 +108,7 @@ class Text(Conditioning):
 
     def join(self, entries: Sequence[BatchEntry], context: Context) -> Context:  # noqa: ARG002 (the first way: it makes the context)
         """Stack K and V."""
-        return Context(torch.stack([state(entry, Text).kv[entry.index] for entry in entries]))
+        return stack_texts([state(entry, Text).kv[entry.index] for entry in entries])
 
     def act(self, forward: Forward) -> None:
         """Stack the time embeddings of each entry's own step."""
@@ -107,16 +119,32 @@ class Text(Conditioning):
     def _look_up(
         self, request: GenerateRequest, text: str, clip_skip: int, model: Model
     ) -> TextInput:
+        prompt = model.prompt(text)
         variant = (f"clip_skip {clip_skip}", *text_variant(request, model))
         key = text_fingerprint(text, model.text_fingerprint, variant)
-        return TextInput(key, text, clip_skip, self._cache.get(key, model.text_layout, model.dtype))
+        found = self._cache.get(key, model.text_layout(prompt.length), model.dtype)
+        return TextInput(key, prompt, clip_skip, found)
+
+    def _same_length(self, job: Preparation, branches: list[Embedding]) -> list[Embedding]:
+        """Texts of both branches with as many tokens: the shorter one is followed by empty ones."""
+        lengths = [branch["tokens"].shape[1] for branch in branches if "tokens" in branch]
+        if len(set(lengths)) < len(branches):
+            return branches
+        nothing = job.model.encode_text(job.model.prompt(""), 0)["tokens"]
+        padded: list[Embedding] = []
+        for branch, length in zip(branches, lengths, strict=True):
+            count = (max(lengths) - length) // nothing.shape[1]
+            padded.append(
+                {**branch, "tokens": torch.cat([branch["tokens"], *[nothing] * count], 1)}
+            )
+        return padded
 
     def _encode(self, job: Preparation, text: TextInput) -> Embedding:
         # Another job with the same text may have been encoded since the inputs were gathered.
         found = text.embedding or self._cache.peek(text.key)
         if found is not None:
             return {name: to_device(part, job.model.device) for name, part in found.items()}
-        made = job.model.encode_text(text.text, text.clip_skip)
+        made = job.model.encode_text(text.prompt, text.clip_skip)
         on_cpu = {name: part.cpu() for name, part in made.items()}
         self._cache.put(text.key, on_cpu)
         job.fresh.append((self._cache, text.key, on_cpu))

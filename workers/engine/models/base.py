@@ -17,6 +17,7 @@ from service.core.catalog import ModelEntry
 from service.core.param_types import IpTarget
 from workers.engine.attention import Context, Kernel
 from workers.engine.cache import Embedding, Layout
+from workers.engine.models.prompts import Prompt
 
 
 class ImageAdapter(Protocol):
@@ -150,9 +151,8 @@ class Model(Protocol):
     def scheduler_config(self) -> Any:
         """The configuration that samplers are made from."""
 
-    @property
-    def text_layout(self) -> Layout:
-        """Names and shapes of what `encode_text` returns."""
+    def text_layout(self, chunks: int) -> Layout:
+        """Names and shapes of what `encode_text` returns for a prompt of so many chunks."""
 
     @property
     def zero_negative(self) -> bool:
@@ -166,8 +166,14 @@ class Model(Protocol):
     def max_clip_skip(self) -> int:
         """Most layers that a text encoder can leave out."""
 
-    def encode_text(self, text: str, clip_skip: int) -> Embedding:
-        """Encode one text without the last `clip_skip` layers; the first dimension is 1."""
+    def prompt(self, text: str) -> Prompt:
+        """Read a text as `encode_text` takes it; safe from several threads."""
+
+    def encode_text(self, prompt: Prompt, clip_skip: int) -> Embedding:
+        """Encode one text without the last `clip_skip` layers; the first dimension is 1.
+
+        `tokens`, if there are any, are `(1, tokens, dim)`, chunk after chunk.
+        """
 
     def text_kv(self, text: Embedding) -> Tensor:
         """K and V of every layer, `(branches, tokens, width)`; see `attention.Context.text`."""

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5 and its custom models: one text encoder, no added conditions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from diffusers import StableDiffusionPipeline
@@ -66,10 +66,9 @@ class SD15(UNetModel):
             IpTarget.STYLE_LAYOUT: BlockScales(up=style, down=layout, mid=1.0),
         }
 
-    @property
-    def text_layout(self) -> Layout:
+    def text_layout(self, chunks: int) -> Layout:
         """See `base.Model`."""
-        tokens = self.pipe.tokenizer.model_max_length
+        tokens = chunks * self.pipe.tokenizer.model_max_length
         return {"tokens": (1, tokens, self.unet.config.cross_attention_dim)}
 
     @property
@@ -82,8 +81,17 @@ class SD15(UNetModel):
         """See `base.Model`."""
         return int(self.pipe.text_encoder.config.num_hidden_layers)
 
-    def encode_text(self, text: str, clip_skip: int) -> Embedding:
-        """See `base.Model`; diffusers' own `encode_prompt`."""
+    def encode_ids(self, ids: Sequence[Tensor], clip_skip: int) -> Embedding:
+        """See `UNetModel`; the layer that diffusers' `encode_prompt` takes."""
+        encoder = self.pipe.text_encoder
+        out = encoder(ids[0], output_hidden_states=True)
+        if not clip_skip:
+            return {"tokens": out.last_hidden_state}
+        inner = getattr(encoder, "text_model", encoder)
+        return {"tokens": inner.final_layer_norm(out.hidden_states[-(clip_skip + 1)])}
+
+    def encode_plain(self, text: str, clip_skip: int) -> Embedding:
+        """See `UNetModel`; diffusers' own `encode_prompt`."""
         tokens, _ = self.pipe.encode_prompt(
             text,
             self.device,

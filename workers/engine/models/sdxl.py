@@ -1,6 +1,6 @@
 """Stable Diffusion XL: two text encoders, pooled text and picture sizes as added conditions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -66,10 +66,9 @@ class SDXL(UNetModel):
             IpTarget.STYLE_LAYOUT: BlockScales(up=style, down=layout),
         }
 
-    @property
-    def text_layout(self) -> Layout:
+    def text_layout(self, chunks: int) -> Layout:
         """See `base.Model`."""
-        tokens = self.pipe.tokenizer.model_max_length
+        tokens = chunks * self.pipe.tokenizer.model_max_length
         return {
             "tokens": (1, tokens, self.unet.config.cross_attention_dim),
             "pooled": (1, self.pipe.text_encoder_2.config.projection_dim),
@@ -86,8 +85,15 @@ class SDXL(UNetModel):
         encoders, _ = self.text_encoders(self.pipe)
         return int(min(encoder.config.num_hidden_layers for encoder in encoders)) - 1
 
-    def encode_text(self, text: str, clip_skip: int) -> Embedding:
-        """See `base.Model`; diffusers' own `encode_prompt`."""
+    def encode_ids(self, ids: Sequence[Tensor], clip_skip: int) -> Embedding:
+        """See `UNetModel`; the layers that diffusers' `encode_prompt` takes."""
+        first = self.pipe.text_encoder(ids[0], output_hidden_states=True)
+        second = self.pipe.text_encoder_2(ids[1], output_hidden_states=True)
+        hidden = [out.hidden_states[-(clip_skip + 2)] for out in (first, second)]
+        return {"tokens": torch.cat(hidden, dim=-1), "pooled": second.text_embeds}
+
+    def encode_plain(self, text: str, clip_skip: int) -> Embedding:
+        """See `UNetModel`; diffusers' own `encode_prompt`."""
         tokens, _, pooled, _ = self.pipe.encode_prompt(
             text, device=self.device, do_classifier_free_guidance=False, clip_skip=clip_skip or None
         )

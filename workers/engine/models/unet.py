@@ -7,7 +7,8 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from threading import Lock
+from typing import Any, ClassVar, Final, Self
 
 import torch
 from diffusers import AutoencoderKL
@@ -18,13 +19,17 @@ from service.core.errors import ConfigurationError
 from service.core.param_types import IpTarget
 from workers.engine.attention import Context, ImageContext, Kernel
 from workers.engine.cache import Embedding, Layout
-from workers.engine.models import checks, controlnet, hub, lora, t2i_adapter
+from workers.engine.models import checks, controlnet, hub, lora, prompts, t2i_adapter
 from workers.engine.models.adapter import AdapterLoader, IPAdapter
 from workers.engine.models.controlnet import UNetControlNet
 from workers.engine.models.forward import unet_forward
 from workers.engine.models.layers import CrossAttention, install, kv_width, text_kv
 from workers.engine.models.lora import LoadedLora
+from workers.engine.models.prompts import Prompt, TokenWeights
 from workers.engine.models.t2i_adapter import UNetT2IAdapter
+
+_TOKENIZING: Final = Lock()
+"""A tokenizer of the tokenizers library must not be used by two threads at once."""
 
 
 @dataclass(eq=False)
@@ -68,9 +73,8 @@ class UNetModel:
     def ip_targets(unet: Any) -> Mapping[IpTarget, BlockScales]:
         """The blocks in which an image prompt acts, for each `ip_target` but `all`."""
 
-    @property
     @abstractmethod
-    def text_layout(self) -> Layout:
+    def text_layout(self, chunks: int) -> Layout:
         """See `base.Model`."""
 
     @property
@@ -84,8 +88,37 @@ class UNetModel:
         """See `base.Model`."""
 
     @abstractmethod
-    def encode_text(self, text: str, clip_skip: int) -> Embedding:
+    def encode_plain(self, text: str, clip_skip: int) -> Embedding:
+        """Encode a text of one chunk through the pipeline."""
+
+    @abstractmethod
+    def encode_ids(self, ids: Sequence[Tensor], clip_skip: int) -> Embedding:
+        """The same from token ids for each text encoder, `(1, tokens)`."""
+
+    def prompt(self, text: str) -> Prompt:
         """See `base.Model`."""
+        with _TOKENIZING:
+            return prompts.parse(text, self.text_encoders(self.pipe)[1])
+
+    def encode_text(self, prompt: Prompt, clip_skip: int) -> Embedding:
+        """See `base.Model`; pooled texts are those of the first chunk."""
+        if not prompt.chunks:
+            return self.encode_plain(prompt.text, clip_skip)
+        empty = [prompts.chunk(tokenizer) for tokenizer in self.text_encoders(self.pipe)[1]]
+        nothing = self._encode_chunk(empty, clip_skip)["tokens"]
+        encoded = []
+        for chunk in prompt.chunks:
+            embedding = self._encode_chunk(chunk, clip_skip)
+            weights = torch.tensor(chunk[0][1]).to(nothing)[None, :, None]
+            # Weights go from the empty text through the word itself and beyond.
+            tokens = nothing + weights * (embedding["tokens"] - nothing)
+            encoded.append({**embedding, "tokens": tokens})
+        joined = torch.cat([embedding["tokens"] for embedding in encoded], dim=1)
+        return {**encoded[0], "tokens": joined}
+
+    def _encode_chunk(self, chunk: Sequence[TokenWeights], clip_skip: int) -> Embedding:
+        ids = [torch.tensor([tokens], device=self.device) for tokens, _ in chunk]
+        return self.encode_ids(ids, clip_skip)
 
     @property
     def unet(self) -> Any:
@@ -177,7 +210,7 @@ class UNetModel:
     def blank_context(self, count: int, image_tokens: int) -> Context:
         """See `base.Model`."""
         width = kv_width(self.layers)
-        text = self._zeros(count, self.text_layout["tokens"][1], width)
+        text = self._zeros(count, self.text_layout(1)["tokens"][1], width)
         if not image_tokens:
             return Context(text)
         image = self._zeros(count, image_tokens, width)
