@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from service.core import logging
 from service.core.catalog import Adapter, Catalog, ModelEntry, Source, load_catalog
@@ -100,6 +101,7 @@ def main(arguments: list[str]) -> int:
     """Download, or wait with `--wait`; the exit status."""
     settings = load_settings()
     logging.configure(settings.log_level, settings.log_format)
+    disable_progress_bars()
     done = marker(settings.models)
     if arguments == ["--wait"]:
         logger.info("waiting for models", marker=str(done))
