@@ -60,6 +60,7 @@ class Worker:
                 self._metrics.registry,
                 live=lambda: self._watchdog is None or self._watchdog.healthy(),
                 ready=self._is_ready,
+                fall_back="worker_metrics_port" not in settings.model_fields_set,
             )
         except OSError as error:
             raise ConfigurationError(
@@ -125,7 +126,12 @@ class Worker:
             signal.signal(number, lambda *_: consumer.stop())
         for thread in (progress, *threads):
             thread.start()
-        logger.info("worker ready", name=self._name, models=sorted(engine.models))
+        logger.info(
+            "worker ready",
+            name=self._name,
+            models=sorted(engine.models),
+            metrics_port=self._health.port,
+        )
         try:
             wait_for("Redis", heartbeat, RedisError)
             consumer.work_until_stopped(settings.drain_seconds)

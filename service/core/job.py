@@ -49,6 +49,8 @@ class StoredImage(_StoredModel):
     height: int
     seed: int
     sha256: str
+    size_bytes: int | None = None
+    """Of the file; release 0.1.0 did not store it."""
 
 
 class JobError(_StoredModel):
