@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     models: Path = ROOT / "models" / "shapes.yaml"
     """Path of the `models.yaml` that names the models to serve."""
 
+    model_files_url: str | None = None
+    """Bucket from which `python -m workers.download` copies the model files instead of asking the
+    model hub; of the form of `storage_url`, with the same endpoint and keys."""
+
     # Taking requests in
     max_body_bytes: Annotated[int, Field(gt=0)] = 100 * 2**20
     max_file_bytes: Annotated[int, Field(gt=0)] = 20 * 2**20

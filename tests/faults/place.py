@@ -11,7 +11,7 @@ from typing import Any
 import boto3
 from moto.server import ThreadedMotoServer
 
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from tests import previous_release
 from tests.faults.load import Judge
 from tests.proxy import Proxy

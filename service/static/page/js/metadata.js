@@ -72,7 +72,7 @@ function userComment(tiff) {
 
 function textOf(bytes) {
   const view = new DataView(bytes.buffer);
-  if (starts(bytes, "\x89PNG")) {
+  if (starts(bytes, "PNG", 1)) {
     for (const [keyword, text] of pngTexts(bytes, view)) if (keyword === KEYWORD) return text;
     return null;
   }

@@ -1,0 +1,49 @@
+"""The page where an API key is needed."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import expect
+
+from service import api_keys
+from service.core import redis_keys
+from tests.browser.conftest import Visitor, accessible, example, finished, generate
+from tests.running import redis_client, until
+from tests.stack import Service
+
+
+@pytest.fixture
+def key(service: Service) -> Iterator[str]:
+    """A key; while there is one, one is needed."""
+    with redis_client(str(service.settings["redis_url"])) as redis:
+        made, record = api_keys.make_key("browser", now=time.time())
+        api_keys.save(redis, record)
+        until(lambda: service.client.get("/jobs").status_code == 401, what="the need of a key")
+        yield made
+        redis.delete(redis_keys.API_KEYS)
+        until(lambda: service.client.get("/jobs").status_code == 200, what="the end of that need")
+
+
+def test_it_asks_for_a_key_and_keeps_it_in_its_tab(
+    make_visitor: Callable[..., Visitor], service: Service, key: str
+) -> None:
+    visitor = make_visitor()
+    page = visitor.open(service.api.url)
+    example(page)
+    page.get_by_role("button", name="Generate").click()
+    dialog = page.get_by_role("dialog", name="API key")
+    expect(dialog).to_contain_text("This needs an API key")
+    accessible(page)
+    dialog.get_by_label("Key").fill(key)
+    dialog.get_by_role("button", name="Use this key").click()
+    expect(dialog).to_have_count(0)
+    generate(page)
+    finished(page)
+    page.reload()
+    finished(page)
+    expect(page.get_by_role("heading", name="Your jobs")).to_be_visible()
+    assert not [url for url in visitor.requests if key in url]
+    assert page.evaluate("JSON.stringify(localStorage)").find(key) == -1
+    other = visitor.open(service.api.url)
+    expect(other.get_by_role("button", name="API key: none")).to_be_visible()
