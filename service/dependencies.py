@@ -29,7 +29,7 @@ from service.jobs.event_stream import EventStreams
 from service.jobs.queue import JobQueue
 from service.jobs.store import FoundJob, JobStore
 from service.jobs.views import JobView, job_view
-from service.periodic import StorageProbe
+from service.periodic import RedisMonitor, StorageProbe
 from service.rate_limits import RateLimits
 from service.submission.body import BodyBudget
 from service.submission.idempotency import Idempotency
@@ -57,6 +57,7 @@ class Services:
     estimates: Estimates
     event_streams: EventStreams
     storage_probe: StorageProbe
+    redis_monitor: RedisMonitor
     body_budget: BodyBudget
     uploads: Uploads
     authenticator: Authenticator
@@ -103,6 +104,7 @@ async def open_services(
         on_end=metrics.ends.count,
     )
     estimates = Estimates(client, settings.queue, catalog)
+    redis_monitor = RedisMonitor(client)
     uploads = Uploads(storage, max_pixels=settings.max_image_pixels)
     try:
         yield Services(
@@ -115,6 +117,7 @@ async def open_services(
                 client,
                 transitions,
                 estimates,
+                server=redis_monitor,
                 max_jobs=settings.max_queued_jobs,
             ),
             transitions=transitions,
@@ -123,6 +126,7 @@ async def open_services(
             estimates=estimates,
             event_streams=event_streams,
             storage_probe=StorageProbe(storage),
+            redis_monitor=redis_monitor,
             body_budget=BodyBudget(BODIES_AT_ONCE * settings.max_body_bytes),
             uploads=uploads,
             authenticator=Authenticator(client, allow_anonymous=anonymous_allowed(settings)),
@@ -154,6 +158,7 @@ UseJobs = Annotated[JobStore, _part("jobs")]
 UseEstimates = Annotated[Estimates, _part("estimates")]
 UseEventStreams = Annotated[EventStreams, _part("event_streams")]
 UseStorageProbe = Annotated[StorageProbe, _part("storage_probe")]
+UseRedisMonitor = Annotated[RedisMonitor, _part("redis_monitor")]
 UseBodyBudget = Annotated[BodyBudget, _part("body_budget")]
 UseUploads = Annotated[Uploads, _part("uploads")]
 UseAuthenticator = Annotated[Authenticator, _part("authenticator")]
@@ -191,7 +196,7 @@ Show = Callable[[FoundJob], Awaitable[JobView]]
 
 async def _show(base_url: BaseUrl, estimates: UseEstimates) -> Show:
     async def show(found: FoundJob) -> JobView:
-        eta = await estimates.eta_seconds(found.job)
+        eta = await estimates.eta_seconds(found.job, found.ahead)
         return job_view(found.job, base=base_url, ahead=found.ahead, eta_seconds=eta)
 
     return show

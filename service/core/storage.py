@@ -151,6 +151,15 @@ class Storage:
         except BaseError as error:
             raise StorageError(type(error).__name__) from error
 
+    async def size_async(self, key: str) -> int:
+        """Bytes of one object."""
+        try:
+            return int((await obstore.head_async(self._store, key))["size"])
+        except (NotFoundError, FileNotFoundError) as error:
+            raise ObjectMissing(key) from error
+        except BaseError as error:
+            raise StorageError(type(error).__name__) from error
+
     def delete(self, key: str) -> None:
         """Delete one object; one that is not there is no error."""
         try:
