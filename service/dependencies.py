@@ -77,6 +77,7 @@ async def open_services(
     pool = aioredis.BlockingConnectionPool.from_url(
         url,
         decode_responses=True,
+        encoding_errors="replace",  # a damaged record must not fail the answers of others
         max_connections=POLLING_CONNECTIONS,
         timeout=ANSWER_SECONDS,
         socket_connect_timeout=CONNECT_SECONDS,

@@ -33,6 +33,16 @@ class AttentionBackend(StrEnum):
     SDPA = "sdpa"
 
 
+class Provenance(StrEnum):
+    """How a finished picture says that a model made it."""
+
+    NONE = "none"
+    XMP = "xmp"
+    """IPTC's DigitalSourceType in an XMP packet."""
+    C2PA = "c2pa"
+    """That, and Content Credentials signed with a certificate of the operator's."""
+
+
 class LogFormat(StrEnum):
     """Lines for machines or for people."""
 
@@ -139,6 +149,11 @@ class Settings(BaseSettings):
     embedding_cache_bytes: Annotated[int, Field(ge=0)] = 128 * 2**20
     """How many bytes Redis keeps of them at most; one of an SDXL text has 0.3 MB, one for a Plus
     adapter 0.7 MB. It holds the jobs, too, and refuses them when it is full."""
+    provenance: Provenance = Provenance.XMP
+    c2pa_certificates: Path | None = None
+    """PEM file of the certificate that signs pictures, followed by its issuers."""
+    c2pa_key: Path | None = None
+    """PEM file of its private key."""
     preview_every_steps: Annotated[int, Field(ge=0)] = 0
     """Send a small preview event every so many steps; 0 sends none."""
 
