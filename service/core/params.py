@@ -71,7 +71,6 @@ class GenerateRequest(StoredRecord):
         tuple[Name, ...],
         *ONE_OR_MORE,
         OnePerFile("image", one_for_all=True),
-        Computed(),
         Public(),
         Field(
             description="One for each image: the adapter that reads it; `adapter` by default. "
@@ -187,7 +186,7 @@ class GenerateRequest(StoredRecord):
     control_preprocess: Annotated[
         tuple[Preprocessor, ...],
         *ONE_OR_MORE,
-        OnePerFile("control_image", default=Preprocessor.NONE, one_for_all=True),
+        OnePerFile("control_image", one_for_all=True),
         Public(),
         Field(
             description="How the worker makes each map of the picture that was sent; `none` by "

@@ -75,7 +75,7 @@ class OnePerFile:
 
     upload: str
     default: Any = None
-    """Of each file; `None` where it is `Computed`."""
+    """Of each file. With `None`, the list is `Computed`, or empty where it was not sent."""
     one_for_all: bool = False
     """Whether a single value may stand for all files."""
 
@@ -253,7 +253,7 @@ def _for_each_file(
     if value is not None and len(value) == count:
         return value, ""
     if value is None:
-        return (each.default,) * count, ""
+        return () if each.default is None else (each.default,) * count, ""
     return (value * count)[:count], f"has {len(value)} values for {count} files"
 
 
@@ -345,8 +345,7 @@ def example_input(declaration: Declaration) -> dict[str, Any]:
             shown[name] = [upload] * files.at_least if files.shown_as_list else None
         elif each is not None:
             values = [each.default] * len(shown[each.upload] or ())
-            if values and each.default is None:
-                values = field.examples[0][: len(values)] if field.examples else values
+            values = [] if each.default is None else values
             is_one = marker(field, OneOrMore) is not None
             shown[name] = _unlisted(tuple(values)) if is_one else values
         elif field.examples and marker(field, OnlyWith) is None and field.is_required():

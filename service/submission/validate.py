@@ -102,7 +102,6 @@ def validate(
     computed |= {
         "model": name,
         "ip_scale": (IP_SCALE_WITH_PROMPT if given["prompt"] else IP_SCALE_WITHOUT_PROMPT,),
-        "image_adapter": (values["adapter"],) * files.get("image", 0),
         "strength": STRENGTH_WITH_MASK if files.get("mask_image") else STRENGTH,
         "control_type": tuple(entry.control_types)[:1] * maps,
     }
@@ -124,7 +123,7 @@ def _images(context: _Context) -> Iterator[FieldError]:
     masks = context.files.get("image_mask", 0)
     if masks not in (0, count):
         yield FieldError("image_mask", f"{masks} files for {count} images; send one for each")
-    adapters = len(set(request.image_adapter))
+    adapters = len(set(request.image_adapter)) or 1
     if len(request.ip_scale) not in (1, adapters):
         message = f"has {len(request.ip_scale)} values for {adapters} adapters in use"
         yield FieldError("ip_scale", message)

@@ -24,7 +24,7 @@ def test_silence_is_filled_with_the_defaults_of_the_model(api: Api) -> None:
     assert shown == {
         "image": [{"sha256": hashlib.sha256(PNG).hexdigest(), "width": 24, "height": 16}],
         "image_weights": [1.0],
-        "image_adapter": "base",
+        "image_adapter": None,
         "image_mask": [],
         "negative_image": [],
         "prompt": "",

@@ -77,7 +77,7 @@ def test_every_image_has_an_adapter() -> None:
     made = request({"image_adapter": "base,plus", "ip_scale": "0.3,0.9"}, image=2)
     assert made.ip_scales == {"base": 0.3, "plus": 0.9}
     assert [image.adapter for image in made.images] == ["base", "plus"]
-    assert request({"adapter": "plus"}, image=2).image_adapter == ("plus", "plus")
+    assert request({"adapter": "plus"}, image=2).ip_scales == {"plus": 1.0}
     assert request({"image_adapter": "plus"}, image=2).image_adapter == ("plus", "plus")
 
 
