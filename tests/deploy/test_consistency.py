@@ -100,7 +100,7 @@ def probes() -> list[tuple[str, str, int]]:
 
 
 def test_every_probe_asks_for_a_path_that_exists_on_the_port_that_listens() -> None:
-    worker_paths = set(re.findall(r'"(/\w[\w/]*)"', (ROOT / "workers/health.py").read_text()))
+    worker_paths = set(re.findall(r'"(/\w[\w/]*)"', (ROOT / "workers/monitoring.py").read_text()))
     assert len(probes()) == 4
     for name, path, port in probes():
         if name == "Deployment/api":
