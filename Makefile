@@ -10,8 +10,8 @@ RUN := $(VENV)/.run
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-images test-manifests hashes sbom lint format openapi bench bench-gpu bench-http \
-	bench-workers bench-scale faults soak overload eval clean
+.PHONY: help setup demo serve test test-images test-manifests hashes sbom lint format openapi bench \
+	bench-gpu bench-http bench-workers bench-scale faults soak overload train eval clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +91,9 @@ soak: setup ## a quarter of an hour of mixed load with cancels and kills; out/so
 
 overload: setup ## $(MINUTES) minutes of twice the requests that can be done; out/overload.md
 	$(BIN)/python -m tests.faults.overload --minutes $(MINUTES)
+
+train: setup ## the bundled model by its recipe, hours; resumable; work/ and models/shapes
+	$(BIN)/python -m training
 
 eval: setup ## judge the bundled model's pictures; docs/
 	$(BIN)/python -m training.evaluate

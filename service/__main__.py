@@ -8,13 +8,13 @@ from functools import partial
 import structlog
 import uvloop
 
+from service.api_keys import is_loopback
 from service.app import Side, create_app
 from service.core import logging, malloc, tracing
 from service.core.catalog import load_catalog
 from service.core.errors import ConfigurationError
 from service.core.metrics import ApiMetrics
 from service.core.settings import Settings, load_settings
-from service.gate import is_loopback
 from service.server import (
     Server,
     connection_capacity,

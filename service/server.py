@@ -5,6 +5,7 @@ import contextlib
 import math
 import resource
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final
@@ -17,12 +18,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from service.api_keys import anonymous_allowed, bootstrap_record
 from service.connections import Connections
 from service.core import redis_keys
 from service.core.settings import Settings
-from service.gate import anonymous_allowed
-from service.grace import AFTERWARDS_SECONDS
 from service.http_protocol import HttpLimits, HttpProtocol
+from service.middleware import AFTER_BODIES_SECONDS
 
 LOOPBACK: Final = "127.0.0.1"
 ACCEPT_BACKLOG: Final = 256
@@ -71,7 +72,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             lifespan="on",
-            timeout_graceful_shutdown=math.ceil(grace_seconds + AFTERWARDS_SECONDS),
+            timeout_graceful_shutdown=math.ceil(grace_seconds + AFTER_BODIES_SECONDS),
         )
         super().__init__(config)
 
@@ -151,6 +152,10 @@ async def may_listen_publicly(settings: Settings) -> bool:
         retry=Retry(NoBackoff(), 0),
     )
     try:
+        if settings.bootstrap_key is not None:
+            record = bootstrap_record(settings.bootstrap_key.get_secret_value(), now=time.time())
+            # Not over what is there: several replicas start at once.
+            await client.hsetnx(redis_keys.API_KEYS, record.id, record.model_dump_json())
         return bool(await client.exists(redis_keys.API_KEYS))
     except RedisError:
         return False

@@ -251,7 +251,8 @@ def hostile_bodies() -> list[HostileBody]:
     long_header = f"--{BOUNDARY}\r\nX-Long: ".encode() + b"x" * 100_000
     return [
         HostileBody("nothing", "", b"", 400),
-        HostileBody("JSON", "application/json", b'{"image": "x"}', 400),
+        HostileBody("cut off JSON", "application/json", b'{"image": "x', 400),
+        HostileBody("JSON without a file", "application/json", b'{"image": "x"}', 422),
         HostileBody("urlencoded", "application/x-www-form-urlencoded", b"image=x", 400),
         HostileBody("no boundary", "multipart/form-data", image + END, 400),
         HostileBody("empty boundary", "multipart/form-data; boundary=", image + END, 400),

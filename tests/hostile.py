@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from redis import Redis
 
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from tests import corpus
 from tests.running import KEEP, Running, start_api
 

@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from service.core.errors import InputLost, StorageFailed
 from service.core.params import GenerateRequest, OutputFormat
+from service.core.schema import picture_metadata
 from service.core.storage import ObjectMissing, Storage, StorageError
 from workers import retry
 
@@ -79,17 +80,8 @@ class PictureFile:
 
 
 def parameters(request: GenerateRequest, index: int) -> dict[str, Any]:
-    """Describe picture `index` of a job: all that is needed to make it again, JSON-ready.
-
-    Uploads appear by their SHA-256; storage keys and the webhook are left out.
-    """
-    private: dict[str, Any] = {
-        "webhook_url": True,
-        "images": {"__all__": {"key"}},
-        "control": {"key"},
-    }
-    content = request.model_dump(mode="json", exclude=private)
-    return content | {"seed": request.seed + index, "num_images": 1}
+    """Describe picture `index` of a job: all that is needed to make it again, JSON-ready."""
+    return picture_metadata(request) | {"seed": request.seed + index, "num_images": 1}
 
 
 def encode(image: Image, request: GenerateRequest, index: int) -> PictureFile:

@@ -1,7 +1,7 @@
-"""Follows the event stream of a job in Redis without polling: XREAD blocks until there is news.
+"""Subscribes to the event stream of a job in Redis: XREAD blocks until there is a new event.
 
-Serves both server-sent events and requests that wait. It knows the stream, not what HTTP makes
-of it. Its connections are its own and bounded, so that followers never starve the pollers.
+Used by server-sent events and by requests that wait for a job. Subscribers have connections of
+their own, bounded in number, so that they never block requests that poll.
 """
 
 import asyncio
@@ -36,27 +36,27 @@ class Event:
     data: str
 
 
-class Follower:
-    """A bounded number of followers of jobs."""
+class EventStreams:
+    """The event streams of jobs, for a bounded number of subscribers."""
 
-    def __init__(self, redis_url: str, *, at_once: int, stopping: asyncio.Event) -> None:
+    def __init__(self, redis_url: str, *, limit: int, stopping: asyncio.Event) -> None:
         self._redis = aioredis.Redis.from_pool(
             aioredis.BlockingConnectionPool.from_url(
                 redis_url,
                 decode_responses=True,
-                max_connections=at_once,
+                max_connections=limit,
                 timeout=2 * BLOCK_SECONDS,
                 socket_connect_timeout=2,
                 socket_timeout=2 * BLOCK_SECONDS,
                 retry=Retry(NoBackoff(), 0),
             )
         )
-        self._free = at_once
+        self._free_slots = limit
         self._stopping = stopping
 
     @property
     def stopping(self) -> bool:
-        """Whether the process is about to end."""
+        """Whether the process is shutting down."""
         return self._stopping.is_set()
 
     async def close(self) -> None:
@@ -64,30 +64,30 @@ class Follower:
         await self._redis.aclose()
 
     @contextmanager
-    def seat(self) -> Iterator[bool]:
-        """Take one of the places; `False` where all are taken."""
-        if self._free <= 0:
+    def subscriber_slot(self) -> Iterator[bool]:
+        """Take a subscriber slot for the length of the context; `False` where none is free."""
+        if self._free_slots <= 0:
             yield False
             return
-        self._free -= 1
+        self._free_slots -= 1
         try:
             yield True
         finally:
-            self._free += 1
+            self._free_slots += 1
 
     @property
-    def has_room(self) -> bool:
-        """Whether one more may follow."""
-        return self._free > 0
+    def has_free_slot(self) -> bool:
+        """Whether one more subscriber is allowed."""
+        return self._free_slots > 0
 
-    async def has_news(self, job_id: str, after: str) -> bool:
-        """Whether an event stands after the one with id `after`. Raises `redis.RedisError`."""
+    async def has_event(self, job_id: str, after: str) -> bool:
+        """Whether there is an event after the one with id `after`. Raises `redis.RedisError`."""
         return bool(await self._redis.xread({redis_keys.events(job_id): after}, count=1))
 
     async def events(self, job_id: str, after: str = FIRST) -> AsyncIterator[Event | None]:
-        """Every event after the one with id `after`, up to `done`; `None` as a sign of life.
+        """Every event after the one with id `after`, up to `done`; `None` as a heartbeat.
 
-        Ends early only when the process is about to end. Outlasts an absence of Redis.
+        Ends early only when the process shuts down; reconnects while Redis is unavailable.
         """
         key, last = redis_keys.events(job_id), after
         while not self.stopping:
@@ -96,7 +96,7 @@ class Follower:
                     {key: last}, count=_EVENTS_AT_ONCE, block=int(BLOCK_SECONDS * 1000)
                 )
             except RedisError as error:
-                log.warning("an event stream lost Redis", cause=type(error).__name__)
+                log.warning("event stream lost its Redis connection", cause=type(error).__name__)
                 yield None
                 await asyncio.sleep(1)
                 continue
@@ -108,11 +108,14 @@ class Follower:
                 if fields["event"] == EventName.DONE:
                     return
 
-    async def wait(self, job_id: str, seconds: float) -> bool:
-        """Wait at most `seconds` until the job has ended; whether it has."""
-        with self.seat() as seated:
-            if not seated:
-                return False
+    async def wait(self, job_id: str, seconds: float) -> bool | None:
+        """Wait at most `seconds` for the end of the job; whether it came.
+
+        `None` where no subscriber slot is free, so that there was no wait.
+        """
+        with self.subscriber_slot() as has_slot:
+            if not has_slot:
+                return None
             try:
                 async with asyncio.timeout(seconds):
                     async for event in self.events(job_id):

@@ -49,7 +49,7 @@ class Decoded:
     picture: Picture
 
 
-class Decoder:
+class UploadDecoder:
     """Decodes uploads in other processes, all within one event loop."""
 
     def __init__(self, *, max_pixels: int, idle_seconds: float = IDLE_SECONDS) -> None:

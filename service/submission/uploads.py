@@ -12,11 +12,11 @@ from anyio import fail_after, to_thread
 
 from service.core import redis_keys
 from service.core.errors import FieldError, InvalidImage, ServiceError, UnsupportedMedia
+from service.core.params import StoredUpload
 from service.core.storage import Storage, StorageError
 from service.submission.decoded import Format, UploadKind
-from service.submission.decoder import Decoded, Decoder
+from service.submission.decoder import Decoded, UploadDecoder
 from service.submission.form import IN_MEMORY_BYTES, Upload
-from service.submission.validate import StoredUpload
 
 WRITE_SECONDS: Final = 6
 """A client hears of a silent storage after this and `DISCARD_SECONDS`. The storage's own retries,
@@ -34,7 +34,7 @@ class Uploads:
 
     def __init__(self, storage: Storage, *, max_pixels: int) -> None:
         self._storage = storage
-        self._decoder = Decoder(max_pixels=max_pixels)
+        self._decoder = UploadDecoder(max_pixels=max_pixels)
 
     async def store(
         self, job_id: str, files: dict[str, list[Upload]]

@@ -21,12 +21,11 @@ import structlog
 from pydantic import SecretStr
 from redis.exceptions import RedisError
 
-from service.api_keys import ApiKey
+from service.api_keys import ANONYMOUS, ApiKey
 from service.core import redis_keys, scripts
 from service.core.job import Job
 from service.core.metrics import ApiMetrics
 from service.fair_share import FairShare
-from service.gate import ANONYMOUS
 from service.jobs.views import job_view
 from service.webhooks.sender import DeliveryOutcome, Sender
 

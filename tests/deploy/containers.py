@@ -18,8 +18,9 @@ from tests.deploy.manifests import ROOT
 BASE = "localhost/imageprompt-base:1"
 TOOLS = ("buildah", "podman", "runc", "debootstrap")
 PACKAGES = "python3,python3-venv,python3-pip,python-is-python3,ca-certificates"
-MOUNTED = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf", "/opt/wheels")
-"""Of this machine, where they exist: what pip needs to reach its index."""
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+WHEELS = Path("/opt/wheels")
+"""Of this machine, where they exist: whom pip trusts, and wheels that lie here (torch for CPUs)."""
 
 
 def require_tools() -> None:
@@ -77,13 +78,14 @@ class Engine:
 
     def build(self, dockerfile: str, tag: str, *options: str) -> None:
         """`buildah build` with the repository as its context."""
-        mounts = [f"--volume={path}:{path}:ro" for path in MOUNTED if Path(path).exists()]
-        wheels = ["--env=PIP_FIND_LINKS=/opt/wheels"] if Path("/opt/wheels").is_dir() else []
+        pip = self.folder / "pip.conf"
+        pip.write_text(f"[global]\ncert = {CERTIFICATES}\nfind-links = {WHEELS}\ntimeout = 180\n")
+        mounts = [f"--volume={path}:{path}:ro" for path in (CERTIFICATES, WHEELS) if path.exists()]
         self.call(
             "buildah",
             *("build", "--layers=false", "--isolation=chroot", "--network=host", "--format=docker"),
             *mounts,
-            *wheels,
+            f"--volume={pip}:/etc/pip.conf:ro",
             f"--build-arg=BASE={BASE}",
             *options,
             *("--file", dockerfile, "--tag", tag, "."),

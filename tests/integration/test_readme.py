@@ -122,5 +122,5 @@ def test_the_others_leave_a_picture_that_was_made_as_asked(
     made = read_parameters(image)
     text = TEXT.search(command)
     assert made["prompt"] == (text[1] if text else "")
-    assert (made["control"] is not None) == (MAP in command)
+    assert (made["control_image"] is not None) == (MAP in command)
     assert len(image.convert("RGB").getcolors(128 * 128)) > 1, "a picture, not a plane"

@@ -172,7 +172,7 @@ def test_jobs_are_listed_newest_first_page_by_page(api: Api) -> None:
 )
 def test_a_foreign_cursor_is_422(api: Api, cursor: str) -> None:
     body = problem(api.client.get(f"/jobs?cursor={cursor}"), 422)
-    assert body["errors"] == [{"field": "cursor", "message": "is none that this service gave out"}]
+    assert body["errors"] == [{"field": "cursor", "message": "is not a valid cursor"}]
 
 
 def test_a_full_queue_lets_nobody_in_and_tells_an_honest_time(

@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from service.core.params import Control, GenerateRequest, ImagePrompt
+from service.core.params import GenerateRequest, StoredUpload
 from tests.requests import generate_request
 from workers import images
 
@@ -14,8 +14,15 @@ SHA = "ab" * 32
 
 def request(output_format: str) -> GenerateRequest:
     return generate_request(
-        images=(ImagePrompt(key="uploads/a/b", sha256=SHA, pixels_sha256=SHA, width=9, height=8),),
-        control=Control(key="uploads/a/c", sha256=SHA, type="outline", scale=0.5),
+        image=(StoredUpload(key="uploads/a/b", sha256=SHA, pixels_sha256=SHA, width=9, height=8),),
+        image_weights=(1.0,),
+        control_image=(
+            StoredUpload(key="uploads/a/c", sha256=SHA, pixels_sha256=SHA, width=9, height=8),
+        ),
+        control_type="outline",
+        control_scale=0.5,
+        control_start=0.0,
+        control_end=1.0,
         prompt="\N{ROCKET}" * 2000,
         negative_prompt="\N{LATIN SMALL LETTER E WITH ACUTE}" * 2000,
         ip_scale=0.7,
@@ -40,8 +47,8 @@ def test_every_parameter_can_be_read_from_the_file(output_format: str) -> None:
     assert found["seed"] == 42
     assert found["num_images"] == 1
     assert found["prompt"] == wanted.prompt
-    assert found["control"]["scale"] == 0.5
-    assert found["images"][0]["sha256"] == SHA
+    assert found["control_scale"] == 0.5
+    assert found["image"][0]["sha256"] == SHA
     left_out = set(GenerateRequest.model_fields) - set(found)
     assert left_out == {"webhook_url"}
 

@@ -13,7 +13,7 @@ from redis import Redis
 from service.core import redis_keys
 from service.core.job import JobMetrics
 from service.core.storage import Storage
-from service.sweep import ORPHAN_SECONDS, Sweep
+from service.periodic import ORPHAN_SECONDS, StorageSweep
 from tests.buckets import Bucket
 from tests.service.conftest import Api, problem
 
@@ -62,7 +62,9 @@ def sweep(redis_url: str, storage: Storage, now: float) -> None:
 
     async def run() -> None:
         client = aioredis.Redis.from_url(redis_url, decode_responses=True)
-        await Sweep(client, storage, every_seconds=60, index_seconds=1000, clock=lambda: now).step()
+        await StorageSweep(
+            client, storage, every_seconds=60, index_seconds=1000, clock=lambda: now
+        ).step()
         await client.aclose()
 
     asyncio.run(run())

@@ -1,8 +1,8 @@
-"""Several processes that train as one: `torchrun --nproc-per-node 2 -m training.NAME`.
+"""Several processes that train one model: `torchrun --nproc-per-node 2 -m training.NAME`.
 
 One thread a process waits for the others once a step, where two threads of one process wait for
-each other at every operation; beside other work on the same cores that is twice as fast. It knows
-nothing of what is trained; started without torchrun, a team is one process.
+each other at every operation; beside other work on the same cores that is twice as fast. Started
+without torchrun there is one process.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from torch import distributed as dist
 
 
 def size() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Return this process's place among them, 0 the first."""
+    """Return this process's rank, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def join() -> None:
-    """Meet the others. Does nothing alone, or when met already."""
+    """Connect to the other processes, if there are any and it is not done yet."""
     if size() > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")
 
 
 def mean(values: list[Tensor]) -> None:
-    """Replace each tensor by its mean over the team."""
+    """Replace each tensor by its mean over all processes."""
     if size() == 1:
         return
     flat = torch.cat([value.flatten() for value in values])

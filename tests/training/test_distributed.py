@@ -1,4 +1,4 @@
-"""A team of processes trains as one: the same weights everywhere, each batch seen once."""
+"""Several processes train one model: the same weights everywhere, each batch seen once."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import json, sys
 from pathlib import Path
 import torch
 from torch import nn
-from training import team
+from training import distributed
 from training.loop import Budget, Loop
 
 out = Path(sys.argv[1])
@@ -26,9 +26,9 @@ def loss(number):
     return (model(data) - 1).square().mean()
 
 loop.run(loss)
-joined = team.gather(torch.tensor([float(team.rank())]))
-told = {"weight": model.weight.tolist(), "seen": seen, "joined": joined.tolist()}
-(out / f"{team.rank()}.json").write_text(json.dumps(told))
+joined = distributed.gather(torch.tensor([float(distributed.rank())]))
+report = {"weight": model.weight.tolist(), "seen": seen, "joined": joined.tolist()}
+(out / f"{distributed.rank()}.json").write_text(json.dumps(report))
 """
 
 
