@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from service.core import redis_keys
 from service.core.metrics import ApiMetrics
@@ -102,7 +102,7 @@ async def _read_redis(figures: ApiMetrics, estimates: Estimates, redis: "aioredi
         async with asyncio.timeout(SCRAPE_TIMEOUT_SECONDS):
             snapshot = await estimates.snapshot()
             outbox = await redis.zcard(redis_keys.OUTBOX)
-            memory = await redis.info("memory")
+            memory = await _memory(redis)
     except (RedisError, TimeoutError):
         return b""
     oldest = snapshot.oldest_created_at
@@ -114,6 +114,15 @@ async def _read_redis(figures: ApiMetrics, estimates: Estimates, redis: "aioredi
     figures.redis_memory.set(memory["used_memory"])
     figures.redis_memory_limit.set(memory["maxmemory"])
     return generate_latest(figures.redis_registry)
+
+
+async def _memory(redis: "aioredis.Redis") -> dict[str, int]:
+    """Redis' memory and its limit in bytes; zeros where its user may not call INFO."""
+    try:
+        found: dict[str, int] = await redis.info("memory")
+    except NoPermissionError:
+        return {"used_memory": 0, "maxmemory": 0}
+    return found
 
 
 async def _storage_answers(storage_probe: StorageProbe) -> bool:
