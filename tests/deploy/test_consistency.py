@@ -181,7 +181,8 @@ def test_prometheus_scrapes_the_ports_that_are_served() -> None:
 def test_entry_points_are_modules_that_exist() -> None:
     """`python -m NAME` in an image, a compose service or a Job."""
     texts = "\n".join(p.read_text() for p in SPEAKING)
-    modules = set(re.findall(r'python3?"?, "?-m"?, "?([\w.]+)', texts)) - {"pip", "venv", "compileall"}
+    started = set(re.findall(r'python3?"?, "?-m"?, "?([\w.]+)', texts))
+    modules = started - {"pip", "venv", "compileall"}
     assert modules == {"service", "workers", "workers.download"}
     for module in modules:
         base = ROOT / module.replace(".", "/")
