@@ -186,7 +186,7 @@ def rich(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     nine = shutil.copytree(entry.base.location, folder / "nine")
     unet = UNet2DConditionModel.from_pretrained(nine / "unet")
     more = 0.1 * torch.randn(len(unet.conv_in.weight), 5, 3, 3)
-    unet.conv_in = torch.nn.Conv2d(9, len(more), 3, padding=1).requires_grad_(False)
+    unet.conv_in = torch.nn.Conv2d(9, len(more), 3, padding=1).requires_grad_(requires_grad=False)
     unet.conv_in.weight.copy_(torch.cat([pipe.unet.conv_in.weight, more], dim=1))
     unet.register_to_config(in_channels=9)
     unet.save_pretrained(nine / "unet")
