@@ -24,10 +24,10 @@ from service.core.upload_kind import UploadKind
 from service.submission import images
 from service.submission.decoded import MESSAGE_BYTES
 
-BASE_MEMORY_BYTES: Final = 384 * 2**20
-"""Address space of the interpreter, its libraries and one upload with its copies."""
-MEMORY_BYTES_A_PIXEL: Final = 16
-"""The most that a decoder takes: libavif with its planes, its RGB and Pillow's copy."""
+BASE_MEMORY_BYTES: Final = 256 * 2**20
+"""Address space of the interpreter, its libraries and one upload with its copies: 110 MiB."""
+MEMORY_BYTES_A_PIXEL: Final = 14
+"""The most that any format took was 12: turned, transparent, with a profile."""
 READING_CPU_SECONDS: Final = 4
 """To take a file apart and open it, whatever its size."""
 CPU_SECONDS: Final = 4
