@@ -13,13 +13,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from redis import Redis, RedisError
 
 from service.core import logging, redis_server, tracing, worker_registry
-from service.core.catalog import load_catalog
+from service.core.catalog import Catalog, load_catalog
 from service.core.errors import ConfigurationError
 from service.core.metrics import WorkerMetrics
 from service.core.queue import connect
@@ -31,11 +31,14 @@ from workers.consumer import Consumer
 from workers.eligibility import Eligibility, Quarantine
 from workers.embedding_store import RedisEmbeddingStore
 from workers.engine.api import Options
-from workers.engine.engine import Engine, load_engine
+from workers.images import PictureEncoder
 from workers.liveness import CHECK_SECONDS, REAP_SECONDS, LeaseReaper, PeriodicThread, Watchdog
 from workers.monitoring import HealthServer, MetricsObserver, watch_memory
 from workers.progress import ProgressWriter
 from workers.task import Collaborators, generate
+
+if TYPE_CHECKING:  # torch and diffusers log while they are imported: after `logging.configure`
+    from workers.engine.engine import Engine
 
 logger = structlog.get_logger("workers")
 
@@ -58,6 +61,7 @@ class Worker:
                 self._metrics.registry,
                 live=lambda: self._watchdog is None or self._watchdog.healthy(),
                 ready=self._is_ready,
+                fall_back="worker_metrics_port" not in settings.model_fields_set,
             )
         except OSError as error:
             raise ConfigurationError(
@@ -72,7 +76,9 @@ class Worker:
         storage = Storage.from_settings(settings)
         with suppress(RedisError):  # it is waited for below
             redis_server.check(redis)
-        engine = self._load(redis)
+        catalog = load_catalog(settings.models)
+        pictures = PictureEncoder.from_settings(settings, catalog)
+        engine = self._load(catalog, redis)
         transitions = Transitions(
             redis,
             retention_seconds=settings.job_retention_seconds,
@@ -94,6 +100,7 @@ class Worker:
             metrics=self._metrics,
             worker_name=self._name,
             max_attempts=settings.max_attempts,
+            pictures=pictures,
         )
         consumer: Consumer = wait_for(
             "Redis",
@@ -123,7 +130,12 @@ class Worker:
             signal.signal(number, lambda *_: consumer.stop())
         for thread in (progress, *threads):
             thread.start()
-        logger.info("worker ready", name=self._name, models=sorted(engine.models))
+        logger.info(
+            "worker ready",
+            name=self._name,
+            models=sorted(engine.models),
+            metrics_port=self._health.port,
+        )
         try:
             wait_for("Redis", heartbeat, RedisError)
             consumer.work_until_stopped(settings.drain_seconds)
@@ -137,9 +149,10 @@ class Worker:
             self._health.close()
         logger.info("worker ended", name=self._name)
 
-    def _load(self, redis: Redis) -> Engine:
+    def _load(self, catalog: Catalog, redis: Redis) -> "Engine":
+        from workers.engine.engine import load_engine  # noqa: PLC0415  see above
+
         settings, began = self._settings, time.monotonic()
-        catalog = load_catalog(settings.models)
         self._metrics.start_at_zero(catalog.models)
         engine = load_engine(
             catalog,
@@ -162,11 +175,12 @@ class Worker:
             compile=settings.compile,
         )
         engine.warm_up()
+        logging.mute_library_warnings("diffusers", "transformers")
         watch_memory(self._metrics, engine.device)
         logger.info("engine warm", seconds=round(time.monotonic() - began, 2), device=engine.device)
         return engine
 
-    def _heartbeat(self, redis: Redis, consumer: Consumer, engine: Engine) -> None:
+    def _heartbeat(self, redis: Redis, consumer: Consumer, engine: "Engine") -> None:
         consumer.heartbeat()
         worker_registry.register(
             redis,

@@ -1,181 +1,215 @@
-"""A request that was checked as a whole: fields against each other, the catalog and the files.
+"""Checks a request as a whole: parameters against each other, the model and the uploads.
 
-It resolves every default, so that the job leaves nothing open. It knows no HTTP and no pixels.
+Defaults are filled in here, so that a job's record leaves nothing open.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from pydantic import BaseModel
 
 from service.core.catalog import Catalog, ModelEntry
-from service.core.errors import FieldError
-from service.core.params import Control, GenerateRequest, ImagePrompt, OutputFormat, SchedulerName
-from service.submission.fields import CONTROL, IMAGE, Fields, invalid
+from service.core.errors import FieldError, InvalidField
+from service.core.param_types import SigmaSchedule, StoredUpload
+from service.core.params import GenerateRequest
+from service.core.schema import fill_in
 
-SCALE_ALONE: Final = 1.0
-"""Default lambda without text, and with it: the paper's own values (section 4.3)."""
-SCALE_WITH_TEXT: Final = 0.5
+IP_SCALE_WITHOUT_PROMPT: Final = 1.0
+"""Default lambda without a prompt, and with one: the paper's own values (section 4.3)."""
+IP_SCALE_WITH_PROMPT: Final = 0.5
+STRENGTH: Final = 0.6
+STRENGTH_WITH_MASK: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class StoredUpload:
-    """One upload as it lies in storage, normalised. Width and height in pixels."""
+class ValidRequest:
+    """A checked request whose uploads are not stored yet."""
 
-    key: str
-    sha256: str
-    pixels_sha256: str
-    width: int
-    height: int
+    values: Mapping[str, Any]
+    entry: ModelEntry
+    has_size: bool
+    """Whether the client asked for a width or height."""
 
-
-class Plan:
-    """A checked request that waits for its pictures."""
-
-    def __init__(self, fields: Fields, catalog: Catalog, *, images: int, control: bool) -> None:
-        """Check fields against each other, the catalog and the number of files.
-
-        Raises `InvalidField` naming all that do not fit.
-        """
-        self._fields = fields
-        self._name = fields.model or catalog.default
-        entry = catalog.models.get(self._name)
-        if entry is None:
-            raise invalid([FieldError("model", f"is not served; see /models: {self._name}")])
-        self._entry = entry
-        wrong = [
-            *_check_images(fields, images),
-            *_check_control(fields, entry, control=control),
-            *self._check_model(),
-        ]
-        if wrong:
-            raise invalid(wrong)
-
-    def _check_model(self) -> list[FieldError]:
-        fields, entry = self._fields, self._entry
-        wrong = []
-        if fields.adapter is not None and fields.adapter not in entry.adapters:
-            wrong.append(FieldError("adapter", f"one of {', '.join(entry.adapters)}"))
-        limits = entry.limits
-        if fields.steps is not None and fields.steps > limits.max_steps:
-            wrong.append(FieldError("steps", f"at most {limits.max_steps} with this model"))
-        elif self._steps > self._scheduler.max_steps:
-            message = f"{self._scheduler} makes at most {self._scheduler.max_steps} steps"
-            wrong += [FieldError(name, message) for name in _sent(fields, "steps", "scheduler")]
-        sides = {"width": fields.width, "height": fields.height}
-        outside = [
-            FieldError(name, f"{limits.min_size} to {limits.max_size} pixels with this model")
-            for name, side in sides.items()
-            if side is not None and not limits.min_size <= side <= limits.max_size
-        ]
-        if not outside and not entry.allows(*self.size):
-            message = f"width x height is at most {limits.max_pixels} pixels with this model"
-            outside = [FieldError(name, message) for name in _sent(fields, *sides)]
-        return wrong + outside
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the pictures to make, in pixels."""
-        defaults = self._entry.defaults
-        return self._fields.width or defaults.width, self._fields.height or defaults.height
-
-    @property
-    def _steps(self) -> int:
-        return self._fields.steps or self._entry.defaults.steps
-
-    @property
-    def _scheduler(self) -> SchedulerName:
-        return self._fields.scheduler or self._entry.defaults.scheduler
-
-    def request(
-        self,
-        images: Sequence[StoredUpload],
-        control: StoredUpload | None,
-        *,
-        output_format: OutputFormat,
-        drawn_seed: int,
-    ) -> GenerateRequest:
-        """The request with nothing left open."""
-        fields, defaults = self._fields, self._entry.defaults
-        width, height = self.size
-        weights = fields.image_weights or (1.0,) * len(images)
-        return GenerateRequest(
-            model=self._name,
-            adapter=fields.adapter or defaults.adapter,
-            images=tuple(
-                ImagePrompt(
-                    key=image.key,
-                    sha256=image.sha256,
-                    pixels_sha256=image.pixels_sha256,
-                    width=image.width,
-                    height=image.height,
-                    weight=weight,
-                )
-                for image, weight in zip(images, weights, strict=True)
-            ),
-            prompt=fields.prompt,
-            negative_prompt=fields.negative_prompt,
-            control=None if control is None else self._control(control),
-            ip_scale=self._ip_scale,
-            crop=fields.crop,
-            width=width,
-            height=height,
-            steps=self._steps,
-            guidance_scale=_or(fields.guidance_scale, defaults.guidance_scale),
-            guidance_end=fields.guidance_end,
-            scheduler=self._scheduler,
-            seed=drawn_seed if fields.seed is None else fields.seed,
-            num_images=fields.num_images,
-            output_format=output_format,
-            deterministic=fields.deterministic,
-            webhook_url=str(fields.webhook_url) if fields.webhook_url else None,
-        )
-
-    @property
-    def _ip_scale(self) -> float:
-        return _or(self._fields.ip_scale, SCALE_WITH_TEXT if self._fields.prompt else SCALE_ALONE)
-
-    def _control(self, stored: StoredUpload) -> Control:
-        fields = self._fields
-        return Control(
-            key=stored.key,
-            sha256=stored.sha256,
-            type=fields.control_type or next(iter(self._entry.controlnets)),
-            scale=_or(fields.control_scale, 1.0),
-            start=_or(fields.control_start, 0.0),
-            end=_or(fields.control_end, 1.0),
-        )
+    def with_uploads(self, stored: Mapping[str, Sequence[StoredUpload]]) -> GenerateRequest:
+        """The whole request; without a size of its own, it has the shape of its init image."""
+        values = {**self.values, **stored}
+        if stored.get("init_image") and not self.has_size:
+            values["width"], values["height"] = size_like(stored["init_image"][0], self.entry)
+        return GenerateRequest.model_validate(values)
 
 
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
+def size_like(picture: StoredUpload, entry: ModelEntry) -> tuple[int, int]:
+    """Width and height in pixels with a picture's aspect ratio, and the model's native area.
+
+    Multiples of 8 within the model's limits; a ratio beyond them comes as close as they allow.
+    """
+    limits, native = entry.limits, entry.defaults.width * entry.defaults.height
+    ratio = picture.width / picture.height
+    width = min(max(math.sqrt(native * ratio), limits.min_size), limits.max_size)
+    height = min(max(width / ratio, limits.min_size), limits.max_size)
+    width = min(max(height * ratio, limits.min_size), limits.max_size)
+    low, high = -(-limits.min_size // 8) * 8, limits.max_size // 8 * 8
+    sides = [min(max(round(side / 8) * 8, low), high) for side in (width, height)]
+    while sides[0] * sides[1] > limits.max_pixels:
+        sides[sides.index(max(sides))] -= 8
+    return sides[0], sides[1]
 
 
-def _sent(fields: Fields, *names: str) -> list[str]:
-    """Those of the fields that the client gave, and can change."""
-    return [name for name in names if getattr(fields, name) is not None]
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """What the rules see. Every value of `request` is right by itself; uploads are missing."""
+
+    request: GenerateRequest
+    given: Mapping[str, Any]
+    """What the client sent; a wrong combination is reported for the fields that it can change."""
+    files: Mapping[str, int]
+    entry: ModelEntry
+
+    def sent(self, *names: str) -> list[str]:
+        """Those of the fields that the client sent."""
+        return [name for name in names if self.given[name] is not None]
 
 
-def _check_images(fields: Fields, images: int) -> list[FieldError]:
-    wrong = []
-    if images == 0:
-        wrong.append(FieldError(IMAGE, "is required: send 1 to 8 files"))
-    weights = fields.image_weights
-    if weights is not None and len(weights) != images:
-        wrong.append(FieldError("image_weights", f"{len(weights)} given for {images} images"))
-    elif weights is not None and images and not any(weights):
-        wrong.append(FieldError("image_weights", "at least one must be above 0"))
-    return wrong
+def validate(
+    sent: BaseModel,
+    files: Mapping[str, int],
+    catalog: Catalog,
+    *,
+    requires_images: bool = True,
+    **computed: Any,
+) -> ValidRequest:
+    """Check the sent parameters (`service.core.schema.sent_model`) and fill in all defaults.
+
+    `files` has the number of files of each upload, `computed` the defaults that neither the
+    request nor the model decides: `seed` and `output_format`. Without `requires_images`, uploads
+    that are required may be missing. Raises `InvalidField` naming every field that is wrong.
+    """
+    given = dict(sent)
+    name = given["model"] or catalog.default
+    entry = catalog.models.get(name)
+    if entry is None:
+        raise InvalidField.of(FieldError("model", f"{name} is not served; see GET /models"))
+    values, wrong = fill_in(
+        GenerateRequest,
+        given,
+        files=files,
+        model_defaults=entry.defaults,
+        requires_files=requires_images,
+    )
+    maps = files.get("control_image", 0)
+    computed |= {
+        "model": name,
+        "ip_scale": (IP_SCALE_WITH_PROMPT if given["prompt"] else IP_SCALE_WITHOUT_PROMPT,),
+        "strength": STRENGTH_WITH_MASK if files.get("mask_image") else STRENGTH,
+        "control_type": tuple(entry.control_types)[:1] * maps,
+    }
+    values |= {key: value for key, value in computed.items() if values[key] is None}
+    request = GenerateRequest.model_construct(**values)
+    context = _Context(request, given, files, entry)
+    for rule in _RULES:
+        wrong += rule(context)
+    if wrong:
+        raise InvalidField.of(*wrong)
+    has_size = bool(context.sent("width", "height"))
+    return ValidRequest(values, entry, has_size)
 
 
-def _check_control(fields: Fields, entry: ModelEntry, *, control: bool) -> list[FieldError]:
-    if not control:
-        names = _sent(fields, "control_type", "control_scale", "control_start", "control_end")
-        return [FieldError(name, "only with control_image") for name in names]
-    if not entry.controlnets:
-        return [FieldError(CONTROL, "this model has no ControlNet")]
-    wrong = []
-    if fields.control_type is not None and fields.control_type not in entry.controlnets:
-        wrong.append(FieldError("control_type", f"one of {', '.join(entry.controlnets)}"))
-    if _or(fields.control_start, 0.0) >= _or(fields.control_end, 1.0):
-        wrong.append(FieldError("control_start", "must be under control_end"))
-    return wrong
+def _images(context: _Context) -> Iterator[FieldError]:
+    request, count = context.request, context.files.get("image", 0)
+    if count and len(request.image_weights) == count and not any(request.image_weights):
+        yield FieldError("image_weights", "at least one must be above 0")
+    masks = context.files.get("image_mask", 0)
+    if masks not in (0, count):
+        yield FieldError("image_mask", f"{masks} files for {count} images; send one for each")
+    adapters = len(set(request.image_adapter)) or 1
+    if len(request.ip_scale) not in (1, adapters):
+        message = f"has {len(request.ip_scale)} values for {adapters} adapters in use"
+        yield FieldError("ip_scale", message)
+    if request.ip_start >= request.ip_end:
+        yield FieldError("ip_start", "must be less than ip_end")
+
+
+def _adapters(context: _Context) -> Iterator[FieldError]:
+    request, served = context.request, context.entry.adapters
+    message = f"must be one of {', '.join(served)}"
+    if request.adapter not in served:
+        yield FieldError("adapter", message)
+    elif not set(request.image_adapter) <= set(served):
+        yield FieldError("image_adapter", message)
+
+
+def _control(context: _Context) -> Iterator[FieldError]:
+    request, served = context.request, context.entry.control_types
+    if not context.files.get("control_image"):
+        return
+    if not served:
+        yield FieldError("control_image", "this model has no ControlNet")
+        return
+    if not set(request.control_type) <= set(served):
+        yield FieldError("control_type", f"must be one of {', '.join(served)}")
+    windows = zip(request.control_start, request.control_end, strict=True)
+    if any(start >= end for start, end in windows):
+        yield FieldError("control_start", "must be less than control_end")
+
+
+def _init_image(context: _Context) -> Iterator[FieldError]:
+    request = context.request
+    if context.files.get("init_image") and int(request.steps * request.strength) < 1:
+        yield FieldError("strength", f"leaves no step of {request.steps}; raise it or steps")
+
+
+def _guidance(context: _Context) -> Iterator[FieldError]:
+    request = context.request
+    if request.guidance_start > 0 and request.guidance_start >= request.guidance_end:
+        yield FieldError("guidance_start", "must be less than guidance_end")
+    if context.files.get("negative_image") and not request.guided:
+        yield FieldError("negative_image", "needs guidance: a guidance_scale above 1")
+
+
+def _loras(context: _Context) -> Iterator[FieldError]:
+    request, served = context.request, context.entry.loras
+    names = [choice.partition(":")[0] for choice in request.lora]
+    if not served and names:
+        yield FieldError("lora", "this model has no LoRA")
+    elif not set(names) <= set(served):
+        yield FieldError("lora", f"must be of {', '.join(served)}")
+    elif len(set(names)) < len(names):
+        yield FieldError("lora", "names a LoRA more than once")
+
+
+def _sampler(context: _Context) -> Iterator[FieldError]:
+    request, most = context.request, context.entry.limits.max_steps
+    scheduler = request.scheduler
+    if request.steps > most:
+        yield FieldError("steps", f"must be at most {most} with this model")
+    elif request.steps > scheduler.max_steps:
+        message = f"{scheduler} supports at most {scheduler.max_steps} steps"
+        yield from (FieldError(name, message) for name in context.sent("steps", "scheduler"))
+    if request.sigmas is not SigmaSchedule.DEFAULT and not scheduler.takes_sigmas:
+        yield FieldError("sigmas", f"cannot be {request.sigmas} with the scheduler {scheduler}")
+
+
+def _size(context: _Context) -> Iterator[FieldError]:
+    request, given, entry = context.request, context.given, context.entry
+    limits, names = entry.limits, context.sent("width", "height")
+    outside = [name for name in names if not limits.min_size <= given[name] <= limits.max_size]
+    for name in outside:
+        message = f"must be {limits.min_size} to {limits.max_size} pixels with this model"
+        yield FieldError(name, message)
+    if not outside and not entry.allows(request.width, request.height):
+        message = f"width x height must be at most {limits.max_pixels} pixels with this model"
+        yield from (FieldError(name, message) for name in names)
+
+
+_RULES: Final = (
+    _images,
+    _adapters,
+    _control,
+    _init_image,
+    _guidance,
+    _loras,
+    _sampler,
+    _size,
+)

@@ -104,14 +104,14 @@ def test_no_secret_is_given_in_the_environment(objects: list[Manifest]) -> None:
 
 def test_pods_get_longer_to_stop_than_they_need() -> None:
     from service.core.settings import Settings  # noqa: PLC0415  read late, as the process does
-    from service.grace import AFTERWARDS_SECONDS  # noqa: PLC0415  likewise
+    from service.middleware import AFTER_BODIES_SECONDS  # noqa: PLC0415  likewise
 
     specs = dict(manifests.pod_specs(manifests.files()))
     drain = Settings.model_fields["drain_seconds"].default
     assert specs["Deployment/worker"]["terminationGracePeriodSeconds"] > drain + 10
     api = specs["Deployment/api"]
     pause = api["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    grace = Settings.model_fields["grace_seconds"].default + AFTERWARDS_SECONDS
+    grace = Settings.model_fields["grace_seconds"].default + AFTER_BODIES_SECONDS
     assert api["terminationGracePeriodSeconds"] > pause + grace
 
 

@@ -12,7 +12,8 @@ from bench.engine.plain import Plain
 from service.core.catalog import BlockScales, Catalog
 from service.core.params import GenerateRequest
 from service.core.settings import Device
-from tests.engine.conftest import Stepper, control_map, job, picture, request
+from tests.engine.conftest import Stepper, job, read, request
+from tests.requests import changed
 from tests.running import until
 from workers.engine.api import Options
 from workers.engine.engine import Engine, load_engine
@@ -42,8 +43,7 @@ def test_a_job_alone_equals_the_plain_pipeline(
     stepper: Stepper, plain: Plain, wanted: GenerateRequest
 ) -> None:
     """The same request with the same seed gives the same pixels as diffusers itself."""
-    images = [picture(index) for index in range(len(wanted.images))]
-    theirs = plain.pictures(wanted, images, control_map() if wanted.control else None)
+    theirs = plain.pictures(wanted, read)
     result = stepper.run(job(wanted))
     ours = stepper.decoded("job")
     assert ours.shape == theirs.shape
@@ -54,24 +54,23 @@ def test_a_job_alone_equals_the_plain_pipeline(
 
 def test_an_engine_serves_what_it_has_loaded(loaded: Engine) -> None:
     served = request(adapter="plus", control={})
-    assert served.control is not None
     assert loaded.serves(served)
     for change in (
         {"model": "new"},
         {"adapter": "new"},
-        {"control": served.control.model_copy(update={"type": "new"})},
+        {"control_type": ("new",)},
     ):
-        assert not loaded.serves(served.model_copy(update=change))
+        assert not loaded.serves(changed(served, **change))
 
 
 CHANGES = {
     "the image prompt": {"images": request(images=2).images[1:]},
     "a second image prompt": {"images": request(images=2).images},
-    "lambda": {"ip_scale": 0.1},
+    "lambda": {"ip_scale": (0.1,)},
     "the adapter": {"adapter": "plus"},
     "the text": {"prompt": "a red star"},
     "the negative text": {"negative_prompt": "blue"},
-    "the control map": {"control": request(control={}).control},
+    "the control map": {"controls": request(control={}).controls},
     "the guidance": {"guidance_scale": 2.0},
     "the end of guidance": {"guidance_end": 0.5},
     "the seed": {"seed": 8},
@@ -81,7 +80,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_every_parameter_matters(stepper: Stepper, change: dict[str, object]) -> None:
     """Each condition changes the picture by more than the tolerance of the comparisons."""
-    for name, wanted in (("before", request()), ("after", request().model_copy(update=change))):
+    for name, wanted in (("before", request()), ("after", changed(request(), **change))):
         stepper.run(job(wanted, name))
     difference = np.abs(stepper.decoded("before") - stepper.decoded("after")).max()
     assert difference > 10 * SAME_AS_PLAIN
@@ -137,11 +136,11 @@ def test_an_adapter_acts_in_the_blocks_that_models_yaml_says(
         wanted = request(adapter="plus")
         # The other adapter has no block scales and keeps lambda everywhere.
         stepper.together(job(wanted, "plus"), job(request(), "base"))
-        same = Plain(entry, torch.device("cpu")).pictures(wanted, [picture(0)])
+        same = Plain(entry, torch.device("cpu")).pictures(wanted, read)
         assert np.abs(stepper.decoded("plus") - same).max() <= SAME_AS_PLAIN
-        everywhere = plain.pictures(wanted, [picture(0)])
+        everywhere = plain.pictures(wanted, read)
         assert np.abs(stepper.decoded("plus") - everywhere).max() > 10 * SAME_AS_PLAIN
-        base = plain.pictures(request(), [picture(0)])
+        base = plain.pictures(request(), read)
         assert np.abs(stepper.decoded("base") - base).max() <= SAME_AS_PLAIN
     finally:
         engine.stop()
@@ -152,7 +151,7 @@ def test_equal_image_weights_change_nothing(stepper: Stepper) -> None:
     wanted = request(images=2)
     halves = tuple(image.model_copy(update={"weight": 0.5}) for image in wanted.images)
     stepper.run(job(wanted, "ones"))
-    stepper.run(job(wanted.model_copy(update={"images": halves}), "halves"))
+    stepper.run(job(changed(wanted, images=halves), "halves"))
     assert np.array_equal(stepper.decoded("ones"), stepper.decoded("halves"))
 
 
@@ -162,8 +161,8 @@ def test_an_image_of_weight_zero_is_not_there(stepper: Stepper) -> None:
 
     def weighted(weight: float) -> np.ndarray:
         second = both.images[1].model_copy(update={"weight": weight})
-        changed = both.model_copy(update={"images": (both.images[0], second)})
-        stepper.run(job(changed, "weighted"))
+        other = changed(both, images=(both.images[0], second))
+        stepper.run(job(other, "weighted"))
         return stepper.decoded("weighted")
 
     stepper.run(job(request(), "first only"))
@@ -177,8 +176,8 @@ def test_without_any_image_the_base_model_answers(stepper: Stepper, plain: Plain
     """With every image prompt at weight 0 the picture is the plain model's for the text alone."""
     only = request(prompt="a red star")
     nothing = tuple(image.model_copy(update={"weight": 0.0}) for image in only.images)
-    stepper.run(job(only.model_copy(update={"images": nothing}), "none"))
-    theirs = plain.pictures(only.model_copy(update={"ip_scale": 0.0}), [picture(0)])
+    stepper.run(job(changed(only, images=nothing), "none"))
+    theirs = plain.pictures(only.model_copy(update={"ip_scale": (0.0,)}), read)
     assert np.abs(stepper.decoded("none") - theirs).max() <= SAME_AS_PLAIN
 
 

@@ -24,14 +24,26 @@ def test_silence_is_filled_with_the_defaults_of_the_model(api: Api) -> None:
     assert shown == {
         "image": [{"sha256": hashlib.sha256(PNG).hexdigest(), "width": 24, "height": 16}],
         "image_weights": [1.0],
+        "image_adapter": None,
+        "image_mask": [],
+        "negative_image": [],
         "prompt": "",
         "negative_prompt": "",
+        "lora": [],
+        "init_image": None,
+        "strength": 1.0,
+        "mask_image": None,
+        "mask_blur": 0.0,
         "control_image": None,
         "control_type": None,
         "control_scale": None,
         "control_start": None,
         "control_end": None,
+        "control_preprocess": None,
         "ip_scale": 1.0,
+        "ip_target": "all",
+        "ip_start": 0.0,
+        "ip_end": 1.0,
         "crop": "center",
         "model": "shapes",
         "adapter": "base",
@@ -39,8 +51,11 @@ def test_silence_is_filled_with_the_defaults_of_the_model(api: Api) -> None:
         "height": 128,
         "steps": 30,
         "guidance_scale": 3.5,
+        "guidance_start": 0.0,
         "guidance_end": 1.0,
         "scheduler": "ddim",
+        "sigmas": "default",
+        "clip_skip": 0,
         "num_images": 1,
         "output_format": "png",
         "deterministic": False,
@@ -86,7 +101,7 @@ def test_every_field_is_taken_as_sent(api: Api) -> None:
     assert [image["sha256"] for image in shown["image"]] == [
         hashlib.sha256(data).hexdigest() for data in (PNG, other)
     ]
-    assert shown.pop("control_image") == {"sha256": hashlib.sha256(PNG).hexdigest()}
+    assert shown.pop("control_image")["sha256"] == hashlib.sha256(PNG).hexdigest()
     assert shown.pop("image_weights") == [0.5, 2]
     assert shown.pop("deterministic") is True
     for name, value in sent.items():

@@ -16,9 +16,9 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from service import api_keys
-from service.api_keys import ApiKey, Right
+from service.api_keys import ApiKey, Scope
 from service.cli.keys import app as keys_app
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from service.core import redis_keys
 from tests.running import Running, connects, until
 from tests.service.conftest import PNG, Api, problem
@@ -91,7 +91,7 @@ def test_an_expired_or_revoked_key_is_out(api: Api, new_key: NewKey) -> None:
 
 
 def test_a_right_is_needed_for_each_thing(api: Api, new_key: NewKey) -> None:
-    key, _ = new_key(rights=(Right.READ,))
+    key, _ = new_key(scopes=(Scope.READ,))
     assert api.client.get("/jobs", headers=bearer(key)).status_code == 200
     problem(api.post(headers=bearer(key)), 403)
     job = f"/jobs/{uuid.uuid4()}"
@@ -300,16 +300,16 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(redis_url: str, re
         ],
     )
     shown = json.loads(made.output)
-    [record] = api_keys.every(redis)
+    [record] = api_keys.list_keys(redis)
     assert api_keys.matches(shown["key"], record)
-    assert (record.name, record.rights, record.requests_per_minute) == ("ann", (Right.READ,), 9)
+    assert (record.name, record.scopes, record.requests_per_minute) == ("ann", (Scope.READ,), 9)
     assert record.expires_at is not None
     assert record.webhook_secret == shown["webhook_secret"]
     listed = run(keys_app, ["list", "--redis", redis_url]).output
     assert record.id in listed
     assert shown["key"] not in listed
     assert run(keys_app, ["revoke", record.id, "--redis", redis_url]).exit_code == 0
-    assert api_keys.every(redis) == []
+    assert api_keys.list_keys(redis) == []
     assert run(keys_app, ["revoke", record.id, "--redis", redis_url]).exit_code == 1
 
 
@@ -321,6 +321,6 @@ def test_keys_go_where_up_runs_unless_told_otherwise(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "redis.url").write_text(redis_url)
     assert CliRunner().invoke(keys_app, ["create", "ann"]).exit_code == 0
-    assert [record.name for record in api_keys.every(redis)] == ["ann"]
+    assert [record.name for record in api_keys.list_keys(redis)] == ["ann"]
     monkeypatch.setenv("IMAGEPROMPT_REDIS_URL", "redis://127.0.0.1:9/0")
     assert CliRunner().invoke(keys_app, ["create", "bob"]).exit_code == 1
