@@ -1,7 +1,9 @@
 """API keys: created, stored as hashes in Redis, and authenticated by a request's headers.
 
 While no key exists, callers are anonymous where that is allowed; as soon as there is one, all
-requests about jobs need a key. Models, health, metrics and docs never do.
+requests about jobs need a key. Models, health, metrics and docs never do. A Redis that loses the
+keys does not open the service: the storage keeps a mark that there were keys, and only revoking the
+last one makes callers anonymous again.
 """
 
 import base64
@@ -17,19 +19,26 @@ from enum import StrEnum
 from typing import Annotated, Any, Final
 
 import redis.asyncio as aioredis
-from pydantic import BaseModel, ConfigDict, Field
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from redis import Redis
 
-from service.core import redis_keys
+from service.browser_access import BrowserAccess
+from service.core import redis_keys, scripts
 from service.core.errors import Unauthorized
 from service.core.settings import Settings
+from service.core.storage import ObjectMissing, Storage
 
 CACHE_SECONDS: Final = 2.0
 """After this time at the latest, a revoked key is refused."""
+KEYS_MARK: Final = "access/api-keys-exist"
+"""Storage key of the mark that there have been API keys."""
 ANONYMOUS: Final = "anonymous"
 """Owner of the jobs of callers without a key."""
 
 _KEY: Final = re.compile(r"ip_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Scope(StrEnum):
@@ -58,6 +67,13 @@ class ApiKey(BaseModel):
     expires_at: float | None = None
     webhook_secret: str
     """Signs this key's webhooks (Standard Webhooks: `whsec_` and base64)."""
+
+    @field_validator("scopes", mode="before")
+    @classmethod
+    def _known_scopes(cls, scopes: Any) -> Any:
+        """A right that this release does not know gives nothing."""
+        known = set(Scope)
+        return [one for one in scopes if one in known] if isinstance(scopes, list) else scopes
 
     def is_valid(self, now: float) -> bool:
         """Whether the key has not expired."""
@@ -108,19 +124,35 @@ def matches(key: str, record: ApiKey) -> bool:
 
 def save(redis: "Redis", record: ApiKey) -> None:
     """Store a record. Raises `redis.RedisError`."""
-    redis.hset(redis_keys.API_KEYS, record.id, record.model_dump_json())
+    redis.register_script(scripts.load("api_key_save"))(
+        keys=[redis_keys.API_KEYS, redis_keys.API_KEYS_REVOKED],
+        args=[record.id, record.model_dump_json()],
+    )
 
 
 def revoke(redis: "Redis", record_id: str) -> bool:
     """Delete a key; whether there was one. Raises `redis.RedisError`."""
-    return bool(redis.hdel(redis_keys.API_KEYS, record_id))
+    return bool(
+        redis.register_script(scripts.load("api_key_revoke"))(
+            keys=[redis_keys.API_KEYS, redis_keys.API_KEYS_REVOKED], args=[record_id]
+        )
+    )
 
 
 def list_keys(redis: "Redis") -> list[ApiKey]:
     """All records, oldest first. Raises `redis.RedisError`."""
     texts: Any = redis.hvals(redis_keys.API_KEYS)
-    records = [ApiKey.model_validate_json(text) for text in texts]
+    records = [record for text in texts if (record := _parse(text)) is not None]
     return sorted(records, key=lambda record: record.created_at)
+
+
+def _parse(text: bytes | str) -> ApiKey | None:
+    """A record; `None` for a damaged one, which is no key."""
+    try:
+        return ApiKey.model_validate_json(text)
+    except ValidationError:
+        log.exception("the record of an API key is damaged")
+        return None
 
 
 def is_loopback(host: str) -> bool:
@@ -133,6 +165,8 @@ def is_loopback(host: str) -> bool:
 
 def anonymous_allowed(settings: Settings) -> bool:
     """Whether callers without a key are served while no key is configured."""
+    if settings.require_api_keys:
+        return False
     return settings.allow_anonymous or is_loopback(settings.host)
 
 
@@ -144,6 +178,28 @@ class Caller:
     key: ApiKey | None = None
 
 
+class KeysMark:
+    """A mark in the storage that API keys exist, which Redis cannot lose together with them."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._written = False
+
+    async def write(self) -> None:
+        """Make sure that it is there."""
+        if not self._written:
+            await self._storage.put_async(KEYS_MARK, b"", "text/plain")
+            self._written = True
+
+    async def exists(self) -> bool:
+        """Whether there have been keys. Raises `StorageError`."""
+        try:
+            await self._storage.get_async(KEYS_MARK)
+        except ObjectMissing:
+            return False
+        return True
+
+
 class Authenticator:
     """Authenticates callers by their keys."""
 
@@ -151,31 +207,60 @@ class Authenticator:
         self,
         redis: "aioredis.Redis",
         *,
-        allow_anonymous: bool,
+        anonymous: BrowserAccess | None,
+        mark: KeysMark,
+        on_missing: Callable[[bool], None] = lambda _missing: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`anonymous` checks callers without a key; without it there are none.
+
+        `on_missing` is told whether Redis has lost the keys, each time that it is looked at.
+        """
         self._redis = redis
-        self._allow_anonymous = allow_anonymous
+        self._anonymous = anonymous
+        self._mark = mark
+        self._on_missing = on_missing
         self._clock = clock
         self._known: dict[str, tuple[float, ApiKey]] = {}
         self._open: tuple[float, bool] = (0.0, False)
 
     async def authenticate(self, headers: Mapping[str, str]) -> Caller:
-        """The caller behind these headers. Raises `Unauthorized` and `redis.RedisError`."""
+        """The caller behind these headers.
+
+        Raises `Unauthorized`, `Forbidden` and `redis.RedisError`.
+        """
         key = _credential(headers)
+        record = await self._find(key) if key else None
+        if record is not None and record.is_valid(self._clock()):
+            return Caller(record.id, record)
+        # While no key exists, clients that insist on sending one may send any.
+        if key != "" and self._anonymous is not None and await self._no_keys():
+            self._anonymous.check(headers)
+            return Caller()
         if key is None:
-            if self._allow_anonymous and await self._no_keys():
-                return Caller()
             raise Unauthorized
-        record = await self._find(key)
+        raise Unauthorized("The API key is unknown, revoked or expired")
+
+    async def key_owner(self, record_id: str) -> Caller:
+        """The caller with the key of this id, for whom a URL was signed. Raises as above."""
+        record = await self._read(record_id)
         if record is None or not record.is_valid(self._clock()):
-            raise Unauthorized("The API key is unknown, revoked or expired")
+            raise Unauthorized("The API key of the signed URL is revoked or expired")
         return Caller(record.id, record)
+
+    async def is_valid(self, caller: Caller) -> bool:
+        """Whether a caller who was authenticated before still would be. Raises as above."""
+        if caller.key is None:
+            return self._anonymous is not None and await self._no_keys()
+        record = await self._read(caller.key.id)
+        return record is not None and record.is_valid(self._clock())
 
     async def _find(self, key: str) -> ApiKey | None:
         record_id = key_id(key)
-        if record_id is None:
-            return None
+        record = None if record_id is None else await self._read(record_id)
+        return record if record is not None and matches(key, record) else None
+
+    async def _read(self, record_id: str) -> ApiKey | None:
         now = self._clock()
         read_at, record = self._known.get(record_id, (0.0, None))
         if record is None or now - read_at > CACHE_SECONDS:
@@ -183,17 +268,37 @@ class Authenticator:
             text: Any = await self._redis.hget(redis_keys.API_KEYS, record_id)
             if text is None:
                 return None
-            record = ApiKey.model_validate_json(text)
+            record = _parse(text)
+            if record is None:
+                return None
             self._known[record_id] = (now, record)
-        return record if matches(key, record) else None
+            await self._mark.write()
+        return record
 
     async def _no_keys(self) -> bool:
         now = self._clock()
         read_at, empty = self._open
         if now - read_at > CACHE_SECONDS:
-            empty = not await self._redis.exists(redis_keys.API_KEYS)
+            empty = await self._open_to_anonymous()
             self._open = (now, empty)
         return empty
+
+    async def _open_to_anonymous(self) -> bool:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.exists(redis_keys.API_KEYS)
+            pipeline.exists(redis_keys.API_KEYS_REVOKED)
+            keys, revoked = await pipeline.execute()
+        if keys:
+            await self._mark.write()
+        missing = not keys and not revoked and await self._mark.exists()
+        self._on_missing(missing)
+        if missing:
+            log.error(
+                "Redis has lost the API keys: no request is served without one. Restore Redis, or "
+                "create new keys; to serve without keys, delete the mark in the storage",
+                mark=KEYS_MARK,
+            )
+        return not keys and not missing
 
 
 def _credential(headers: Mapping[str, str]) -> str | None:

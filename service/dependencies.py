@@ -16,7 +16,16 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service.api_keys import Authenticator, Caller, Scope, anonymous_allowed
+from service.api_keys import (
+    ANONYMOUS,
+    Authenticator,
+    Caller,
+    KeysMark,
+    Scope,
+    anonymous_allowed,
+)
+from service.browser_access import BrowserAccess
+from service.connections import client_group
 from service.core.catalog import Catalog, load_catalog
 from service.core.errors import Forbidden
 from service.core.metrics import ApiMetrics
@@ -29,8 +38,9 @@ from service.jobs.event_stream import EventStreams
 from service.jobs.queue import JobQueue
 from service.jobs.store import FoundJob, JobStore
 from service.jobs.views import JobView, job_view
-from service.periodic import StorageProbe
+from service.periodic import RedisMonitor, StorageProbe
 from service.rate_limits import RateLimits
+from service.signed_urls import SIGNATURE, SignedUrls
 from service.submission.body import BodyBudget
 from service.submission.idempotency import Idempotency
 from service.submission.uploads import Uploads
@@ -57,9 +67,11 @@ class Services:
     estimates: Estimates
     event_streams: EventStreams
     storage_probe: StorageProbe
+    redis_monitor: RedisMonitor
     body_budget: BodyBudget
     uploads: Uploads
     authenticator: Authenticator
+    signed_urls: SignedUrls
     rate_limits: RateLimits
     idempotency: Idempotency
 
@@ -76,6 +88,7 @@ async def open_services(
     pool = aioredis.BlockingConnectionPool.from_url(
         url,
         decode_responses=True,
+        encoding_errors="replace",  # a damaged record must not fail the answers of others
         max_connections=POLLING_CONNECTIONS,
         timeout=ANSWER_SECONDS,
         socket_connect_timeout=CONNECT_SECONDS,
@@ -103,6 +116,7 @@ async def open_services(
         on_end=metrics.ends.count,
     )
     estimates = Estimates(client, settings.queue, catalog)
+    redis_monitor = RedisMonitor(client)
     uploads = Uploads(storage, max_pixels=settings.max_image_pixels)
     try:
         yield Services(
@@ -115,6 +129,7 @@ async def open_services(
                 client,
                 transitions,
                 estimates,
+                server=redis_monitor,
                 max_jobs=settings.max_queued_jobs,
             ),
             transitions=transitions,
@@ -123,9 +138,16 @@ async def open_services(
             estimates=estimates,
             event_streams=event_streams,
             storage_probe=StorageProbe(storage),
+            redis_monitor=redis_monitor,
             body_budget=BodyBudget(BODIES_AT_ONCE * settings.max_body_bytes),
             uploads=uploads,
-            authenticator=Authenticator(client, allow_anonymous=anonymous_allowed(settings)),
+            authenticator=Authenticator(
+                client,
+                anonymous=BrowserAccess(settings) if anonymous_allowed(settings) else None,
+                mark=KeysMark(storage),
+                on_missing=metrics.api_keys_missing.set,
+            ),
+            signed_urls=SignedUrls(client, lifetime_seconds=settings.signed_url_seconds),
             rate_limits=RateLimits(client),
             idempotency=Idempotency(client, kept_seconds=settings.job_retention_seconds),
         )
@@ -154,9 +176,11 @@ UseJobs = Annotated[JobStore, _part("jobs")]
 UseEstimates = Annotated[Estimates, _part("estimates")]
 UseEventStreams = Annotated[EventStreams, _part("event_streams")]
 UseStorageProbe = Annotated[StorageProbe, _part("storage_probe")]
+UseRedisMonitor = Annotated[RedisMonitor, _part("redis_monitor")]
 UseBodyBudget = Annotated[BodyBudget, _part("body_budget")]
 UseUploads = Annotated[Uploads, _part("uploads")]
 UseAuthenticator = Annotated[Authenticator, _part("authenticator")]
+UseSignedUrls = Annotated[SignedUrls, _part("signed_urls")]
 UseRateLimits = Annotated[RateLimits, _part("rate_limits")]
 UseIdempotency = Annotated[Idempotency, _part("idempotency")]
 
@@ -171,12 +195,40 @@ def _needing(scope: Scope) -> Any:
     return Depends(caller)
 
 
+async def _reading_by_signature(
+    request: Request, authenticator: UseAuthenticator, signed_urls: UseSignedUrls
+) -> Caller:
+    if SIGNATURE in request.query_params:
+        path = request.url.path.removeprefix(request.scope.get("root_path", "")).lstrip("/")
+        owner = await signed_urls.verify(path, request.query_params)
+        found = await authenticator.key_owner(owner)
+    else:
+        found = await authenticator.authenticate(request.headers)
+    if found.key is not None and Scope.READ not in found.key.scopes:
+        raise Forbidden(scope=Scope.READ.value)
+    return found
+
+
 MayGenerate = Annotated[Caller, _needing(Scope.GENERATE)]
 """The caller, who needs the scope `generate`."""
 MayRead = Annotated[Caller, _needing(Scope.READ)]
 """The caller, who needs the scope `read`."""
+MayReadBySignature = Annotated[Caller, Depends(_reading_by_signature)]
+"""The caller, who needs the scope `read` or a signed URL."""
 MayManage = Annotated[Caller, _needing(Scope.MANAGE)]
 """The caller, who needs the scope `manage`."""
+
+
+Share = Callable[[Caller], str]
+
+
+async def _share(request: Request) -> Share:
+    address = client_group(request.client.host) if request.client is not None else ""
+
+    def share(caller: Caller) -> str:
+        return caller.owner if caller.key is not None else f"{caller.owner} {address}"
+
+    return share
 
 
 async def _base_url(request: Request) -> str:
@@ -186,13 +238,22 @@ async def _base_url(request: Request) -> str:
 BaseUrl = Annotated[str, Depends(_base_url)]
 """The URL of this service in links, with a slash at its end."""
 
+UseShare = Annotated[Share, Depends(_share)]
+"""Tells with whom a caller shares slots and capacity: its key, or the address of an anonymous."""
+
 Show = Callable[[FoundJob], Awaitable[JobView]]
 
 
-async def _show(base_url: BaseUrl, estimates: UseEstimates) -> Show:
+async def _show(base_url: BaseUrl, estimates: UseEstimates, signed_urls: UseSignedUrls) -> Show:
     async def show(found: FoundJob) -> JobView:
-        eta = await estimates.eta_seconds(found.job)
-        return job_view(found.job, base=base_url, ahead=found.ahead, eta_seconds=eta)
+        job = found.job
+        return job_view(
+            job,
+            base=base_url,
+            ahead=found.ahead,
+            eta_seconds=await estimates.eta_seconds(job, found.ahead),
+            signer=None if job.owner == ANONYMOUS else await signed_urls.signer(job.owner),
+        )
 
     return show
 

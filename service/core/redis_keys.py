@@ -46,6 +46,9 @@ def worker(name: str) -> str:
 API_KEYS = f"{PREFIX}apikeys"
 """Hash: the records of all API keys by their ids; the keys themselves as hashes only."""
 
+API_KEYS_REVOKED = f"{API_KEYS}:all-revoked"
+"""String: there is no API key, since the last one was revoked."""
+
 EMBEDDINGS = f"{PREFIX}embeddings"
 """Hash: cached embeddings of images and texts by their fingerprints."""
 
@@ -54,6 +57,9 @@ EMBEDDINGS_LAST_USE = f"{EMBEDDINGS}:last-use"
 
 EMBEDDINGS_TOTAL_BYTES = f"{EMBEDDINGS}:total-bytes"
 """String: the size of all of them together."""
+
+URL_SECRETS = f"{PREFIX}url_secrets"
+"""Hash: the secrets that sign URLs, by their ids."""
 
 OUTBOX = f"{PREFIX}outbox"
 """Sorted set: ids of ended jobs whose webhook is still to be delivered, by when it is due."""
@@ -66,6 +72,9 @@ DEADLINES = f"{PREFIX}deadlines"
 
 SWEEP = f"{PREFIX}sweep"
 """String with a time to live: somebody has lately swept the storage."""
+
+STORAGE_OWNER = f"{PREFIX}storage-owner"
+"""String: the mark (`Storage.owner_mark`) of the storage folder whose jobs this Redis holds."""
 
 WORKERS = f"{PREFIX}workers"
 """Sorted set: names of registered workers by the time of their last heartbeat."""

@@ -3,10 +3,12 @@
 Stands on obstore. Keys come from `service.core.redis_keys`; nothing here knows what they mean.
 """
 
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 import obstore
@@ -17,6 +19,10 @@ from service.core.errors import ConfigurationError
 from service.core.settings import Settings
 
 R = TypeVar("R")
+OWNER_MARK: Final = ".owner"
+"""File of a local store that names the Redis whose jobs its objects belong to."""
+_PARTIAL: Final = re.compile(r"#\d+$")
+"""How obstore names a local file until it is written whole."""
 
 
 class StorageError(Exception):
@@ -34,9 +40,21 @@ class Storage:
     """
 
     def __init__(
-        self, store: ObjectStore, *, presigned_url_seconds: int, public: bool = True
+        self,
+        store: ObjectStore,
+        *,
+        presigned_url_seconds: int,
+        public: bool = True,
+        signing_store: ObjectStore | None = None,
+        folder: Path | None = None,
     ) -> None:
+        """`signing_store` is the same storage under the endpoint that clients reach.
+
+        `folder` is where a local store keeps its files.
+        """
         self._store = store
+        self._signing_store = signing_store or store
+        self._folder = folder
         self._presigned = timedelta(seconds=presigned_url_seconds)
         self._public = public
 
@@ -47,6 +65,7 @@ class Storage:
         return cls.open(
             settings.storage_url,
             endpoint=settings.storage_endpoint,
+            public_endpoint=settings.storage_public_url,
             access_key_id=key_id.get_secret_value() if key_id else None,
             secret_access_key=secret.get_secret_value() if secret else None,
             presigned_url_seconds=settings.presigned_url_seconds,
@@ -59,6 +78,7 @@ class Storage:
         url: str,
         *,
         endpoint: str | None = None,
+        public_endpoint: str | None = None,
         access_key_id: str | None = None,
         secret_access_key: str | None = None,
         presigned_url_seconds: int,
@@ -78,6 +98,7 @@ class Storage:
             return cls(
                 LocalStore(folder, automatic_cleanup=True),
                 presigned_url_seconds=presigned_url_seconds,
+                folder=folder,
             )
         if (access_key_id is None) != (secret_access_key is None):
             raise ConfigurationError(
@@ -93,7 +114,9 @@ class Storage:
             "client_options": {
                 "timeout": "10s",
                 "connect_timeout": "3s",
-                "allow_http": bool(endpoint and endpoint.startswith("http://")),
+                "allow_http": any(
+                    one and one.startswith("http://") for one in (endpoint, public_endpoint)
+                ),
             },
             "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=15)},
         }
@@ -103,9 +126,19 @@ class Storage:
             options |= {"access_key_id": access_key_id, "secret_access_key": secret_access_key}
         try:
             store = from_url(url, **options)
+            signing_store = (
+                None
+                if public_endpoint is None
+                else from_url(url, **options | {"endpoint": public_endpoint})
+            )
         except (BaseError, ValueError) as error:
             raise ConfigurationError(f"IMAGEPROMPT_STORAGE_URL: {error}") from error
-        return cls(store, presigned_url_seconds=presigned_url_seconds, public=public)
+        return cls(
+            store,
+            presigned_url_seconds=presigned_url_seconds,
+            public=public,
+            signing_store=signing_store,
+        )
 
     @property
     def signs(self) -> bool:
@@ -132,6 +165,15 @@ class Storage:
         try:
             answer = await obstore.get_async(self._store, key)
             return bytes(await answer.bytes_async())
+        except (NotFoundError, FileNotFoundError) as error:
+            raise ObjectMissing(key) from error
+        except BaseError as error:
+            raise StorageError(type(error).__name__) from error
+
+    async def size_async(self, key: str) -> int:
+        """Bytes of one object."""
+        try:
+            return int((await obstore.head_async(self._store, key))["size"])
         except (NotFoundError, FileNotFoundError) as error:
             raise ObjectMissing(key) from error
         except BaseError as error:
@@ -176,9 +218,41 @@ class Storage:
 
         return self._call(find)
 
+    def now(self) -> float:
+        """The time (epoch) by the clock that dates the objects of a local store."""
+        self.check()
+        return self._local("health/check").stat().st_mtime
+
+    @property
+    def owner_mark(self) -> str | None:
+        """What `mark_owner` wrote into a local store, `None` where nothing did."""
+        try:
+            return self._local(OWNER_MARK).read_text("utf-8").strip() or None
+        except FileNotFoundError:
+            return None
+
+    def mark_owner(self, mark: str) -> None:
+        """Write into a local store to whom its objects belong."""
+        self._local(OWNER_MARK).write_text(f"{mark}\n", "utf-8")
+
+    def delete_partial(self, *, before: float) -> int:
+        """Delete what writes to a local store left that were killed before a time (epoch)."""
+        deleted = 0
+        for path in self._local("").rglob("*#*"):
+            with suppress(OSError):  # its writer may have renamed it
+                if _PARTIAL.search(path.name) and path.stat().st_mtime < before:
+                    path.unlink()
+                    deleted += 1
+        return deleted
+
+    def _local(self, key: str) -> Path:
+        if self._folder is None:
+            raise StorageError("this is no local folder")
+        return self._folder / key
+
     def sign(self, key: str) -> str:
         """A URL under which anybody may read the object for a while."""
-        store = cast("S3Store | GCSStore | AzureStore", self._store)
+        store = cast("S3Store | GCSStore | AzureStore", self._signing_store)
         return self._call(lambda: obstore.sign(store, "GET", key, self._presigned))
 
     def check(self) -> None:

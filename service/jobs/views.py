@@ -7,9 +7,11 @@ from pydantic import BaseModel, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from service.core.job import Job, JobError, JobMetrics, Status
-from service.core.params import GenerateRequest, Sha256
+from service.core.job import Job, JobError, JobMetrics, JobWarning, Status
+from service.core.param_types import Sha256
+from service.core.params import GenerateRequest
 from service.core.schema import input_model, show
+from service.signed_urls import Signer
 
 
 class Progress(BaseModel):
@@ -64,6 +66,7 @@ class JobView(BaseModel):
     input: Annotated[dict[str, Any], _InputSchema()]
     images: list[OutputImage]
     error: JobError | None
+    warnings: list[JobWarning]
     metrics: JobMetrics
     urls: Urls
 
@@ -75,9 +78,24 @@ class JobPage(BaseModel):
     next: Annotated[str | None, Field(description="URL of the next page; null on the last one.")]
 
 
-def job_view(job: Job, *, base: str, ahead: int | None, eta_seconds: float | None) -> JobView:
-    """A job as its client sees it; `base` is the URL of the service with a slash at its end."""
-    url = f"{base}jobs/{job.id}"
+def job_view(
+    job: Job,
+    *,
+    base: str,
+    ahead: int | None,
+    eta_seconds: float | None,
+    signer: Signer | None = None,
+) -> JobView:
+    """A job as its client sees it; `base` is the URL of the service with a slash at its end.
+
+    With a `signer` the URLs of pictures and events need no API key.
+    """
+    path = f"jobs/{job.id}"
+    url = f"{base}{path}"
+
+    def signed(part: str) -> str:
+        return f"{url}/{part}" + (signer.sign(f"{path}/{part}") if signer else "")
+
     return JobView(
         id=job.id,
         status=job.status,
@@ -87,11 +105,11 @@ def job_view(job: Job, *, base: str, ahead: int | None, eta_seconds: float | Non
         expires_at=None if job.expires_at is None else _moment(job.expires_at),
         queue_position=ahead,
         eta_seconds=eta_seconds,
-        progress=Progress(step=job.step, total=job.request.steps),
+        progress=Progress(step=job.step, total=_count(job.request.steps)),
         input=show(job.request),
         images=[
             OutputImage(
-                url=f"{url}/images/{number}",
+                url=signed(f"images/{number}"),
                 content_type=image.content_type,
                 width=image.width,
                 height=image.height,
@@ -101,9 +119,15 @@ def job_view(job: Job, *, base: str, ahead: int | None, eta_seconds: float | Non
             for number, image in enumerate(job.images)
         ],
         error=job.error,
+        warnings=list(job.warnings),
         metrics=job.metrics,
-        urls=Urls(self=url, cancel=f"{url}/cancel", events=f"{url}/events"),
+        urls=Urls(self=url, cancel=f"{url}/cancel", events=signed("events")),
     )
+
+
+def _count(steps: object) -> int:
+    """The steps of a request; 0 where this release cannot read them."""
+    return steps if isinstance(steps, int) else 0
 
 
 def _moment(seconds: float) -> datetime:

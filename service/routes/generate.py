@@ -11,7 +11,8 @@ from service.core import tracing
 from service.core.errors import Gone, NotFound
 from service.core.job import Status
 from service.core.metrics import ApiMetrics
-from service.core.params import GenerateRequest, OutputFormat
+from service.core.param_types import OutputFormat
+from service.core.params import GenerateRequest
 from service.core.settings import Settings
 from service.core.storage import Storage, StorageError
 from service.dependencies import (
@@ -27,6 +28,7 @@ from service.dependencies import (
     UseQueue,
     UseRateLimits,
     UseSettings,
+    UseShare,
     UseShow,
     UseStorage,
     UseUploads,
@@ -35,7 +37,7 @@ from service.jobs.store import FoundJob, JobStore
 from service.jobs.views import JobView
 from service.problems import outcome_if_unavailable
 from service.responses import JOB_EXAMPLE, failures, generate_body, header, success
-from service.routes.answers import download_name, job_response
+from service.routes.answers import download_name, job_response, whole_picture
 from service.submission.body import BodyBudget, BodyLimits, read_body
 from service.submission.form import Form
 from service.submission.idempotency import read_key
@@ -101,6 +103,7 @@ router = APIRouter()
 async def generate(
     request: Request,
     caller: MayGenerate,
+    share: UseShare,
     base_url: BaseUrl,
     settings: UseSettings,
     catalog: UseCatalog,
@@ -119,9 +122,9 @@ async def generate(
     """Queue a job; with `Prefer: wait`, respond with its result."""
     prefer = read_prefer(request.headers.getlist("prefer"))
     accept = read_accept(request.headers.get("accept", ""))
-    waits = bool(prefer.wait_seconds) and event_streams.has_free_slot
+    waits = bool(prefer.wait_seconds) and event_streams.has_free_slot(share(caller))
     submission = await submit(
-        _received(request, body_budget, settings, metrics),
+        _received(request, body_budget, settings, metrics, share(caller)),
         caller,
         Origin(
             base_url=base_url,
@@ -143,7 +146,9 @@ async def generate(
             await _stored(jobs, submission, caller.owner)  # a deleted job has no end to wait for
         ended = None
         if waits:
-            ended = await event_streams.wait(submission.job_id, float(prefer.wait_seconds or 0))
+            ended = await event_streams.wait(
+                submission.job_id, float(prefer.wait_seconds or 0), owner=share(caller)
+            )
         found = await _stored(jobs, submission, caller.owner)
         response = await _picture(storage, found, accept) if ended else None
         if response is None:
@@ -159,7 +164,11 @@ async def generate(
 
 @asynccontextmanager
 async def _received(
-    request: Request, budget: BodyBudget, settings: Settings, metrics: ApiMetrics
+    request: Request,
+    budget: BodyBudget,
+    settings: Settings,
+    metrics: ApiMetrics,
+    owner: str,
 ) -> AsyncIterator[Form]:
     """The body of a request, whole."""
     limits = BodyLimits(
@@ -167,7 +176,7 @@ async def _received(
         max_file_bytes=settings.max_file_bytes,
         timeout_seconds=settings.body_timeout_seconds,
     )
-    with budget.count() as counted:
+    with budget.count(owner) as counted:
         form = await read_body(GenerateRequest, request.headers, counted(request.stream()), limits)
         with form:
             metrics.uploaded_bytes.inc(form.size_bytes)
@@ -197,8 +206,8 @@ async def _picture(storage: Storage, found: FoundJob, accept: Accept) -> Respons
         return None
     image = job.images[0]
     try:
-        data = await storage.get_async(image.key)
-    except StorageError:
+        data = await whole_picture(storage, image)
+    except (StorageError, Gone):
         # The job is done and the client must learn its id: it gets JSON and can ask again.
         return None
     headers: dict[str, Any] = {
