@@ -5,6 +5,7 @@ equal it; a test compares them.
 """
 
 import sys
+from copy import deepcopy
 from functools import cache
 from typing import Any, Final
 
@@ -17,9 +18,10 @@ from service.core.params import GenerateRequest
 from service.core.schema import (
     Declaration,
     Files,
+    OneOrMore,
     is_list,
-    is_one_or_more,
     marked,
+    marker,
     parameters,
     sent_model,
 )
@@ -50,12 +52,16 @@ def form_schema(declaration: Declaration) -> dict[str, Any]:
         described = properties[name] = _without_null(properties[name])
         if is_list(field):  # comma-separated on the wire
             items = described.pop("items")
-            described |= {"type": "string"}
-            described.pop("maxItems", None)
+            for part in ("type", "minItems", "maxItems"):
+                described.pop(part, None)
+            text = {"type": "string"}
             if items.get("type") == "number":
-                described["pattern"] = r"^\d+(\.\d+)?(,\d+(\.\d+)?)*$"
-            examples = described.pop("examples", [])
-            described["examples"] = [",".join(map(str, one)) for one in examples]
+                text["pattern"] = r"^\d+(\.\d+)?(,\d+(\.\d+)?)*$"
+            is_one = marker(field, OneOrMore) is not None
+            described |= {"anyOf": [items, text]} if is_one else text
+            for number, example in enumerate(described.get("examples", ())):
+                values = example if isinstance(example, list) else [example]
+                described["examples"][number] = ",".join(map(str, values))
     return _object(declaration, properties)
 
 
@@ -65,10 +71,12 @@ def json_schema(declaration: Declaration) -> dict[str, Any]:
     properties = _properties(declaration, file=file, strict=True)
     for name, field in parameters(declaration).items():
         described = properties[name]
-        texts = [{"type": "string", "description": "Comma-separated."}] if is_list(field) else []
-        if is_one_or_more(field):
-            texts = [_items(described), *texts]
-        described["anyOf"] = [*_choices(described), *texts, {"type": "null"}]
+        choices = _choices(described)
+        if marker(field, OneOrMore) is not None:
+            choices += [choices[0]["items"]]
+        if is_list(field):
+            choices += [{"type": "string", "description": "Comma-separated."}]
+        described["anyOf"] = [*choices, {"type": "null"}]
     return _object(declaration, properties)
 
 
@@ -86,10 +94,12 @@ def _properties(
             "maxItems": limit.at_most,
         }
         described = dict(several if limit.at_most > 1 else file)
+        if strict and limit.at_most > 1:
+            described = {"anyOf": [several, file]}
         described["description"] = declaration.model_fields[name].description
         properties[name] = described
     schema = model.model_json_schema(ref_template=REFERENCE)
-    return properties | {name: dict(field) for name, field in schema["properties"].items()}
+    return {**properties, **deepcopy(schema["properties"])}
 
 
 def _object(declaration: Declaration, properties: dict[str, Any]) -> dict[str, Any]:
@@ -100,13 +110,6 @@ def _object(declaration: Declaration, properties: dict[str, Any]) -> dict[str, A
         "required": [name for name, limit in files.items() if limit.at_least],
         "additionalProperties": False,
     }
-
-
-def _items(described: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one value of a list."""
-    choices = described.get("anyOf", [described])
-    items: dict[str, Any] = next(one["items"] for one in choices if "items" in one)
-    return items
 
 
 def _choices(described: dict[str, Any]) -> list[dict[str, Any]]:

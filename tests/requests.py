@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from service.core.params import Control, GenerateRequest, StoredUpload
+from service.core.param_types import Control, StoredUpload
+from service.core.params import GenerateRequest
 
 IMAGE = StoredUpload(
     key="uploads/a/image-0.png", sha256="ab" * 32, pixels_sha256="cd" * 32, width=8, height=8

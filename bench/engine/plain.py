@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.core.catalog import Adapter, BlockScales, ModelEntry, Source
-from service.core.params import GenerateRequest, IpTarget
+from service.core.param_types import IpTarget
+from service.core.params import GenerateRequest
 from workers.engine.models.hub import loader_arguments
 from workers.engine.schedulers import CLASSES, options
 

@@ -9,7 +9,8 @@ from typing import Final
 import yaml
 
 from service.core.catalog import Catalog, load_catalog
-from service.core.params import GenerateRequest, StoredUpload
+from service.core.param_types import StoredUpload
+from service.core.params import GenerateRequest
 from service.core.settings import ROOT
 from workers.engine.api import EngineJob
 from workers.engine.warmup import digest, noise

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.core.errors import ConfigurationError
-from service.core.params import Name, SchedulerName
+from service.core.param_types import Name, SchedulerName
 
 
 class _Strict(BaseModel):
@@ -131,6 +131,11 @@ class ModelEntry(_Strict):
         if not self.allows(self.defaults.width, self.defaults.height):
             raise ValueError("the default size is outside the limits")
         return self
+
+    @property
+    def control_types(self) -> tuple[str, ...]:
+        """What a request's `control_type` may name; ControlNets come first."""
+        return (*self.controlnets, *self.t2i_adapters)
 
     def allows(self, width: int, height: int) -> bool:
         """Whether a picture of this size (pixels) may be asked for."""

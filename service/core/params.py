@@ -6,186 +6,44 @@ OpenAPI, the command line's options, the job's `input` and the metadata of pictu
 `docs/extending.md` has the steps for a new parameter.
 """
 
-from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated
 
-from pydantic import (
-    AnyUrl,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetPydanticSchema,
-    PlainSerializer,
-    UrlConstraints,
-    model_validator,
+from pydantic import Field, model_validator
+
+from service.core.param_types import (
+    MAX_IMAGES_PER_JOB,
+    Control,
+    Crop,
+    HttpsUrl,
+    ImagePrompt,
+    IpTarget,
+    LoraChoice,
+    Name,
+    OutputFormat,
+    PixelSize,
+    Preprocessor,
+    Scale,
+    SchedulerName,
+    Share,
+    SigmaSchedule,
+    StoredRecord,
+    StoredUpload,
+    read_version_1,
+    spread,
 )
-from pydantic_core import core_schema
-
-from service.core.schema import Computed, Files, ModelDefault, OnePerFile, OnlyWith, Public
+from service.core.schema import (
+    ONE_OR_MORE,
+    Computed,
+    Files,
+    ModelDefault,
+    OnePerFile,
+    OnlyWith,
+    Public,
+)
 from service.core.upload_kind import UploadKind
 
-MAX_IMAGES_PER_JOB: Final = 4
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-ObjectKey = Annotated[str, Field(pattern=r"^[a-z]+/[0-9a-z-]{1,64}/[0-9a-z.-]{1,64}$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Scale = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-"""A part of the denoising: 0 is its start, 1 its end."""
-
-
-def _listed(value: Any) -> Any:
-    if value is None:
-        return ()
-    return value if isinstance(value, list | tuple) else (value,)
-
-
-def _unlisted(values: tuple[Any, ...]) -> Any:
-    if not values:
-        return None
-    return values[0] if len(values) == 1 else list(values)
-
-
-ONE_OR_MORE: Final = (BeforeValidator(_listed), PlainSerializer(_unlisted))
-"""For a tuple: a single value may be given, and a single one is shown, without a list."""
-LoraChoice = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(:([01](\.[0-9]{1,6})?|2(\.0{1,6})?))?$")
-]
-PixelSize = Annotated[int, Field(ge=8, multiple_of=8)]
-_Url = Annotated[
-    AnyUrl, UrlConstraints(max_length=2000, allowed_schemes=["https"], host_required=True)
-]
-HttpsUrl = Annotated[
-    str,
-    GetPydanticSchema(
-        lambda _source, handler: core_schema.no_info_after_validator_function(
-            str, handler.generate_schema(_Url), serialization=core_schema.to_string_ser_schema()
-        )
-    ),
-]
-
-
-class Crop(StrEnum):
-    """How a non-square image prompt meets the square image encoder."""
-
-    CENTER = "center"
-    PAD = "pad"
-    RESIZE = "resize"
-
-
-class IpTarget(StrEnum):
-    """The blocks of the UNet in which an image prompt acts (InstantStyle, arXiv 2404.02733)."""
-
-    ALL = "all"
-    STYLE = "style"
-    LAYOUT = "layout"
-    STYLE_LAYOUT = "style_layout"
-
-
-class SchedulerName(StrEnum):
-    """The samplers that are served, by the names of the contract."""
-
-    DDIM = "ddim"
-    EULER = "euler"
-    EULER_A = "euler_a"
-    DPMPP_2M = "dpmpp_2m"
-    DPMPP_2M_SDE = "dpmpp_2m_sde"
-    HEUN = "heun"
-    UNIPC = "unipc"
-    LCM = "lcm"
-    TCD = "tcd"
-
-    @property
-    def max_steps(self) -> int:
-        """Most steps it can make; 50 are diffusers' `original_inference_steps`."""
-        return 50 if self in (SchedulerName.LCM, SchedulerName.TCD) else 100
-
-    @property
-    def takes_sigmas(self) -> bool:
-        """Whether it can follow another schedule of noise levels than its own."""
-        return self in (
-            SchedulerName.EULER,
-            SchedulerName.DPMPP_2M,
-            SchedulerName.DPMPP_2M_SDE,
-            SchedulerName.HEUN,
-            SchedulerName.UNIPC,
-        )
-
-
-class SigmaSchedule(StrEnum):
-    """How the noise levels of the steps are spaced; `default` is the model's own way."""
-
-    DEFAULT = "default"
-    KARRAS = "karras"
-    EXPONENTIAL = "exponential"
-    BETA = "beta"
-
-
-class OutputFormat(StrEnum):
-    """The picture formats that are served."""
-
-    PNG = "png"
-    JPEG = "jpeg"
-    WEBP = "webp"
-
-    @property
-    def content_type(self) -> str:
-        """The media type, as in RFC 9110."""
-        return f"image/{self.value}"
-
-
-class _Record(BaseModel):
-    # A record may come from a newer version: fields that this one does not have are ignored.
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-def from_version_1(record: Any) -> Any:
-    """The JSON of a request as this release nests it, from what release 0.1.0 stored."""
-    if not isinstance(record, dict) or "images" not in record:
-        return record
-    images, control = record["images"], record.get("control")
-    record = {name: record[name] for name in record if name not in ("images", "control")}
-    record |= {"image": images, "image_weights": [one.get("weight", 1) for one in images]}
-    if control:
-        size = {"width": record["width"], "height": record["height"]}
-        record["control_image"] = [{"pixels_sha256": control["sha256"], **size, **control}]
-        parts = ("type", "scale", "start", "end")
-        record |= {f"control_{part}": control[part] for part in parts}
-    return record
-
-
-class StoredUpload(_Record):
-    """One upload in object storage, readable as RGB. Width and height in pixels, upright."""
-
-    key: ObjectKey
-    sha256: Sha256
-    """Of the file as uploaded."""
-    pixels_sha256: Sha256
-    """Of size and RGB pixels; caches of embeddings are keyed by it."""
-    width: int
-    height: int
-
-
-class ImagePrompt(StoredUpload):
-    """One image prompt: its weight relative to the others, its adapter, and where it acts."""
-
-    weight: float = 1.0
-    adapter: str = ""
-    mask: StoredUpload | None = None
-
-
-class Control(StoredUpload):
-    """A control map, how it is made, and the part of the denoising in which it acts."""
-
-    type: str
-    scale: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-    preprocess: str = "none"
-
-
-class GenerateRequest(_Record):
+class GenerateRequest(StoredRecord):
     """Every parameter of a job by the names of the form, with all defaults filled in.
 
     Picture i of a job uses `seed + i`.
@@ -196,10 +54,8 @@ class GenerateRequest(_Record):
         Files(at_least=1, at_most=8),
         Public(),
         Field(
-            description="Image prompts: PNG, JPEG, WebP, AVIF or HEIC. Several are combined as one "
-            "prompt.",
-            min_length=1,
-            max_length=8,
+            description="Image prompts: PNG, JPEG, WebP, AVIF or HEIC. Several of one adapter are "
+            "combined as one prompt."
         ),
     ]
     image_weights: Annotated[
@@ -214,6 +70,7 @@ class GenerateRequest(_Record):
     image_adapter: Annotated[
         tuple[Name, ...],
         *ONE_OR_MORE,
+        OnePerFile("image", one_for_all=True),
         Public(),
         Field(
             description="One for each image: the adapter that reads it; `adapter` by default. "
@@ -224,18 +81,15 @@ class GenerateRequest(_Record):
     ] = ()
     image_mask: Annotated[
         tuple[StoredUpload, ...],
-        Files(at_most=8, kind=UploadKind.MASK),
+        Files(at_most=8, kind=UploadKind.MAP),
         Public(),
-        Field(
-            description="None, or one for each image: where it acts is white.",
-            max_length=8,
-        ),
+        Field(description="None, or one for each image: it acts where its mask is white."),
     ] = ()
     negative_image: Annotated[
         tuple[StoredUpload, ...],
         Files(at_most=4),
         Public(),
-        Field(description="What the pictures should not look like.", max_length=4),
+        Field(description="What the pictures should not look like."),
     ] = ()
     prompt: Annotated[
         str, Public(), Field(max_length=2000, examples=["a watercolour, soft light"])
@@ -257,89 +111,86 @@ class GenerateRequest(_Record):
         Files(),
         Public(),
         Field(
-            description="Image-to-image: the picture to start from. It is cropped to the output's "
-            "aspect ratio."
+            description="Image-to-image: the picture to start from. Without width and height, the "
+            "output takes its aspect ratio; otherwise it is cropped to fit."
         ),
     ] = ()
     strength: Annotated[
-        float,
+        Share,
+        OnlyWith("init_image"),
         Computed(),
         Public(),
         Field(
-            ge=0,
-            le=1,
-            allow_inf_nan=False,
-            description="With init_image: share of the steps that run; 0.6 by default, and 1 with "
-            "a mask.",
-            examples=[0.6],
+            description="Share of the steps that run from init_image; 0.6 by default, 1 with a "
+            "mask."
         ),
     ] = 1.0
     mask_image: Annotated[
         tuple[StoredUpload, ...],
-        Files(kind=UploadKind.MASK),
+        Files(kind=UploadKind.MASK, only_with="init_image"),
         Public(),
-        Field(description="With init_image: what is white is repainted, the rest is kept."),
+        Field(
+            description="Inpainting: what is white (or transparent, where the file has an alpha "
+            "channel) is repainted; the rest of init_image is kept."
+        ),
     ] = ()
     mask_blur: Annotated[
         float,
+        OnlyWith("mask_image", default=0.0),
         Public(),
-        Field(ge=0, le=64, allow_inf_nan=False, description="Blur of the mask's edge in pixels."),
+        Field(
+            ge=0,
+            le=64,
+            allow_inf_nan=False,
+            description="Blur of the mask's edge in pixels; 0 by default.",
+        ),
     ] = 0.0
     control_image: Annotated[
         tuple[StoredUpload, ...],
-        Files(at_most=4, kind=UploadKind.MAP, listed=False),
+        Files(at_most=4, kind=UploadKind.MAP, always_list=False),
         Public(),
-        Field(description="Control maps; resized to the output size.", max_length=4),
+        Field(description="Control maps; resized to the output size."),
     ] = ()
     control_type: Annotated[
         tuple[Name, ...],
         *ONE_OR_MORE,
-        OnlyWith("control_image"),
+        OnePerFile("control_image", one_for_all=True),
         Computed(),
         Public(),
         Field(
             description="ControlNets or T2I-Adapters of the model, one for all maps or one for "
-            "each; the first ControlNet by default.",
-            max_length=4,
+            "each; the first ControlNet by default."
         ),
     ] = ()
     control_scale: Annotated[
         tuple[Scale, ...],
         *ONE_OR_MORE,
-        OnlyWith("control_image", default=1.0),
+        OnePerFile("control_image", default=1.0, one_for_all=True),
         Public(),
-        Field(description="Strength of the maps; 1 by default.", max_length=4),
+        Field(description="Strength of the maps; 1 by default."),
     ] = ()
     control_start: Annotated[
         tuple[Share, ...],
         *ONE_OR_MORE,
-        OnlyWith("control_image", default=0.0),
+        OnePerFile("control_image", default=0.0, one_for_all=True),
         Public(),
-        Field(
-            description="Part of the denoising at which the maps start to act; 0 by default.",
-            max_length=4,
-        ),
+        Field(description="Part of the denoising at which the maps start to act; 0 by default."),
     ] = ()
     control_end: Annotated[
         tuple[Share, ...],
         *ONE_OR_MORE,
-        OnlyWith("control_image", default=1.0),
+        OnePerFile("control_image", default=1.0, one_for_all=True),
         Public(),
-        Field(
-            description="Part of the denoising at which the maps stop acting; 1 by default.",
-            max_length=4,
-        ),
+        Field(description="Part of the denoising at which the maps stop acting; 1 by default."),
     ] = ()
     control_preprocess: Annotated[
-        tuple[Name, ...],
+        tuple[Preprocessor, ...],
         *ONE_OR_MORE,
-        OnlyWith("control_image", default="none"),
+        OnePerFile("control_image", one_for_all=True),
         Public(),
         Field(
             description="How the worker makes each map of the picture that was sent; `none` by "
-            "default: it is a map already.",
-            max_length=4,
-            examples=[["canny"]],
+            "default: it is a map already."
         ),
     ] = ()
     ip_scale: Annotated[
@@ -352,7 +203,7 @@ class GenerateRequest(_Record):
             "for each adapter in use; 1 without a prompt and 0.5 with one by default.",
             min_length=1,
             max_length=8,
-            examples=[[0.5]],
+            examples=[0.5],
         ),
     ]
     ip_target: Annotated[
@@ -376,10 +227,7 @@ class GenerateRequest(_Record):
         Field(description="How a non-square image prompt is fitted to the square image encoder."),
     ] = Crop.CENTER
     model: Annotated[
-        Name,
-        Computed(),
-        Public(),
-        Field(description="A name from GET /models.", examples=["sdxl"]),
+        Name, Computed(), Public(), Field(description="A name from GET /models.", examples=["sdxl"])
     ]
     adapter: Annotated[
         Name,
@@ -418,14 +266,10 @@ class GenerateRequest(_Record):
         ),
     ]
     guidance_start: Annotated[
-        Share,
-        Public(),
-        Field(description="Part of the denoising at which guidance starts."),
+        Share, Public(), Field(description="Part of the denoising at which guidance starts.")
     ] = 0.0
     guidance_end: Annotated[
-        Share,
-        Public(),
-        Field(description="Part of the denoising after which guidance is off."),
+        Share, Public(), Field(description="Part of the denoising after which guidance is off.")
     ] = 1.0
     scheduler: Annotated[
         SchedulerName,
@@ -486,22 +330,19 @@ class GenerateRequest(_Record):
         Field(description="Receives the job when it ends; https only."),
     ] = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_version_1(cls, record: Any) -> Any:
-        return from_version_1(record)
+    _upgrade = model_validator(mode="before")(read_version_1)
 
     @property
     def images(self) -> tuple[ImagePrompt, ...]:
         """The image prompts, each with its weight, adapter and mask."""
         count = len(self.image)
-        adapters = self.image_adapter or (self.adapter,)
-        adapters = adapters * count if len(adapters) == 1 else adapters
+        adapters = spread(self.image_adapter, count, self.adapter)
         masks = self.image_mask or (None,) * count
-        parts = zip(self.image, self.image_weights, adapters, masks, strict=True)
         return tuple(
             ImagePrompt(**dict(one), weight=weight, adapter=adapter, mask=mask)
-            for one, weight, adapter, mask in parts
+            for one, weight, adapter, mask in zip(
+                self.image, self.image_weights, adapters, masks, strict=True
+            )
         )
 
     @property
@@ -514,27 +355,21 @@ class GenerateRequest(_Record):
     def ip_scales(self) -> dict[str, float]:
         """The adapters in use, in order of their first image, and the strength of each."""
         adapters = list(dict.fromkeys(image.adapter for image in self.images))
-        scales = self.ip_scale * len(adapters) if len(self.ip_scale) == 1 else self.ip_scale
-        return dict(zip(adapters, scales, strict=True))
+        return dict(zip(adapters, spread(self.ip_scale, len(adapters), 1.0), strict=True))
 
     @property
     def controls(self) -> tuple[Control, ...]:
-        """The control maps with their parameters; a single value stands for all maps."""
+        """The control maps with their parameters."""
         count = len(self.control_image)
-
-        def each(values: tuple[Any, ...], default: Any) -> tuple[Any, ...]:
-            values = values or (default,)
-            return values * count if len(values) == 1 else values
-
         return tuple(
             Control(**dict(one), type=name, scale=scale, start=start, end=end, preprocess=made_by)
             for one, name, scale, start, end, made_by in zip(
                 self.control_image,
-                each(self.control_type, ""),
-                each(self.control_scale, 1.0),
-                each(self.control_start, 0.0),
-                each(self.control_end, 1.0),
-                each(self.control_preprocess, "none"),
+                spread(self.control_type, count, ""),
+                spread(self.control_scale, count, 1.0),
+                spread(self.control_start, count, 0.0),
+                spread(self.control_end, count, 1.0),
+                spread(self.control_preprocess, count, Preprocessor.NONE),
                 strict=True,
             )
         )
@@ -549,7 +384,14 @@ class GenerateRequest(_Record):
         return self.guided and self.guidance_start <= step / self.steps < self.guidance_end
 
     @property
+    def first_step(self) -> int:
+        """The step (from 0) at which a job starts; its init image stands for those before."""
+        if not self.init_image:
+            return 0
+        return self.steps - min(int(self.steps * self.strength), self.steps)
+
+    @property
     def row_steps(self) -> int:
         """UNet rows times steps of the whole job: the unit in which its cost is counted."""
-        guided = sum(self.guided_at(step) for step in range(self.steps))
-        return self.num_images * (self.steps + guided)
+        steps = range(self.first_step, self.steps)
+        return self.num_images * (len(steps) + sum(map(self.guided_at, steps)))

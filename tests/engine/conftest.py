@@ -11,7 +11,8 @@ from PIL import Image
 
 from bench.engine.plain import Plain
 from service.core.catalog import Catalog, load_catalog
-from service.core.params import GenerateRequest, StoredUpload
+from service.core.param_types import StoredUpload
+from service.core.params import GenerateRequest
 from service.core.settings import Device
 from tests.running import until
 from workers.engine.api import EngineJob, EngineResult, Listener, NullObserver, Options, Ticket

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from service.core.params import Crop
+from service.core.param_types import Crop
 from workers.engine import cache
 from workers.engine.cache import EmbeddingCache
 from workers.engine.models import hub

@@ -14,7 +14,8 @@ from diffusers import (
 
 from service.core.catalog import Catalog, load_catalog
 from service.core.errors import ConfigurationError
-from service.core.params import GenerateRequest, IpTarget
+from service.core.param_types import IpTarget
+from service.core.params import GenerateRequest
 from service.core.settings import ROOT, Device
 from tests.engine import tiny_sd15
 from tests.engine.conftest import Stepper, control_map, job, picture, request

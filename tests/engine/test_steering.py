@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from bench.engine.plain import Plain
 from service.core.catalog import Catalog, FusedLora, Lora, Source
 from service.core.errors import ConfigurationError, UnservableRequest
-from service.core.params import GenerateRequest, IpTarget, SchedulerName, SigmaSchedule
+from service.core.param_types import IpTarget, SchedulerName, SigmaSchedule
+from service.core.params import GenerateRequest
 from service.core.settings import Device
 from tests.engine import tiny_lora
 from tests.engine.conftest import Stepper, job, read, request, uploads

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from service.core.catalog import ModelEntry
-from service.core.params import IpTarget
+from service.core.param_types import IpTarget
 from workers.engine.attention import Context, Kernel
 from workers.engine.models.prompts import Prompt
 

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from PIL.Image import Image
 
 from service.core.errors import JobFailed
+from service.core.job import JobWarning
 from service.core.params import GenerateRequest
 
 
@@ -32,15 +33,6 @@ class EngineJob:
     id: str
     request: GenerateRequest
     read: Callable[[str], Image]
-
-
-@dataclass(frozen=True, slots=True)
-class JobWarning:
-    """Something that was done otherwise than the client may have expected."""
-
-    code: str
-    """Stable, for programs: `prompt-truncated`, `window-without-step`."""
-    message: str
 
 
 @dataclass(frozen=True, slots=True)

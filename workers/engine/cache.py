@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from service.core.params import Crop
+from service.core.param_types import Crop
 from workers.engine.api import EmbeddingStore
 
 Embedding = Mapping[str, Tensor]

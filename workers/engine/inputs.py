@@ -17,7 +17,6 @@ from workers.engine import schedulers
 from workers.engine.api import EngineJob
 from workers.engine.cache import Embedding, EmbeddingCache
 from workers.engine.conditioning.base import Conditioning, Conditions, Gathered, Preparation
-from workers.engine.conditioning.init_image import first_step
 from workers.engine.determinism import deterministic
 from workers.engine.device import to_device
 from workers.engine.models.base import Model
@@ -56,7 +55,7 @@ class JobPreparer:
 
     def _rows_of(self, work: Work) -> list[Row]:
         request, model = work.job.request, work.model
-        start = first_step(request)
+        start = request.first_step
         samplers = [
             schedulers.make(
                 request.scheduler,

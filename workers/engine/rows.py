@@ -13,8 +13,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 from torch import Tensor
 
+from service.core.job import JobWarning
 from workers.engine import schedulers
-from workers.engine.api import EngineJob, EngineTicket, JobWarning, Listener
+from workers.engine.api import EngineJob, EngineTicket, Listener
 from workers.engine.conditioning.base import (
     CONDITIONAL,
     UNCONDITIONAL,

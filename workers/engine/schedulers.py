@@ -23,7 +23,7 @@ from diffusers import (
 from torch import Tensor
 
 from service.core.errors import ConfigurationError, UnservableRequest
-from service.core.params import SchedulerName, SigmaSchedule
+from service.core.param_types import SchedulerName, SigmaSchedule
 
 CLASSES: Final[Mapping[SchedulerName, Any]] = {
     SchedulerName.DDIM: DDIMScheduler,

@@ -8,7 +8,8 @@ from typing import Final
 import torch
 from PIL import Image
 
-from service.core.params import GenerateRequest, StoredUpload
+from service.core.param_types import StoredUpload
+from service.core.params import GenerateRequest
 from workers.engine import preview
 from workers.engine.api import EngineJob, EngineTicket, NullObserver
 from workers.engine.batch import Batcher

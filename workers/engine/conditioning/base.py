@@ -15,8 +15,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from service.core.job import JobWarning
 from service.core.params import GenerateRequest
-from workers.engine.api import EngineJob, JobWarning
+from workers.engine.api import EngineJob
 from workers.engine.attention import Context
 from workers.engine.cache import Embedding, EmbeddingCache
 from workers.engine.compile import Networks
@@ -54,7 +55,7 @@ class Preparation:
 
     def warn(self, code: str, message: str) -> None:
         """Tell the client that something was done otherwise than it may have expected."""
-        self.warnings.append(JobWarning(code, message))
+        self.warnings.append(JobWarning(code=code, message=message))
 
     @property
     def steps(self) -> int:

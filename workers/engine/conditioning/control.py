@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from service.core.errors import UnservableRequest
-from service.core.params import Control, GenerateRequest
+from service.core.param_types import Control
+from service.core.params import GenerateRequest
 from workers.engine.api import EngineJob
 from workers.engine.attention import stack_texts
 from workers.engine.conditioning.base import (

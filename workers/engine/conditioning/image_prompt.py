@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from service.core.errors import UnservableRequest
-from service.core.params import Crop, GenerateRequest, StoredUpload
+from service.core.param_types import Crop, StoredUpload
+from service.core.params import GenerateRequest
 from workers.engine.api import EngineJob, Observer
 from workers.engine.attention import Context, ImageContext
 from workers.engine.cache import Embedding, EmbeddingCache, image_fingerprint

@@ -13,7 +13,6 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-from service.core.params import GenerateRequest
 from workers.engine.api import EngineJob
 from workers.engine.conditioning.base import Conditioning, Conditions, Preparation, SteeredRow
 from workers.engine.device import to_device
@@ -160,13 +159,6 @@ class InitImage(Conditioning):
         if own is None or own.inputs is None or own.inputs.blurred is None:
             return picture
         return Image.composite(picture, own.inputs.picture, own.inputs.blurred)
-
-
-def first_step(request: GenerateRequest) -> int:
-    """The step at which a job starts; its picture stands for those before."""
-    if not request.init_image:
-        return 0
-    return request.steps - min(int(request.steps * request.strength), request.steps)
 
 
 def _fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

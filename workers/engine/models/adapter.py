@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 from service.core.catalog import Adapter, BlockScales, Source
 from service.core.errors import ConfigurationError
-from service.core.params import IpTarget
+from service.core.param_types import IpTarget
 from workers.engine.models import checks, hub
 from workers.engine.models.layers import image_kv
 

@@ -14,7 +14,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from service.core.catalog import ModelEntry
-from service.core.params import IpTarget
+from service.core.param_types import IpTarget
 from workers.engine.attention import Context, Kernel
 from workers.engine.cache import Embedding, Layout
 from workers.engine.models.prompts import Prompt

@@ -59,7 +59,7 @@ RowUpdates = Mapping[nn.Module, Sequence[tuple[slice, LowRank]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LoadedLora:
+class LoraWeights:
     """Implements `base.LoadedLora`."""
 
     fingerprint: str
@@ -114,7 +114,7 @@ def _hook(rows: Sequence[tuple[slice, LowRank]]) -> Any:
     return add
 
 
-def load(lora: Lora, pipe: Any, pipeline: Any) -> LoadedLora:
+def load(lora: Lora, pipe: Any, pipeline: Any) -> LoraWeights:
     """Load a LoRA for a pipeline whose UNet has this engine's layers.
 
     `pipeline` is its class. Raises `ConfigurationError` where it does not fit.
@@ -129,7 +129,7 @@ def load(lora: Lora, pipe: Any, pipeline: Any) -> LoadedLora:
         target = once if part != "unet" or _ONCE.search(layer_path) else each_step
         target.setdefault(layer, []).append(low)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return LoadedLora(digest, _joined(once), _joined(each_step), changes_text)
+    return LoraWeights(digest, _joined(once), _joined(each_step), changes_text)
 
 
 def fuse(lora: Lora, scale: float, pipe: Any, pipeline: Any) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from service.core.catalog import BlockScales
 from service.core.errors import ConfigurationError
-from service.core.params import IpTarget
+from service.core.param_types import IpTarget
 from workers.engine.cache import Embedding, Layout
 from workers.engine.models.unet import UNetModel
 

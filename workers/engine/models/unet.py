@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from service.core.catalog import BlockScales, ModelEntry
 from service.core.errors import ConfigurationError
-from service.core.params import IpTarget
+from service.core.param_types import IpTarget
 from workers.engine.attention import Context, ImageContext, Kernel
 from workers.engine.cache import Embedding, Layout
 from workers.engine.models import checks, controlnet, hub, lora, prompts, t2i_adapter
@@ -24,7 +24,7 @@ from workers.engine.models.adapter import AdapterLoader, IPAdapter
 from workers.engine.models.controlnet import UNetControlNet
 from workers.engine.models.forward import unet_forward
 from workers.engine.models.layers import CrossAttention, install, kv_width, text_kv
-from workers.engine.models.lora import LoadedLora
+from workers.engine.models.lora import LoraWeights
 from workers.engine.models.prompts import Prompt, TokenWeights
 from workers.engine.models.t2i_adapter import UNetT2IAdapter
 
@@ -43,7 +43,7 @@ class UNetModel:
     adapters: Mapping[str, IPAdapter]
     controlnets: Mapping[str, UNetControlNet]
     t2i_adapters: Mapping[str, UNetT2IAdapter]
-    loras: Mapping[str, LoadedLora]
+    loras: Mapping[str, LoraWeights]
     text_fingerprint: str
     device: torch.device
     dtype: torch.dtype
