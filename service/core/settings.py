@@ -133,6 +133,8 @@ class Settings(BaseSettings):
     """Whether requests without an API key are served on a host other than loopback, as long as
     no key is configured. On loopback they are; without this the service listens there only
     until a key is made."""
+    require_api_keys: bool = False
+    """Whether no request about jobs is ever served without an API key, also while none exists."""
     bootstrap_key: SecretStr | None = None
     """An API key with all rights that exists from the start, best given as the secret file
     `imageprompt_bootstrap_key`: `ip_`, 12 hexadecimal digits, `_` and 43 URL-safe characters. It

@@ -11,7 +11,8 @@ from service.core import tracing
 from service.core.errors import Gone, NotFound
 from service.core.job import Status
 from service.core.metrics import ApiMetrics
-from service.core.params import GenerateRequest, OutputFormat
+from service.core.param_types import OutputFormat
+from service.core.params import GenerateRequest
 from service.core.settings import Settings
 from service.core.storage import Storage, StorageError
 from service.dependencies import (
