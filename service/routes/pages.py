@@ -132,11 +132,13 @@ def _page_files() -> Iterator[tuple[str, bytes]]:
 
 
 def form() -> dict[str, Any]:
-    """JSON schema of POST /generate's form without references, and the names of the examples."""
+    """What POST /generate takes: its schema without references, and media types of pictures."""
     document = describe()
-    schema = document["components"]["schemas"]["GenerateForm"]
+    body = document["paths"]["/generate"]["post"]["requestBody"]
+    multipart = body["content"]["multipart/form-data"]
     return {
-        "schema": _inlined(schema, document),
+        "schema": _inlined(multipart["schema"], document),
+        "accept": multipart["encoding"]["image"]["contentType"],
         "examples": [path.name for path in sorted(EXAMPLES.glob("*.png"))],
     }
 
