@@ -21,10 +21,10 @@ from redis import Redis
 
 from bench.http.servers import Server
 from service.cli import processes
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from service.core import redis_keys, worker_registry
 from service.core.job import Job, Status
-from service.core.params import GenerateRequest, ImagePrompt, SchedulerName
+from service.core.params import GenerateRequest, SchedulerName, StoredUpload
 from service.core.queue import enqueue, open_queue
 from service.core.settings import Settings
 from service.core.storage import Storage
@@ -41,11 +41,12 @@ def request(storage: Storage, job_id: str) -> GenerateRequest:
     key = redis_keys.upload(job_id, "image-0.png")
     storage.put(key, out.getvalue(), "image/png")
     digest = hashlib.sha256(out.getvalue()).hexdigest()
-    prompt = ImagePrompt(key=key, sha256=digest, pixels_sha256=digest, width=64, height=64)
+    prompt = StoredUpload(key=key, sha256=digest, pixels_sha256=digest, width=64, height=64)
     return GenerateRequest(
         model="shapes",
         adapter="base",
-        images=(prompt,),
+        image=(prompt,),
+        image_weights=(1.0,),
         ip_scale=1,
         width=128,
         height=128,

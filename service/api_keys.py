@@ -1,26 +1,39 @@
-"""API keys: how they look, how they are kept (as hashes, in Redis), made and found again.
+"""API keys: created, stored as hashes in Redis, and authenticated by a request's headers.
 
-Used by the API and by `imageprompt keys`. It knows nothing of requests.
+While no key exists, callers are anonymous where that is allowed; as soon as there is one, all
+requests about jobs need a key. Models, health, metrics and docs never do.
 """
 
 import base64
 import hashlib
 import hmac
+import ipaddress
 import re
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
+import redis.asyncio as aioredis
 from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 
+from service.browser_access import BrowserAccess
 from service.core import redis_keys
+from service.core.errors import Unauthorized
+from service.core.settings import Settings
+
+CACHE_SECONDS: Final = 2.0
+"""After this time at the latest, a revoked key is refused."""
+ANONYMOUS: Final = "anonymous"
+"""Owner of the jobs of callers without a key."""
 
 _KEY: Final = re.compile(r"ip_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 
-class Right(StrEnum):
+class Scope(StrEnum):
     """What a key may do."""
 
     GENERATE = "generate"
@@ -30,14 +43,15 @@ class Right(StrEnum):
 
 
 class ApiKey(BaseModel):
-    """One key's record. The key itself is kept nowhere. Times are seconds since the epoch."""
+    """One key's record. The key itself is not stored. Times are seconds since the epoch."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
 
     id: str
     name: str
     sha256: str
-    rights: tuple[Right, ...]
+    scopes: Annotated[tuple[Scope, ...], Field(alias="rights")]
+    """Stored as `rights`, as in the first release."""
     requests_per_minute: Annotated[int, Field(gt=0)] | None = None
     max_jobs: Annotated[int, Field(gt=0)] | None = None
     """Jobs that may be queued or running at once."""
@@ -54,7 +68,7 @@ class ApiKey(BaseModel):
 def make_key(
     name: str,
     *,
-    rights: Sequence[Right] = tuple(Right),
+    scopes: Sequence[Scope] = tuple(Scope),
     requests_per_minute: int | None = None,
     max_jobs: int | None = None,
     lifetime_seconds: float | None = None,
@@ -67,7 +81,7 @@ def make_key(
         id=key_id,
         name=name,
         sha256=digest(key),
-        rights=tuple(rights),
+        scopes=tuple(scopes),
         requests_per_minute=requests_per_minute,
         max_jobs=max_jobs,
         created_at=now,
@@ -78,33 +92,137 @@ def make_key(
 
 
 def digest(key: str) -> str:
-    """What is kept of a key. It has 256 random bits, so a plain hash cannot be guessed back."""
+    """The stored hash of a key. A key has 256 random bits, so it needs no slow hash."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def key_id(key: str) -> str | None:
-    """Under which id a key would be kept; `None` for what cannot be one."""
+    """The id of a key; `None` for what cannot be one."""
     match = _KEY.fullmatch(key)
     return match[1] if match else None
 
 
 def matches(key: str, record: ApiKey) -> bool:
-    """Whether `key` is the one behind a record, compared in constant time."""
+    """Whether a record is that of `key`, compared in constant time."""
     return hmac.compare_digest(digest(key), record.sha256)
 
 
 def save(redis: "Redis", record: ApiKey) -> None:
-    """Keep a record. Raises `redis.RedisError`."""
+    """Store a record. Raises `redis.RedisError`."""
     redis.hset(redis_keys.API_KEYS, record.id, record.model_dump_json())
 
 
 def revoke(redis: "Redis", record_id: str) -> bool:
-    """Forget a key; whether there was one. Raises `redis.RedisError`."""
+    """Delete a key; whether there was one. Raises `redis.RedisError`."""
     return bool(redis.hdel(redis_keys.API_KEYS, record_id))
 
 
-def every(redis: "Redis") -> list[ApiKey]:
+def list_keys(redis: "Redis") -> list[ApiKey]:
     """All records, oldest first. Raises `redis.RedisError`."""
     texts: Any = redis.hvals(redis_keys.API_KEYS)
     records = [ApiKey.model_validate_json(text) for text in texts]
     return sorted(records, key=lambda record: record.created_at)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that binds to `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def anonymous_allowed(settings: Settings) -> bool:
+    """Whether callers without a key are served while no key is configured."""
+    return settings.allow_anonymous or is_loopback(settings.host)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The sender of a request; `owner` identifies their jobs."""
+
+    owner: str = ANONYMOUS
+    key: ApiKey | None = None
+
+
+class Authenticator:
+    """Authenticates callers by their keys."""
+
+    def __init__(
+        self,
+        redis: "aioredis.Redis",
+        *,
+        anonymous: BrowserAccess | None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`anonymous` checks callers without a key; without it there are none."""
+        self._redis = redis
+        self._anonymous = anonymous
+        self._clock = clock
+        self._known: dict[str, tuple[float, ApiKey]] = {}
+        self._open: tuple[float, bool] = (0.0, False)
+
+    async def authenticate(self, headers: Mapping[str, str]) -> Caller:
+        """The caller behind these headers.
+
+        Raises `Unauthorized`, `Forbidden` and `redis.RedisError`.
+        """
+        key = _credential(headers)
+        record = await self._find(key) if key else None
+        if record is not None and record.is_valid(self._clock()):
+            return Caller(record.id, record)
+        # While no key exists, clients that insist on sending one may send any.
+        if key != "" and self._anonymous is not None and await self._no_keys():
+            self._anonymous.check(headers)
+            return Caller()
+        if key is None:
+            raise Unauthorized
+        raise Unauthorized("The API key is unknown, revoked or expired")
+
+    async def key_owner(self, record_id: str) -> Caller:
+        """The caller with the key of this id, for whom a URL was signed. Raises as above."""
+        record = await self._read(record_id)
+        if record is None or not record.is_valid(self._clock()):
+            raise Unauthorized("The API key of the signed URL is revoked or expired")
+        return Caller(record.id, record)
+
+    async def is_valid(self, caller: Caller) -> bool:
+        """Whether a caller who was authenticated before still would be. Raises as above."""
+        if caller.key is None:
+            return self._anonymous is not None and await self._no_keys()
+        record = await self._read(caller.key.id)
+        return record is not None and record.is_valid(self._clock())
+
+    async def _find(self, key: str) -> ApiKey | None:
+        record_id = key_id(key)
+        record = None if record_id is None else await self._read(record_id)
+        return record if record is not None and matches(key, record) else None
+
+    async def _read(self, record_id: str) -> ApiKey | None:
+        now = self._clock()
+        read_at, record = self._known.get(record_id, (0.0, None))
+        if record is None or now - read_at > CACHE_SECONDS:
+            self._known.pop(record_id, None)
+            text: Any = await self._redis.hget(redis_keys.API_KEYS, record_id)
+            if text is None:
+                return None
+            record = ApiKey.model_validate_json(text)
+            self._known[record_id] = (now, record)
+        return record
+
+    async def _no_keys(self) -> bool:
+        now = self._clock()
+        read_at, empty = self._open
+        if now - read_at > CACHE_SECONDS:
+            empty = not await self._redis.exists(redis_keys.API_KEYS)
+            self._open = (now, empty)
+        return empty
+
+
+def _credential(headers: Mapping[str, str]) -> str | None:
+    """The key of a request; empty where the authorization scheme is another one."""
+    authorization = headers.get("authorization")
+    if authorization is not None:
+        scheme, _, key = authorization.partition(" ")
+        return key.strip() if scheme.lower() == "bearer" else ""
+    return headers.get("x-api-key")

@@ -1,4 +1,4 @@
-"""Puts the application together. Connections open in the lifespan, nothing at import."""
+"""Assembles the application. Connections are opened in the lifespan, nothing at import."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,29 +8,29 @@ from typing import TypedDict
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
 
 from service import problems
+from service.browser_access import CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS
 from service.core.metrics import ApiMetrics
 from service.core.settings import Settings
-from service.deadlines import Deadlines
 from service.dependencies import Services, open_services
-from service.document import describe
-from service.grace import Grace
-from service.middleware import RequestContext
-from service.periodic import repeat
+from service.middleware import GracefulShutdown, HeadMiddleware, RequestMiddleware
+from service.openapi import describe
+from service.periodic import StorageSweep, repeat
+from service.public_url import ProxyMiddleware
 from service.routes import events, generate, health, jobs, models, pages
-from service.sweep import Sweep
 from service.webhooks.delivery import Delivery
 from service.webhooks.sender import Sender
 
 WEBHOOK_SECONDS = 1.0
-"""How often the outbox is looked into."""
+"""Interval of the deliveries from the outbox."""
 DEADLINE_SECONDS = 1.0
-"""How often overdue jobs are looked for."""
+"""Interval of the checks for overdue jobs."""
 
 
-class State(TypedDict):
-    """What the lifespan hands to every request."""
+class LifespanState(TypedDict):
+    """What the lifespan adds to the state of every request."""
 
     services: Services
 
@@ -40,9 +40,9 @@ class Side(Enum):
 
     ALL = auto()
     PUBLIC = auto()
-    """Those of clients alone."""
+    """Those for clients."""
     ADMIN = auto()
-    """Docs, metrics and health alone."""
+    """Docs, metrics and health."""
 
 
 def create_app(
@@ -52,19 +52,19 @@ def create_app(
     side: Side = Side.ALL,
     metrics: ApiMetrics | None = None,
 ) -> FastAPI:
-    """The application; set `stopping` to let its open streams end before it is shut down.
+    """The application; set `stopping` to end its open streams before it is shut down.
 
     Its lifespan raises `ConfigurationError` where settings or `models.yaml` are wrong.
     """
     counted = metrics or ApiMetrics()
     stopping = stopping or asyncio.Event()
-    grace = Grace(stopping, settings.grace_seconds)
+    shutdown = GracefulShutdown(stopping, settings.grace_seconds)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[LifespanState]:
         async with AsyncExitStack() as stack:
             services = await stack.enter_async_context(open_services(settings, counted, stopping))
-            watching = asyncio.create_task(grace.watch())
+            watching = asyncio.create_task(shutdown.watch())
             stack.callback(watching.cancel)
             if side is not Side.ADMIN:
                 await stack.enter_async_context(_background(services))
@@ -76,9 +76,19 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None if side is Side.PUBLIC else "/openapi.json",
-        telemetry={"operation_spans": False},  # a trace has one span a request
+        telemetry={"operation_spans": False},  # one span per request
     )
-    app.add_middleware(RequestContext, metrics=counted, grace=grace)
+    app.add_middleware(HeadMiddleware)
+    app.add_middleware(RequestMiddleware, metrics=counted, shutdown=shutdown)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
+            allow_headers=CORS_REQUEST_HEADERS,
+            expose_headers=CORS_RESPONSE_HEADERS,
+        )
+    app.add_middleware(ProxyMiddleware, settings=settings)  # the outermost
     problems.install(app)
     if side is not Side.ADMIN:
         for part in (generate, jobs, events, models):
@@ -88,13 +98,13 @@ def create_app(
     if side is not Side.PUBLIC:
         _include(app, health.router, counted)
         _include(app, pages.console, counted)
-        document = describe()
-        app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own hook
+    document = describe()
+    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own hook
     return app
 
 
 def _include(app: FastAPI, router: APIRouter, metrics: ApiMetrics) -> None:
-    """Serve the routes, and expose 0 server errors of each before its first one."""
+    """Serve the routes, and expose the error counter of each at 0 before its first error."""
     app.include_router(router)
     for route in router.routes:
         if isinstance(route, APIRoute):
@@ -104,15 +114,16 @@ def _include(app: FastAPI, router: APIRouter, metrics: ApiMetrics) -> None:
 
 @asynccontextmanager
 async def _background(services: Services) -> AsyncIterator[None]:
-    """Deliver webhooks, end overdue jobs and sweep the storage while the application runs."""
+    """Deliver webhooks, expire overdue jobs and sweep the storage while the application runs."""
     settings = services.settings
     delivery = Delivery(
         services.redis,
         Sender(settings.webhook_networks),
         services.metrics,
+        services.signed_urls,
         anonymous_secret=settings.webhook_secret,
     )
-    sweep = Sweep(
+    sweep = StorageSweep(
         services.redis,
         services.storage,
         every_seconds=settings.sweep_seconds,
@@ -120,12 +131,11 @@ async def _background(services: Services) -> AsyncIterator[None]:
         + settings.job_retention_seconds
         + settings.tombstone_seconds,
     )
-    deadlines = Deadlines(services.queue, services.transitions)
     tasks = [
         asyncio.create_task(repeat(delivery.step, every_seconds=WEBHOOK_SECONDS, name="webhooks")),
         asyncio.create_task(repeat(sweep.step, every_seconds=settings.sweep_seconds, name="sweep")),
         asyncio.create_task(
-            repeat(deadlines.step, every_seconds=DEADLINE_SECONDS, name="deadlines")
+            repeat(services.queue.expire_overdue, every_seconds=DEADLINE_SECONDS, name="deadlines")
         ),
     ]
     try:

@@ -1,13 +1,13 @@
-"""What every route works with: the settings, the catalog and the open connections.
+"""The collaborators of the routes: built once at start-up, and given to routes one by one.
 
-Built once in the lifespan; nothing here opens a connection before it is used.
+A route declares what it uses by a parameter of one of the types at the end of this file.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import redis.asyncio as aioredis
 from fastapi import Depends, Request
@@ -15,50 +15,56 @@ from redis import Redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from rq import Queue
 
+from service.api_keys import ANONYMOUS, Authenticator, Caller, Scope, anonymous_allowed
+from service.browser_access import BrowserAccess
+from service.connections import client_group
 from service.core.catalog import Catalog, load_catalog
+from service.core.errors import Forbidden
 from service.core.metrics import ApiMetrics
 from service.core.queue import open_queue
 from service.core.settings import Settings
 from service.core.storage import Storage
 from service.core.transitions import Transitions
-from service.gate import Gate, anonymous_allowed
 from service.jobs.eta import Estimates
-from service.jobs.event_stream import Follower
-from service.jobs.store import Records
-from service.probe import StorageProbe
-from service.rate_limits import Limits
+from service.jobs.event_stream import EventStreams
+from service.jobs.queue import JobQueue
+from service.jobs.store import FoundJob, JobStore
+from service.jobs.views import JobView, job_view
+from service.periodic import StorageProbe
+from service.rate_limits import RateLimits
+from service.signed_urls import SIGNATURE, SignedUrls
+from service.submission.body import BodyBudget
 from service.submission.idempotency import Idempotency
-from service.submission.room import Bodies
 from service.submission.uploads import Uploads
 
 CONNECT_SECONDS = 2
 ANSWER_SECONDS = 5
 POLLING_CONNECTIONS = 64
 BODIES_AT_ONCE = 10
-"""As many as large as may be; 1,000 MiB of the 2 GiB that k8s/ gives to temporary files."""
+"""Of the largest size; 1,000 MiB of the 2 GiB that k8s/ gives to temporary files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The collaborators of the routes."""
+    """Everything that is built at start-up."""
 
     settings: Settings
     catalog: Catalog
     metrics: ApiMetrics
     redis: "aioredis.Redis"
-    queue: Queue
+    queue: JobQueue
     transitions: Transitions
     storage: Storage
-    records: Records
+    jobs: JobStore
     estimates: Estimates
-    follower: Follower
+    event_streams: EventStreams
     storage_probe: StorageProbe
-    bodies: Bodies
+    body_budget: BodyBudget
     uploads: Uploads
-    gate: Gate
-    limits: Limits
+    authenticator: Authenticator
+    signed_urls: SignedUrls
+    rate_limits: RateLimits
     idempotency: Idempotency
 
 
@@ -66,7 +72,7 @@ class Services:
 async def open_services(
     settings: Settings, metrics: ApiMetrics, stopping: asyncio.Event
 ) -> AsyncIterator[Services]:
-    """Put the collaborators together, and close their connections at the end.
+    """Build the collaborators, and close their connections at the end.
 
     Raises `ConfigurationError` where settings or `models.yaml` are wrong.
     """
@@ -82,17 +88,25 @@ async def open_services(
         health_check_interval=15,
     )
     client = aioredis.Redis.from_pool(pool)
-    # A transaction that may have happened must not be sent again, so this one never retries.
+    # A transaction that may have been executed must not be sent again: no retries here.
     writer = Redis.from_url(
         url,
         socket_connect_timeout=CONNECT_SECONDS,
         socket_timeout=ANSWER_SECONDS,
         retry=Retry(NoBackoff(), 0),
     )
-    follower = Follower(url, at_once=settings.max_event_streams, stopping=stopping)
+    event_streams = EventStreams(url, limit=settings.max_event_streams, stopping=stopping)
     storage = Storage.from_settings(settings)
     catalog = load_catalog(settings.models)
     metrics.start_at_zero(catalog.models)
+    transitions = Transitions(
+        writer,
+        retention_seconds=settings.job_retention_seconds,
+        tombstone_seconds=settings.tombstone_seconds,
+        max_attempts=settings.max_attempts,
+        on_end=metrics.ends.count,
+    )
+    estimates = Estimates(client, settings.queue, catalog)
     uploads = Uploads(storage, max_pixels=settings.max_image_pixels)
     try:
         yield Services(
@@ -100,36 +114,134 @@ async def open_services(
             catalog=catalog,
             metrics=metrics,
             redis=client,
-            queue=open_queue(settings.queue, writer),
-            transitions=Transitions(
-                writer,
-                retention_seconds=settings.job_retention_seconds,
-                tombstone_seconds=settings.tombstone_seconds,
-                max_attempts=settings.max_attempts,
-                on_end=metrics.ends.count,
+            queue=JobQueue(
+                open_queue(settings.queue, writer),
+                client,
+                transitions,
+                estimates,
+                max_jobs=settings.max_queued_jobs,
             ),
+            transitions=transitions,
             storage=storage,
-            records=Records(client, settings.queue),
-            estimates=Estimates(client, settings.queue, catalog),
-            follower=follower,
+            jobs=JobStore(client, settings.queue),
+            estimates=estimates,
+            event_streams=event_streams,
             storage_probe=StorageProbe(storage),
-            bodies=Bodies(BODIES_AT_ONCE * settings.max_body_bytes),
+            body_budget=BodyBudget(BODIES_AT_ONCE * settings.max_body_bytes),
             uploads=uploads,
-            gate=Gate(client, allow_anonymous=anonymous_allowed(settings)),
-            limits=Limits(client),
+            authenticator=Authenticator(
+                client,
+                anonymous=BrowserAccess(settings) if anonymous_allowed(settings) else None,
+            ),
+            signed_urls=SignedUrls(client, lifetime_seconds=settings.signed_url_seconds),
+            rate_limits=RateLimits(client),
             idempotency=Idempotency(client, kept_seconds=settings.job_retention_seconds),
         )
     finally:
         uploads.close()
-        await follower.close()
+        await event_streams.close()
         await client.aclose()
         writer.close()
 
 
-async def _services(request: Request) -> Services:  # async, or FastAPI sends it to a thread
-    services: Services = request.state.services
-    return services
+def _part(name: str) -> Any:
+    async def part(request: Request) -> Any:  # async, or FastAPI runs it in a thread
+        return getattr(request.state.services, name)
+
+    return Depends(part)
 
 
-Use = Annotated[Services, Depends(_services)]
-"""A route's parameter of this type gets the collaborators."""
+UseSettings = Annotated[Settings, _part("settings")]
+UseCatalog = Annotated[Catalog, _part("catalog")]
+UseMetrics = Annotated[ApiMetrics, _part("metrics")]
+UseRedis = Annotated["aioredis.Redis", _part("redis")]
+UseQueue = Annotated[JobQueue, _part("queue")]
+UseTransitions = Annotated[Transitions, _part("transitions")]
+UseStorage = Annotated[Storage, _part("storage")]
+UseJobs = Annotated[JobStore, _part("jobs")]
+UseEstimates = Annotated[Estimates, _part("estimates")]
+UseEventStreams = Annotated[EventStreams, _part("event_streams")]
+UseStorageProbe = Annotated[StorageProbe, _part("storage_probe")]
+UseBodyBudget = Annotated[BodyBudget, _part("body_budget")]
+UseUploads = Annotated[Uploads, _part("uploads")]
+UseAuthenticator = Annotated[Authenticator, _part("authenticator")]
+UseSignedUrls = Annotated[SignedUrls, _part("signed_urls")]
+UseRateLimits = Annotated[RateLimits, _part("rate_limits")]
+UseIdempotency = Annotated[Idempotency, _part("idempotency")]
+
+
+def _needing(scope: Scope) -> Any:
+    async def caller(request: Request, authenticator: UseAuthenticator) -> Caller:
+        found = await authenticator.authenticate(request.headers)
+        if found.key is not None and scope not in found.key.scopes:
+            raise Forbidden(scope=scope.value)
+        return found
+
+    return Depends(caller)
+
+
+async def _reading_by_signature(
+    request: Request, authenticator: UseAuthenticator, signed_urls: UseSignedUrls
+) -> Caller:
+    if SIGNATURE in request.query_params:
+        path = request.url.path.removeprefix(request.scope.get("root_path", "")).lstrip("/")
+        owner = await signed_urls.verify(path, request.query_params)
+        found = await authenticator.key_owner(owner)
+    else:
+        found = await authenticator.authenticate(request.headers)
+    if found.key is not None and Scope.READ not in found.key.scopes:
+        raise Forbidden(scope=Scope.READ.value)
+    return found
+
+
+MayGenerate = Annotated[Caller, _needing(Scope.GENERATE)]
+"""The caller, who needs the scope `generate`."""
+MayRead = Annotated[Caller, _needing(Scope.READ)]
+"""The caller, who needs the scope `read`."""
+MayReadBySignature = Annotated[Caller, Depends(_reading_by_signature)]
+"""The caller, who needs the scope `read` or a signed URL."""
+MayManage = Annotated[Caller, _needing(Scope.MANAGE)]
+"""The caller, who needs the scope `manage`."""
+
+
+Share = Callable[[Caller], str]
+
+
+async def _share(request: Request) -> Share:
+    address = client_group(request.client.host) if request.client is not None else ""
+
+    def share(caller: Caller) -> str:
+        return caller.owner if caller.key is not None else f"{caller.owner} {address}"
+
+    return share
+
+
+async def _base_url(request: Request) -> str:
+    return str(request.base_url)
+
+
+BaseUrl = Annotated[str, Depends(_base_url)]
+"""The URL of this service in links, with a slash at its end."""
+
+UseShare = Annotated[Share, Depends(_share)]
+"""Tells with whom a caller shares slots and capacity: its key, or the address of an anonymous."""
+
+Show = Callable[[FoundJob], Awaitable[JobView]]
+
+
+async def _show(base_url: BaseUrl, estimates: UseEstimates, signed_urls: UseSignedUrls) -> Show:
+    async def show(found: FoundJob) -> JobView:
+        job = found.job
+        return job_view(
+            job,
+            base=base_url,
+            ahead=found.ahead,
+            eta_seconds=await estimates.eta_seconds(job),
+            signer=None if job.owner == ANONYMOUS else await signed_urls.signer(job.owner),
+        )
+
+    return show
+
+
+UseShow = Annotated[Show, Depends(_show)]
+"""Makes the public view of a job, with its links and estimate."""

@@ -1,6 +1,6 @@
-"""What surrounds every request: its id, its log line, its metrics and the security headers.
+"""Wraps every request: its id, log line, metrics, security headers and graceful shutdown.
 
-It knows nothing of what the routes do. Whatever escapes them becomes a 500 without its text.
+An exception that no handler knows becomes a 500 without its text.
 """
 
 import asyncio
@@ -17,34 +17,67 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
 from service.core import tracing
+from service.core.errors import Stopping
 from service.core.metrics import ApiMetrics
-from service.grace import Grace
 
 CLIENT_GONE: Final = 499
-"""Stands in logs and metrics for a client that hung up before it was answered."""
+"""In logs and metrics: the client disconnected before it was answered."""
+AFTER_BODIES_SECONDS: Final = 10
+"""After the shutdown period for bodies: time to store what was received and to answer."""
+RETRY_SECONDS: Final = 5
+"""By then another process answers, or this one again."""
 
 CONTENT_SECURITY_POLICY: Final = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class RequestContext:
-    """Pure ASGI middleware, so that streams pass through it and no task is put in between."""
+class GracefulShutdown:
+    """Limits how long request bodies may take once `stopping` is set."""
+
+    def __init__(self, stopping: asyncio.Event, seconds: float) -> None:
+        self._stopping = stopping
+        self._seconds = seconds
+        self._end: float | None = None
+        self._limits: set[asyncio.Timeout] = set()
+
+    async def watch(self) -> None:
+        """Wait for `stopping`, then give all bodies in progress their deadline."""
+        await self._stopping.wait()
+        self._end = asyncio.get_running_loop().time() + self._seconds
+        for limit in self._limits:
+            limit.reschedule(self._end)
+
+    async def receive(self, receive: Receive) -> Message:
+        """The next message of a request. Raises `Stopping` after the deadline."""
+        limit = asyncio.timeout_at(self._end)
+        try:
+            async with limit:
+                self._limits.add(limit)
+                return await receive()
+        except TimeoutError:
+            raise Stopping(retry_after_seconds=RETRY_SECONDS) from None
+        finally:
+            self._limits.discard(limit)
+
+
+class RequestMiddleware:
+    """Pure ASGI middleware, so that streams pass through unbuffered and in the same task."""
 
     def __init__(
         self,
         app: ASGIApp,
         metrics: ApiMetrics,
-        grace: Grace,
+        shutdown: GracefulShutdown,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._grace = grace
+        self._shutdown = shutdown
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; anything but HTTP passes untouched."""
+        """Serve one request; anything but HTTP is passed through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -59,8 +92,6 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
-                for name, value in scope["state"].get("extra_headers", {}).items():
-                    headers[name] = value
                 headers.setdefault("X-Content-Type-Options", "nosniff")
                 headers.setdefault("X-Frame-Options", "DENY")
                 headers.setdefault("Referrer-Policy", "no-referrer")
@@ -69,8 +100,8 @@ class RequestContext:
             await send(message)
 
         async def receive_in_time() -> Message:
-            # An answer that has begun is not broken off: only what it waits for may be late.
-            return await (self._grace.receive(receive) if status == CLIENT_GONE else receive())
+            # A response that has started is not interrupted: only request bodies have a deadline.
+            return await (self._shutdown.receive(receive) if status == CLIENT_GONE else receive())
 
         traceparent = tracing.carried(Headers(scope=scope))
         ids = {"request_id": request_id} | tracing.log_fields(traceparent)
@@ -97,10 +128,50 @@ class RequestContext:
         log.info("request", route=route, method=method, status=status, seconds=round(seconds, 4))
 
 
+class HeadMiddleware:
+    """Serves HEAD by the handler of GET, without the body (RFC 9110, section 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        ended = asyncio.Event()
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+            elif not ended.is_set():
+                ended.set()
+                await send({"type": "http.response.body"})
+
+        async def receive_until_ended() -> Message:
+            if ended.is_set():
+                return {"type": "http.disconnect"}
+            receiving = asyncio.ensure_future(receive())
+            ending = asyncio.ensure_future(ended.wait())
+            try:
+                await asyncio.wait((receiving, ending), return_when=asyncio.FIRST_COMPLETED)
+                return receiving.result() if receiving.done() else {"type": "http.disconnect"}
+            finally:
+                receiving.cancel()
+                ending.cancel()
+
+        # A copy: the server itself needs the method. What the router adds, the log needs.
+        inner = {**scope, "method": "GET"}
+        try:
+            await self._app(inner, receive_until_ended, send_head)
+        finally:
+            scope["route"] = inner.get("route")
+
+
 def _failure(error: BaseException, request_id: str) -> Response:
-    if isinstance(error, asyncio.CancelledError):  # the server's own grace is over as well
+    if isinstance(error, asyncio.CancelledError):  # the server's own shutdown period has ended, too
         return problems.respond_stopping(request_id)
-    log.error("a request failed", exc_info=error)
+    log.error("request failed", exc_info=error)
     return problems.respond_internal(request_id)
 
 

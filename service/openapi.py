@@ -1,19 +1,187 @@
-"""`python -m service.openapi` prints the OpenAPI document as YAML.
+"""The OpenAPI document; `python -m service.openapi` prints it as YAML.
 
-The checked-in `openapi/openapi.yaml` must equal it; a test holds that.
+Derived from the routes, the parameters and the errors. The checked-in `openapi/openapi.yaml` must
+equal it; a test compares them.
 """
 
 import sys
+from functools import cache
+from typing import Any, Final
 
 import yaml
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 
-from service.document import describe
+from service.core.job import Status
+from service.core.params import GenerateRequest
+from service.core.schema import Declaration, Files, is_list, marked, parameters, sent_model
+from service.jobs.views import JobPage, JobView
+from service.problems import Problem
+from service.responses import REFERENCE
+from service.routes import events, generate, health, jobs, models
+
+VERSION: Final = "1.0.0"
+"""Of the HTTP contract."""
+DESCRIPTION: Final = """Pictures from pictures: IP-Adapter (arXiv 2308.06721) as a service.
+
+Send an image prompt to `/generate`, with or without a text and a ControlNet map. Then poll
+`/jobs/{id}` or follow `/jobs/{id}/events`; or send `Prefer: wait=60` to receive the picture."""
+
+SECURITY: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+"""How a key is sent. On loopback, and while no key is configured, none is needed."""
 
 
-def render() -> str:
-    """The document as YAML."""
-    return yaml.safe_dump(describe(), sort_keys=False, width=100, allow_unicode=True)
+def form_schema(declaration: Declaration) -> dict[str, Any]:
+    """JSON schema of the multipart form: every upload and every text field."""
+    file = {"type": "string", "format": "binary"}
+    properties = _properties(declaration, file=file, strict=False)
+    for name, field in parameters(declaration).items():
+        described = properties[name] = _without_null(properties[name])
+        if is_list(field):  # comma-separated on the wire
+            items = described.pop("items")
+            described |= {"type": "string"}
+            described.pop("maxItems", None)
+            if items.get("type") == "number":
+                described["pattern"] = r"^\d+(\.\d+)?(,\d+(\.\d+)?)*$"
+            examples = described.pop("examples", [])
+            described["examples"] = [",".join(map(str, one)) for one in examples]
+    return _object(declaration, properties)
+
+
+def json_schema(declaration: Declaration) -> dict[str, Any]:
+    """JSON schema of the JSON body: the same fields; uploads are `data:` URIs."""
+    file = {"type": "string", "format": "uri", "pattern": "^data:[^,]*;base64,"}
+    properties = _properties(declaration, file=file, strict=True)
+    for name, field in parameters(declaration).items():
+        described = properties[name]
+        texts = [{"type": "string", "description": "Comma-separated."}] if is_list(field) else []
+        described["anyOf"] = [*_choices(described), *texts, {"type": "null"}]
+    return _object(declaration, properties)
+
+
+def _properties(
+    declaration: Declaration, *, file: dict[str, Any], strict: bool
+) -> dict[str, dict[str, Any]]:
+    """Every field, uploads first."""
+    model = sent_model(declaration, strict=strict)
+    properties: dict[str, Any] = {}
+    for name, limit in marked(declaration, Files).items():
+        several = {
+            "type": "array",
+            "items": file,
+            "minItems": limit.at_least,
+            "maxItems": limit.at_most,
+        }
+        described = dict(several if limit.at_most > 1 else file)
+        described["description"] = declaration.model_fields[name].description
+        properties[name] = described
+    schema = model.model_json_schema(ref_template=REFERENCE)
+    return properties | {name: dict(field) for name, field in schema["properties"].items()}
+
+
+def _object(declaration: Declaration, properties: dict[str, Any]) -> dict[str, Any]:
+    files = marked(declaration, Files)
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [name for name, limit in files.items() if limit.at_least],
+        "additionalProperties": False,
+    }
+
+
+def _choices(described: dict[str, Any]) -> list[dict[str, Any]]:
+    """Take the types out of a field's schema, all but `null`."""
+    kept = ("description", "examples", "default", "title")
+    if described.get("default") is None:
+        described.pop("default", None)
+    if "anyOf" in described:
+        choices = described.pop("anyOf")
+    else:
+        choices = [{key: described.pop(key) for key in list(described) if key not in kept}]
+    return [one for one in choices if one.get("type") != "null"]
+
+
+def _without_null(described: dict[str, Any]) -> dict[str, Any]:
+    """A field without its `null`, which a form cannot send."""
+    [choice] = _choices(described)
+    return described | choice
+
+
+def webhook() -> dict[str, Any]:
+    """The request that `webhook_url` receives when a job has ended."""
+    names = ("webhook-id", "webhook-timestamp", "webhook-signature")
+    ends = [f"job.{status.value}" for status in Status if status.is_terminal]
+    return {
+        "operationId": "job_ended",
+        "description": "Signed according to Standard Webhooks, with the secret of the API key. Any "
+        "2xx response confirms it, 410 stops it; after any other it is retried for some sixteen "
+        "hours.",
+        "parameters": [
+            {"name": name, "in": "header", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ],
+        "requestBody": {
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["type", "timestamp", "data"],
+                        "properties": {
+                            "type": {"enum": ends},
+                            "timestamp": {"type": "string", "format": "date-time"},
+                            "data": {"$ref": REFERENCE.format(model=JobView.__name__)},
+                        },
+                    }
+                }
+            }
+        },
+        "responses": {
+            "2XX": {"description": "Received."},
+            "410": {"description": "No further webhooks."},
+        },
+    }
+
+
+@cache
+def describe() -> dict[str, Any]:
+    """The document of all routes, with the schemas that they refer to."""
+    app = FastAPI()
+    for part in (generate, jobs, events, models, health):
+        app.include_router(part.router)
+    document = get_openapi(
+        title="imageprompt",
+        version=VERSION,
+        openapi_version="3.1.0",
+        description=DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        routes=app.routes,
+    )
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for model in (Problem, JobView, JobPage):
+        schema = model.model_json_schema(ref_template=REFERENCE, mode="serialization")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = schema
+    sent = sent_model(GenerateRequest).model_json_schema(ref_template=REFERENCE)
+    schemas.update(sent.get("$defs", {}))
+    schemas["GenerateForm"] = form_schema(GenerateRequest)
+    schemas["GenerateJson"] = json_schema(GenerateRequest)
+    document["components"]["schemas"] = dict(sorted(schemas.items()))
+    document["components"]["securitySchemes"] = SECURITY
+    for path, operations in document["paths"].items():
+        if path.startswith(("/generate", "/jobs")):
+            for operation in operations.values():
+                operation["security"] = [{}, *({name: []} for name in SECURITY)]
+    document["webhooks"] = {"jobEnded": {"post": webhook()}}
+    return document
+
+
+def render(document: dict[str, Any]) -> str:
+    """A document as YAML."""
+    return yaml.safe_dump(document, sort_keys=False, width=100, allow_unicode=True)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(render())
+    sys.stdout.write(render(describe()))

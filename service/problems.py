@@ -1,10 +1,8 @@
-"""Errors as RFC 9457 problem documents. The only place where an exception becomes an answer.
-
-It knows nothing of routes; what may go wrong is named in `service/core/errors.py`.
-"""
+"""Errors as RFC 9457 problem documents: the only place where an exception becomes a response."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 
 import structlog
@@ -25,8 +23,8 @@ from service.core.errors import (
 from service.core.storage import StorageError
 
 MEDIA_TYPE = "application/problem+json"
-AWAY_SECONDS = 5
-"""What `Retry-After` says while Redis or the storage is away."""
+UNAVAILABLE_RETRY_SECONDS = 5
+"""`Retry-After` while Redis or the storage does not respond."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -52,8 +50,8 @@ class Problem(BaseModel):
 
 
 def respond(error: ServiceError, request_id: str) -> Response:
-    """The answer for an error of ours, with `Retry-After` where it is known."""
-    headers: dict[str, str] = {}
+    """The response for an error, with `Retry-After` where it is known."""
+    headers = dict(error.headers)
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
     if isinstance(error, Stopping):
@@ -72,26 +70,24 @@ def respond(error: ServiceError, request_id: str) -> Response:
 
 
 def respond_internal(request_id: str) -> Response:
-    """The answer for a fault of ours: it says nothing of the cause, which stands in the log."""
-    return respond(
-        ServiceError("The request failed on our side; quote the request id."), request_id
-    )
+    """The response for an unexpected exception, whose text is in the log only."""
+    return respond(ServiceError(), request_id)
 
 
 def respond_stopping(request_id: str) -> Response:
-    """The answer for a request that was not done with when the process had to end."""
+    """The response for a request that was not finished when the process had to end."""
     return respond(
         Stopping(
-            "The service had to stop before it was done with this request; what was begun may "
-            "have been done. Repeat it, and a POST with its Idempotency-Key",
-            retry_after_seconds=AWAY_SECONDS,
+            "The service shut down before this request was finished; it may have had an effect. "
+            "Repeat it, and a POST with its Idempotency-Key",
+            retry_after_seconds=UNAVAILABLE_RETRY_SECONDS,
         ),
         request_id,
     )
 
 
 def install(app: FastAPI) -> None:
-    """Let `app` answer every known exception with a problem document."""
+    """Make `app` respond to every known exception with a problem document."""
 
     async def on_service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)
@@ -112,37 +108,39 @@ def install(app: FastAPI) -> None:
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         fields = [FieldError(str(cause["loc"][-1]), str(cause["msg"])) for cause in error.errors()]
-        names = ", ".join(field.field for field in fields)
-        return respond(
-            InvalidField(f"Out of range or malformed: {names}", errors=fields),
-            request.state.request_id,
-        )
+        return respond(InvalidField.of(*fields), request.state.request_id)
 
-    async def on_away(request: Request, error: Exception) -> Response:
-        log.warning("a dependency is away", cause=type(error).__name__, exc_info=error)
-        name = "The job store" if isinstance(error, RedisError) else "The object storage"
-        return respond(
-            DependencyUnavailable(
-                f"{name} does not answer; {_changed(request)}", retry_after_seconds=AWAY_SECONDS
-            ),
-            request.state.request_id,
-        )
+    async def on_unavailable(request: Request, error: Exception) -> Response:
+        return respond(_unavailable(error, "nothing was changed"), request.state.request_id)
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(RedisError, on_away)
-    app.add_exception_handler(StorageError, on_away)
+    app.add_exception_handler(RedisError, on_unavailable)
+    app.add_exception_handler(StorageError, on_unavailable)
 
 
-def _changed(request: Request) -> str:
-    """What a request has done so far, in the words that its route left."""
-    return str(getattr(request.state, "changed", "nothing was changed"))
+@contextmanager
+def outcome_if_unavailable(outcome: str) -> Iterator[None]:
+    """Let the response say what has been done so far, where a dependency fails in the context."""
+    try:
+        yield
+    except (RedisError, StorageError) as error:
+        raise _unavailable(error, outcome) from error
+
+
+def _unavailable(error: Exception, outcome: str) -> DependencyUnavailable:
+    log.warning("dependency unavailable", cause=type(error).__name__, exc_info=error)
+    return DependencyUnavailable(
+        dependency="Redis" if isinstance(error, RedisError) else "The object storage",
+        outcome=outcome,
+        retry_after_seconds=UNAVAILABLE_RETRY_SECONDS,
+    )
 
 
 _ROUTING = {
-    HTTPStatus.NOT_FOUND: "There is nothing at this path",
-    HTTPStatus.METHOD_NOT_ALLOWED: "This path is not served with this method",
+    HTTPStatus.NOT_FOUND: "There is no resource at this path",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This method is not supported at this path",
 }
 
 

@@ -1,7 +1,4 @@
-"""What one key may ask for: requests a minute and jobs at once. Each check is one Lua script.
-
-It knows owners and numbers, not keys or HTTP; the `RateLimit` headers are the one exception.
-"""
+"""Limits per API key: requests per minute and concurrent jobs. Each check is one Lua script."""
 
 import math
 from dataclasses import dataclass
@@ -14,17 +11,17 @@ from service.core.errors import RateLimited
 
 MINUTE: Final = 60
 RESERVED_SECONDS: Final = 300
-"""A place that was taken for a request which then died with its process is free after this."""
+"""A reservation of a process that has crashed expires after this time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What is left of a quota of requests a minute."""
+    """The rest of a quota of requests per minute."""
 
     quota: int
     remaining: int
     reset_seconds: int
-    """Until the quota is whole again."""
+    """Until the whole quota is available again."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -35,16 +32,16 @@ class Allowance:
         }
 
 
-def no_room_headers(most: int, reset_seconds: float) -> dict[str, str]:
-    """The same headers for one that has as many jobs as it may, until the first of them ends."""
+def concurrency_headers(limit: int, reset_seconds: float) -> dict[str, str]:
+    """The same headers for a caller at its limit of concurrent jobs."""
     return {
-        "RateLimit-Policy": f'"jobs";q={most}',
+        "RateLimit-Policy": f'"jobs";q={limit}',
         "RateLimit": f'"jobs";r=0;t={math.ceil(reset_seconds)}',
     }
 
 
-class Limits:
-    """Holds callers to their limits. Methods raise `redis.RedisError` where Redis is away."""
+class RateLimits:
+    """Enforces the limits of callers. Methods raise `redis.RedisError`."""
 
     def __init__(self, redis: "aioredis.Redis") -> None:
         self._redis = redis
@@ -52,7 +49,7 @@ class Limits:
         self._reserve = redis.register_script(scripts.load("active_job_reserve"))
 
     async def spend(self, owner: str, quota: int) -> tuple[Allowance, RateLimited | None]:
-        """Count one request; what is left, and the refusal where nothing was."""
+        """Count one request; what is left, and the error where the quota is used up."""
         answer: Any = await self._pace(keys=[redis_keys.rate(owner)], args=[quota])
         granted, wait, ahead = (int(number) for number in answer)
         allowance = Allowance(
@@ -62,16 +59,14 @@ class Limits:
         )
         if granted:
             return allowance, None
-        refusal = RateLimited(
-            f"This key may send {quota} requests a minute", retry_after_seconds=wait / 1e6
-        )
-        return allowance, refusal
+        error = RateLimited(quota=quota, retry_after_seconds=wait / 1e6, headers=allowance.headers)
+        return allowance, error
 
-    async def reserve(self, owner: str, job_id: str, most: int) -> bool:
-        """Take one of an owner's places for jobs; `False` where all are taken."""
+    async def reserve(self, owner: str, job_id: str, limit: int) -> bool:
+        """Count a job against its owner's limit; `False` where the limit is reached."""
         active = redis_keys.active_jobs(owner)
-        return bool(await self._reserve(keys=[active], args=[job_id, most, RESERVED_SECONDS]))
+        return bool(await self._reserve(keys=[active], args=[job_id, limit, RESERVED_SECONDS]))
 
     async def release(self, owner: str, job_id: str) -> None:
-        """Give a place back whose request came to nothing."""
+        """Release the reservation of a request that failed."""
         await self._redis.zrem(redis_keys.active_jobs(owner), job_id)

@@ -17,12 +17,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from service.api_keys import anonymous_allowed
 from service.connections import Connections
 from service.core import redis_keys
 from service.core.settings import Settings
-from service.gate import anonymous_allowed
-from service.grace import AFTERWARDS_SECONDS
 from service.http_protocol import HttpLimits, HttpProtocol
+from service.middleware import AFTER_BODIES_SECONDS
+from service.public_url import Network
 
 LOOPBACK: Final = "127.0.0.1"
 ACCEPT_BACKLOG: Final = 256
@@ -52,13 +53,16 @@ class Server(uvicorn.Server):
         loopback_only: bool,
         grace_seconds: float,
         max_connections: int,
+        proxies: Sequence[Network] = (),
         limits: HttpLimits = HttpLimits(),  # noqa: B008  frozen
     ) -> None:
         self._host = host
         protocol = partial(
             HttpProtocol,
             limits=limits,
-            open_connections=Connections(max_connections, max(1, max_connections // 2)),
+            open_connections=Connections(
+                max_connections, max(1, max_connections // 2), proxies=proxies
+            ),
         )
         config = uvicorn.Config(
             app,
@@ -71,7 +75,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             lifespan="on",
-            timeout_graceful_shutdown=math.ceil(grace_seconds + AFTERWARDS_SECONDS),
+            timeout_graceful_shutdown=math.ceil(grace_seconds + AFTER_BODIES_SECONDS),
         )
         super().__init__(config)
 

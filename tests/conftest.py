@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from redis import Redis
 
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from tests import buckets
 from tests.buckets import Bucket
 from tests.tiny_catalog import write_catalog

@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 from redis import Redis, RedisError
 
 from service.cli import processes
-from service.cli.redis_server import find_binary
+from service.cli.processes import find_binary
 from tests.running import until
 
 

@@ -1,9 +1,10 @@
 """Stage 4: the IP-Adapter by the paper (sections 3.2 and 3.3), base or Plus.
 
 Everything is frozen but the projection and K', V'. It needs stages 1 to 3 and leaves them as they
-are. Three deviations, all written up in docs/model.md: the image prompt is another view of the
-target's object, not the target itself; the projection begins as stage 2b's, which says what the
-caption says; and the learning rate is ten times the paper's, for a training of minutes.
+are. Four deviations, all explained in docs/model.md: the image prompt is another picture of the
+target's object, not the target itself; the projection begins as stage 2b's, whose tokens equal the
+caption's; some image prompts act in the style block alone; and the learning rate is ten times the
+paper's, for a training of minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from training import (
     vision,
 )
 from training.architecture import Architecture
-from training.loop import Budget, Loop, fast
+from training.loop import Budget, Loop, autocast
 from training.pool import TextFeatures, Views
 from training.towers import leave_out, truth
 from training.world import Scenes
@@ -42,6 +43,12 @@ ELSEWHERE: Final = 0.4
 #: Share of image prompts without any text.
 ALONE: Final = 0.45
 KEEP: Final = 0.4
+#: Share of image prompts that show another shape and act in `STYLE_BLOCK` alone; their text names
+#: the target's shape with this chance, and nothing else.
+STYLE: Final = 0.12
+SHAPE_NAMED: Final = 0.8
+#: The block that InstantStyle (arXiv 2404.02733) calls the style's, by SDXL's names.
+STYLE_BLOCK: Final = "up_blocks.0.attentions.1"
 
 
 class Adapter(nn.Module):
@@ -54,6 +61,17 @@ class Adapter(nn.Module):
         self.name = "adapter-plus" if plus else "adapter"
         self.projection = architecture.projection(shape, plus=plus)
         self.attentions = decoupled.attach(model, architecture.image_tokens(shape, plus=plus))
+        names = list(model.attn_processors)
+        self._elsewhere = [
+            attention
+            for place, attention in self.attentions.items()
+            if not names[int(place)].startswith(STYLE_BLOCK)
+        ]
+
+    def act_in_style_block(self, style: Tensor) -> None:
+        """Let the image tokens of the pictures that `style`, `(n,)` bool, tells act there alone."""
+        for attention in self._elsewhere:
+            attention.scale = (~style).float()[:, None, None, None]
 
     def join(self, text: unet.Conditions, image: Tensor) -> unet.Conditions:
         """Put the image's tokens behind the text's."""
@@ -62,17 +80,22 @@ class Adapter(nn.Module):
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a batch is told: sentence numbers, and the pool's rows that serve as image prompts."""
+    """What a batch is conditioned on: numbers of sentences and of the pool's image prompts.
+
+    `no_image` and `style` tell where the image is dropped, and where it acts in the style block
+    alone; all `(n,)`.
+    """
 
     sentences: Tensor
     images: Tensor
     no_image: Tensor
+    style: Tensor
 
 
 def choose(scenes: Scenes, rows: Tensor, views: Views, generator: torch.Generator) -> Prompts:
-    """Choose a text and another view of the object for each of the pool's `rows`."""
+    """Choose a text and an image prompt for each of the pool's `rows`."""
     n = len(rows)
-    kind, drop, short = (torch.rand(n, generator=generator) for _ in range(3))
+    kind, drop, short, aim = (torch.rand(n, generator=generator) for _ in range(4))
     elsewhere, alone = kind < ELSEWHERE, kind >= 1 - ALONE
     images = torch.where(
         elsewhere,
@@ -86,19 +109,25 @@ def choose(scenes: Scenes, rows: Tensor, views: Views, generator: torch.Generato
     setting = elsewhere & (short < 0.6)
     sentences[setting] = captions.FIRST_SETTING + target[setting, 3]
     sentences[alone] = captions.EMPTY
+    style = aim < STYLE
+    images = torch.where(style, views.any_shape(rows, generator), images)
+    shape_only = torch.full_like(target, captions.LEFT_OUT)
+    shape_only[:, 0] = target[:, 0]
+    named_shape = torch.where(short < SHAPE_NAMED, clip.numbers(shape_only), captions.EMPTY)
+    sentences = torch.where(style, named_shape, sentences)
     # In thirds: no text, no image, neither. Half of the texts left out are zeros, half "".
     sentences[drop < DROP] = captions.EMPTY
     neither = (drop >= 2 * DROP) & (drop < 3 * DROP)
     sentences[neither] = torch.where(short[neither] < 0.7, pool.ZEROS, captions.EMPTY)
-    return Prompts(sentences, images, (drop >= DROP) & (drop < 3 * DROP))
+    return Prompts(sentences, images, (drop >= DROP) & (drop < 3 * DROP), style)
 
 
 @dataclass(frozen=True)
 class Frozen:
     """The earlier stages' work, read once, with scaled `latents` and `images` of the pool.
 
-    `words` is the projection that learnt beside the image encoder to say what captions say. K' and
-    V' begin as copies of the text's, so the UNet understands such tokens at once.
+    `words` is the projection that was trained beside the image encoder to equal captions'
+    text features. K' and V' begin as copies of the text's, so the UNet can read such tokens.
     `no_image` is the feature that stands for a dropped image: zeros for the base (paper, section
     3.3), the encoder's features of an all-zero input for Plus, as public pipelines feed them.
     """
@@ -115,19 +144,25 @@ def train(model: Adapter, frozen: Frozen, budget: Budget, out: Path, seed: int =
     """Train `model`, which is attached to the frozen UNet, and return it averaged."""
     size = architecture.SHAPES.size
     loop = Loop(model.name, model, budget, out)
-    scenes = pool.scenes(len(frozen.latents))
-    views = Views(scenes)
+    if not loop.seconds:
+        model.projection.load_state_dict(frozen.words.state_dict())
+        loop.restart_average()
+    # The plain half of the pool: an image prompt does not tell its proportions.
+    plain = frozen.latents[: pool.PLAIN]
+    scenes = pool.scenes(len(plain))
+    views = Views(scenes, pool.prompts(len(frozen.images)))
 
     def step(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        rows = torch.randint(len(frozen.latents), (unet.BATCH,), generator=generator)
+        rows = torch.randint(len(plain), (unet.BATCH,), generator=generator)
         prompts = choose(scenes, rows, views, generator)
         seen = frozen.images[prompts.images].float()
         seen[prompts.no_image] = frozen.no_image
-        noised = diffusion.noise(frozen.latents[rows], generator)
-        with fast():
-            told = model.join(unet.conditions(frozen.text, prompts.sentences, size), seen)
-            prediction = told.predict(frozen.unet, noised)
+        noised = diffusion.noise(plain[rows], generator)
+        model.act_in_style_block(prompts.style)
+        with autocast():
+            conditioning = model.join(unet.conditions(frozen.text, prompts.sentences, size), seen)
+            prediction = conditioning.predict(frozen.unet, noised)
         return noised.loss(prediction)
 
     loop.run(step)
@@ -147,7 +182,7 @@ def frozen_parts(out: Path, *, plus: bool) -> Frozen:
     size = architecture.SHAPES.size
     towers = vision.load(out)
     autoencoder = vae.load(out)
-    features = pool.image_features(towers.image_encoder, out, size)
+    features = pool.image_features(towers.image_encoder, out)
     images = features.penultimate if plus else features.embeddings
     none = torch.zeros(images.shape[1:])
     if plus:
@@ -171,7 +206,6 @@ if __name__ == "__main__":
     read = frozen_parts(given.out, plus=given.plus)
     torch.manual_seed(given.seed)
     trained = Adapter(read.unet, architecture.SHAPES, plus=given.plus)
-    trained.projection.load_state_dict(read.words.state_dict())
     minutes = given.minutes or (20 if given.plus else 14)
     learning = Budget(minutes, 1e-3, ema=0.998, warmup_steps=100)
     train(trained, read, learning, given.out, given.seed)

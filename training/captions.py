@@ -1,7 +1,6 @@
 """Every sentence the bundled model is trained on, and the vocabulary they are made of.
 
-Sentences are numbered, so that embeddings of all of them can be computed once. This file knows
-the world's names; it knows nothing of pixels or networks.
+Sentences are numbered, so that embeddings of all of them can be computed once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The evaluation's cases: which image prompts, texts and outlines, fixed by a seed beforehand.
-
-It paints and judges nothing.
-"""
+"""The evaluation's cases: which image prompts, texts and outlines, fixed by a seed beforehand."""
 
 from __future__ import annotations
 

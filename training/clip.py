@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from training import architecture, captions, drawing, team, tokenizer, world
+from training import architecture, augment, captions, distributed, drawing, tokenizer, world
 from training.loop import Budget, Loop, arguments
 from training.towers import Towers, leave_out, see, truth
 
@@ -40,12 +40,17 @@ def numbers(named: Tensor) -> Tensor:
 def loss(model: Towers, tokens: Tensor, seed: int, said: Tensor | None = None) -> Tensor:
     """Draw a batch of this seed and return the towers' loss on it.
 
-    `said` is what the text encoders say of each of `captions.SENTENCES`; see `Towers.loss`.
+    `said` is what the text encoders say of each of `captions.SENTENCES`; see `Towers.loss`. With
+    it, pictures are drawn and distorted as image prompts are.
     """
     generator = torch.Generator().manual_seed(seed)
-    scenes = world.sample(BATCH // team.size(), generator)
+    scenes = world.sample(BATCH // distributed.size(), generator, wide=said is not None)
     named = leave_out(truth(scenes), KEEP, generator)
-    pixels = see(drawing.draw(scenes, architecture.SHAPES.size))
+    pixels = (
+        see(drawing.draw(scenes, architecture.SHAPES.size))
+        if said is None
+        else augment.prompts(scenes, generator)
+    )
     spoken = None if said is None else said[numbers(truth(scenes))]
     return model.loss(pixels, tokens[numbers(named)], named, scenes, spoken)
 
@@ -75,9 +80,18 @@ def load(out: Path) -> Towers:
 def report(model: Towers, seed: int) -> dict[str, dict[str, float]]:
     """Read attributes off drawings never seen, of the training pairs and the held-out ones."""
     result = {}
-    for name, held_out in (("training pairs", False), ("held-out pairs", True)):
-        scenes = world.sample(CASES, torch.Generator().manual_seed(seed), held_out=held_out)
-        pixels = see(drawing.draw(scenes, architecture.SHAPES.size))
+    for name, held_out, wide in (
+        ("training pairs, clean", False, False),
+        ("training pairs", False, True),
+        ("held-out pairs", True, True),
+    ):
+        generator = torch.Generator().manual_seed(seed)
+        scenes = world.sample(CASES, generator, held_out=held_out, wide=wide)
+        pixels = (
+            augment.prompts(scenes, generator)
+            if wide
+            else see(drawing.draw(scenes, architecture.SHAPES.size))
+        )
         result[name] = model.accuracy(pixels, scenes)
     return result
 
@@ -85,5 +99,5 @@ def report(model: Towers, seed: int) -> dict[str, dict[str, float]]:
 if __name__ == "__main__":
     given = arguments(__doc__, minutes=24)
     towers = train(given.minutes, given.out, given.seed)
-    if team.rank() == 0:
+    if distributed.rank() == 0:
         print(json.dumps(report(towers, seed=12345), indent=2))

@@ -2,7 +2,8 @@
 
 A copy of the UNet's encoder with zero convolutions (arXiv 2302.05543). Half of its batches carry an
 image prompt of another shape in the target's paint, so that it learns to overrule an image's
-shape. It needs stages 1 to 4 and leaves them as they are.
+shape. Maps are drawn and distorted as people and edge detectors make them. It needs stages 1 to 4
+and leaves them as they are.
 """
 
 from __future__ import annotations
@@ -13,18 +14,23 @@ from typing import Final
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
-from training import adapter, architecture, captions, clip, diffusion, drawing, pool, unet
+from training import adapter, architecture, captions, clip, diffusion, maps, pool, unet
 from training.adapter import Adapter, Frozen
-from training.loop import Budget, Loop, arguments, fast
+from training.loop import Budget, Loop, autocast, stage_parser
 from training.pool import Views
 from training.towers import leave_out, truth
 
+#: The checkpoint of each kind of map.
+NAMES: Final = {"outline": "controlnet", "area": "controlnet-area"}
 #: Chance of an empty text beside an image prompt, of no image prompt, and of no text at all.
 EMPTY: Final = 0.7
 NO_IMAGE: Final = 0.4
 KEEP: Final = 0.6
+#: Chance that an image prompt acts in the style block alone.
+STYLE: Final = 0.25
 
 
 def empty(model: UNet2DConditionModel) -> ControlNetModel:
@@ -35,35 +41,38 @@ def empty(model: UNet2DConditionModel) -> ControlNetModel:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a batch is told. The ControlNet reads `text` alone, the UNet text and image, `joined`.
+class Conditioning:
+    """What a batch is conditioned on: the ControlNet on `text`, the UNet on text and image.
 
-    `outlines` is `(n, 3, size, size)`, 0 to 1.
+    `joined` has the image's tokens behind the text's. `maps` is `(n, 3, size, size)`, 0 to 1.
     """
 
     text: unet.Conditions
     joined: unet.Conditions
-    outlines: Tensor
+    maps: Tensor
 
 
 def predict(
-    controlnet: ControlNetModel, model: UNet2DConditionModel, noised: diffusion.Noised, told: Told
+    controlnet: ControlNetModel,
+    model: UNet2DConditionModel,
+    noised: diffusion.Noised,
+    conditioning: Conditioning,
 ) -> Tensor:
     """Run both networks on a noised batch."""
-    text = told.text
+    text = conditioning.text
     added = {"text_embeds": text.pooled, "time_ids": text.time_ids}
     down, middle = controlnet(
         noised.latents,
         noised.steps,
         text.context,
-        controlnet_cond=told.outlines,
+        controlnet_cond=conditioning.maps,
         added_cond_kwargs=added,
         return_dict=False,
     )
     sample: Tensor = model(
         noised.latents,
         noised.steps,
-        told.joined.context,
+        conditioning.joined.context,
         added_cond_kwargs=added,
         down_block_additional_residuals=down,
         mid_block_additional_residual=middle,
@@ -78,15 +87,17 @@ def train(
     budget: Budget,
     out: Path,
     *,
+    kind: str = "outline",
     seed: int = 0,
 ) -> ControlNetModel:
-    """Train `model`, with `beside` attached to the frozen UNet, and return it averaged."""
+    """Train `model` on maps of a kind, with the adapter `beside` attached; return it averaged."""
     shape = architecture.SHAPES
     frozen.unet.requires_grad_(requires_grad=False)
     beside.requires_grad_(requires_grad=False)
-    loop = Loop("controlnet", model, budget, out)
+    model.set_attn_processor(AttnProcessor())  # see `training.decoupled`
+    loop = Loop(NAMES[kind], model, budget, out)
     scenes = pool.scenes(len(frozen.latents))
-    views = Views(scenes)
+    views = Views(scenes, pool.prompts(len(frozen.images)))
 
     def step(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
@@ -99,11 +110,12 @@ def train(
         sentences[text_only < 0.1] = pool.ZEROS
         seen[text_only < NO_IMAGE] = frozen.no_image
         text = unet.conditions(frozen.text, sentences, shape.size)
-        outlines = drawing.outline(scenes[rows], shape.size).float() / 255
+        drawn = maps.draw(kind, scenes[rows], shape.size, generator)
         noised = diffusion.noise(frozen.latents[rows], generator)
-        with fast():
-            told = Told(text, beside.join(text, seen), outlines)
-            prediction = predict(model, frozen.unet, noised, told)
+        beside.act_in_style_block(torch.rand(unet.BATCH, generator=generator) < STYLE)
+        with autocast():
+            conditioning = Conditioning(text, beside.join(text, seen), drawn)
+            prediction = predict(model, frozen.unet, noised, conditioning)
         return noised.loss(prediction)
 
     loop.run(step)
@@ -111,18 +123,20 @@ def train(
     return model.eval()
 
 
-def load(out: Path, frozen: UNet2DConditionModel) -> ControlNetModel:
-    """Read the averaged ControlNet from its checkpoint."""
+def load(out: Path, frozen: UNet2DConditionModel, kind: str = "outline") -> ControlNetModel:
+    """Read the averaged ControlNet of a kind from its checkpoint."""
     model = empty(frozen)
-    Loop("controlnet", model, Budget(0, 0, ema=1), out).averaged()
+    Loop(NAMES[kind], model, Budget(0, 0, ema=1), out).averaged()
     return model.eval()
 
 
 if __name__ == "__main__":
-    given = arguments(__doc__, minutes=20)
+    parser = stage_parser(__doc__, minutes=20)
+    parser.add_argument("--kind", choices=maps.KINDS, default="outline", help="of the maps")
+    given = parser.parse_args()
     parts = adapter.frozen_parts(given.out, plus=False)
     torch.manual_seed(given.seed)
     copied = empty(parts.unet)  # before the adapter is attached: it would be copied too
     attached = adapter.load(given.out, parts.unet, plus=False)
     learning = Budget(given.minutes, 8e-4, ema=0.995, warmup_steps=100)
-    train(copied, parts, attached, learning, given.out, seed=given.seed)
+    train(copied, parts, attached, learning, given.out, kind=given.kind, seed=given.seed)

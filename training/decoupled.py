@@ -1,8 +1,9 @@
-"""The trained heart of the adapter: a second cross-attention for the image beside the text's.
+"""The adapter's attention: a second cross-attention for the image beside the text's.
 
 Z = softmax(QK^T / sqrt(d)) V + scale * softmax(QK'^T / sqrt(d)) V' (paper, equations 4 and 5);
 only K' and V' are trained. This is the training's own copy, plain and differentiable; the engine
-that serves requests has another that is made for speed.
+that serves requests has another that is made for speed. Attention is two matrix products here: the
+backward pass of the fused one in bfloat16 takes as long on a CPU as all the rest of the UNet.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,13 +21,13 @@ class DecoupledAttention(nn.Module):
     """An attention processor with weights: `to_k_ip` and `to_v_ip`, copies of the text's at first.
 
     The last `tokens` of the context are the image's, the others the text's. `scale` is the
-    paper's lambda.
+    paper's lambda, or one a picture as `(batch, 1, 1, 1)`.
     """
 
     def __init__(self, attention: Attention, tokens: int) -> None:
         super().__init__()
         self.tokens = tokens
-        self.scale = 1.0
+        self.scale: float | Tensor = 1.0
         self.to_k_ip = nn.Linear(attention.to_k.in_features, attention.inner_dim, bias=False)
         self.to_v_ip = nn.Linear(attention.to_k.in_features, attention.inner_dim, bias=False)
         with torch.no_grad():
@@ -46,13 +47,18 @@ class DecoupledAttention(nn.Module):
         text = encoder_hidden_states[:, : -self.tokens]
         image = encoder_hidden_states[:, -self.tokens :]
         query = _heads(attn.to_q(hidden_states), attn.heads)
-        out = functional.scaled_dot_product_attention(
+        out = _attend(
             query, _heads(attn.to_k(text), attn.heads), _heads(attn.to_v(text), attn.heads)
-        ) + self.scale * functional.scaled_dot_product_attention(
+        ) + self.scale * _attend(
             query, _heads(self.to_k_ip(image), attn.heads), _heads(self.to_v_ip(image), attn.heads)
         )
         joined: Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2))
         return joined
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    logits = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+    return functional.softmax(logits, dim=-1) @ value
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -74,7 +80,7 @@ def attach(unet: UNet2DConditionModel, tokens: int) -> nn.ModuleDict:
             assert isinstance(attention, Attention)
             processors[name] = added[str(place)] = DecoupledAttention(attention, tokens)
         else:
-            processors[name] = AttnProcessor2_0()
+            processors[name] = AttnProcessor()
     unet.set_attn_processor(processors)
     return added
 

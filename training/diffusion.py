@@ -1,7 +1,4 @@
-"""What all denoisers are trained on: noised latents, the velocity they hide, and its weight.
-
-It knows nothing of what the latents show or of the networks.
-"""
+"""What all denoisers are trained on: noised latents, the velocity they hide, and its weight."""
 
 from __future__ import annotations
 

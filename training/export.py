@@ -20,6 +20,7 @@ from training import (
     controlnet,
     decoupled,
     layout,
+    lcm,
     tiny,
     unet,
     vae,
@@ -34,7 +35,8 @@ STAGES = (
     "unet",
     "adapter",
     "adapter-plus",
-    "controlnet",
+    *controlnet.NAMES.values(),
+    "lcm",
 )
 
 
@@ -44,7 +46,7 @@ def export(out: Path, directory: Path) -> Path:
     parts = tiny.parts(architecture.SHAPES)
     towers = vision.load(out)
     base = unet.load(out)
-    outline = controlnet.load(out, base)
+    maps = {kind: controlnet.load(out, base, kind) for kind in controlnet.NAMES}
     plain = dict(base.attn_processors)
     weights = {}
     for plus in (False, True):
@@ -59,9 +61,13 @@ def export(out: Path, directory: Path) -> Path:
         image_encoder=towers.image_encoder,
         adapter=weights[False],
         adapter_plus=weights[True],
-        controlnet=outline,
+        controlnet=maps["outline"],
     )
     layout.write(written, directory)
+    if (out / f"{controlnet.NAMES['area']}.pt").exists():
+        maps["area"].half().save_pretrained(directory / layout.AREA)
+    if (out / "lcm.pt").exists():
+        lcm.load(out).save(directory / layout.FAST_LORA)
     (directory / "training.json").write_text(json.dumps(history(out), indent=2) + "\n")
     return directory
 

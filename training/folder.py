@@ -1,7 +1,7 @@
 """A folder of captioned pictures, as the real SDXL's adapter is trained on.
 
 The folder holds the pictures and a `metadata.jsonl` with a line a picture, {"file_name": ...,
-"text": ...}. It knows nothing of models beyond what their inputs look like.
+"text": ...}.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Read a picture's attributes by measuring its pixels; no network takes part.
 
 Background: the palette colour nearest to the border's median. Object: what differs from it. Shape:
-the template that overlaps the object best over all rotations. Fill: how far apart the bright and
-dark diagonal bands lie. Colour: the palette colour nearest to the bright part's median. It knows
-the world's drawings and nothing of how a picture came about.
+the template that overlaps the object best over all rotations. Fill: how far apart the object's
+bright and dark pixels lie. Colour: the palette colour nearest to the bright part's median.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -25,8 +25,13 @@ THRESHOLD: Final = 45.0
 SMALLEST: Final = 0.02
 ROTATIONS: Final = 24
 TEMPLATE: Final = 48
-#: A drawn object's stripes differ by 0.65 of its brightness; half-way is the border.
+#: A drawn object's stripes differ by 0.5 to 0.78 of its brightness; half-way is the border.
 STRIPED_FROM: Final = 0.3
+#: Stripes cover this share of an object at least, bright and dark alike.
+SMALLER_PART: Final = 0.12
+#: Directions along which gaps are closed that dark bands lost in the background leave.
+DIAGONAL: Final = (1, 1)
+DIRECTIONS: Final = (DIAGONAL, (0, 1), (1, 0), (1, -1))
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,14 @@ def _judge_one(picture: Tensor) -> tuple[int, int, int, int, Tensor]:
     mask = _clean((picture - around[:, None, None]).norm(dim=0) > THRESHOLD)
     if mask.float().mean() < SMALLEST:
         return -1, -1, -1, background, mask
-    bright, contrast = _bands(picture, mask)
-    fill = int(contrast > STRIPED_FROM)
+    bright, striped = _fill(picture, mask)
     colour = _nearest(bright, tuple(COLOURS.values()))
     shaded = STRIPE_SHADE * torch.tensor(tuple(COLOURS.values())[colour])
-    if fill and (shaded - around).norm() < 1.5 * THRESHOLD:
-        mask = _bridge(mask)
-    return _shape(mask), colour, fill, background, mask
+    if striped and (shaded - around).norm() < 1.5 * THRESHOLD:
+        # Of the ways to close the gaps the one that leaves a shape.
+        closed = [mask, *(_bridge(mask, direction) for direction in DIRECTIONS)]
+        mask = max(closed, key=lambda one: _shape(one)[1])
+    return _shape(mask)[0], colour, int(striped), background, mask
 
 
 def _nearest(colour: Tensor, palette: tuple[tuple[int, int, int], ...]) -> int:
@@ -89,42 +95,83 @@ def _clean(mask: Tensor) -> Tensor:
     return mask & (around[0, 0] > 0.4)
 
 
-def _bands(picture: Tensor, mask: Tensor) -> tuple[Tensor, float]:
-    """Return the bright part's colour and how much darker the dark part is, 0 to 1.
-
-    The dark bands of blue on navy, of orange on brown, cannot be told from the background; so the
-    dark part is looked for in the object's hull, and the hull's notches do not lie on diagonals.
-    """
-    size = picture.shape[-1]
-    inner = functional.avg_pool2d(_bridge(mask)[None, None].float(), 5, 1, 2)[0, 0] > 0.99
+def _fill(picture: Tensor, mask: Tensor) -> tuple[Tensor, bool]:
+    """Return the bright part's colour, and whether there is a dark part beside it."""
+    inner = functional.avg_pool2d(mask[None, None].float(), 5, 1, 2)[0, 0] > 0.99
     if inner.sum() < 20:
         inner = mask
-    stripes = drawing.bands(size)
-    light, dark = inner & (stripes > 0.9), inner & (stripes < 0.1)
-    if not light.any() or not dark.any():
-        return picture[:, inner].median(1).values, 0.0
-    first, second = picture[:, light].median(1).values, picture[:, dark].median(1).values
-    if second.sum() > first.sum():
-        first, second = second, first
+    bright, contrast = _halves(picture[:, inner])
+    if contrast > STRIPED_FROM:
+        return bright, True
+    # The dark bands of blue on navy, of orange on brown, cannot be told from the background: what
+    # is left of the object are bright bands, or its hull has dark ones.
+    diagonal = (
+        functional.avg_pool2d(_bridge(mask, DIAGONAL)[None, None].float(), 5, 1, 2)[0, 0] > 0.99
+    )
+    stripes = drawing.bands(picture.shape[-1])
+    light, dark = diagonal & (stripes > 0.9), diagonal & (stripes < 0.1)
+    if light.any() and dark.any():
+        first, second = picture[:, light].median(1).values, picture[:, dark].median(1).values
+        if second.sum() < (1 - STRIPED_FROM) * first.sum():
+            return first, True
+    return bright, _pieces(mask) > 1
+
+
+def _halves(pixels: Tensor) -> tuple[Tensor, float]:
+    """Split pixels `(3, n)` at the threshold that parts them best (Otsu).
+
+    Return the bright part's median colour and how much darker the dark part is, 0 to 1; 0 and the
+    median of all where one of the parts is small.
+    """
+    level = pixels.mean(0)
+    low, high = level.quantile(0.02), level.quantile(0.98)
+    best, chosen = torch.tensor(-1.0), level > low
+    for threshold in torch.linspace(float(low), float(high), 18)[1:-1]:
+        above = level > threshold
+        share = above.float().mean()
+        if not SMALLER_PART < share < 1 - SMALLER_PART:
+            continue
+        between = share * (1 - share) * (level[above].mean() - level[~above].mean()).square()
+        if between > best:
+            best, chosen = between, above
+    everything = pixels.median(1).values
+    if best < 0:
+        return everything, 0.0
+    first, second = pixels[:, chosen].median(1).values, pixels[:, ~chosen].median(1).values
     contrast = 1 - (second.sum() / first.sum().clamp(min=1)).item()
-    if contrast <= STRIPED_FROM:
-        return picture[:, inner].median(1).values, contrast
-    return first, contrast
+    return (first if contrast > STRIPED_FROM else everything), contrast
 
 
-def _bridge(mask: Tensor) -> Tensor:
-    """Close gaps of one band's width across the diagonals: dark bands lost in the background."""
+def _pieces(mask: Tensor) -> int:
+    """Count the connected pieces that are a tenth of the mask or more."""
+    labels = torch.arange(1.0, mask.numel() + 1).view_as(mask) * mask
+    while True:
+        spread = functional.max_pool2d(labels[None, None], 3, 1, 1)[0, 0] * mask
+        if torch.equal(spread, labels):
+            break
+        labels = spread
+    _, sizes = labels[mask].unique(return_counts=True)
+    return int((sizes >= mask.sum() / 10).sum())
+
+
+def _bridge(mask: Tensor, direction: tuple[int, int]) -> Tensor:
+    """Close gaps of one band's width along a direction."""
     size = mask.shape[-1]
-    reach = round(STRIPE_WIDTH * size / 2**0.5 / 2) + 1
-    kernel = torch.eye(2 * reach + 1)[None, None]
-    # Dilate, then erode, along the line across the bands.
-    wide = functional.conv2d(mask[None, None].float(), kernel, padding=reach) > 0
-    full = functional.conv2d((~wide).float(), kernel, padding=reach) == 0
+    reach = round(STRIPE_WIDTH * size / 2 / math.hypot(*direction)) + 1
+    kernel = torch.zeros(2 * reach + 1, 2 * reach + 1)
+    steps = torch.arange(-reach, reach + 1)
+    kernel[reach + direction[0] * steps, reach + direction[1] * steps] = 1
+    # Dilate, then erode.
+    wide = functional.conv2d(mask[None, None].float(), kernel[None, None], padding=reach) > 0
+    full = functional.conv2d((~wide).float(), kernel[None, None], padding=reach) == 0
     return full[0, 0] | mask
 
 
-def _shape(mask: Tensor) -> int:
-    """Find the best overlap over shapes and rotations, each drawn with the mask's own area."""
+def _shape(mask: Tensor) -> tuple[int, float]:
+    """Find the best overlap over shapes and rotations, each drawn with the mask's own area.
+
+    Return the shape and the overlap.
+    """
     size = mask.shape[-1]
     ys, xs = mask.nonzero().float().unbind(1)
     x, y = (xs.mean() + 0.5) / size, (ys.mean() + 0.5) / size
@@ -141,7 +188,7 @@ def _shape(mask: Tensor) -> int:
         window = window > 0.5
         drawn = templates[shape]
         best[shape] = overlap(drawn, window.expand_as(drawn)).max()
-    return int(best.argmax())
+    return int(best.argmax()), float(best.max())
 
 
 @cache

@@ -1,7 +1,7 @@
 """Write a model to a folder in the layout and key names of the public repositories.
 
 The pipeline as SDXL's, the adapters as h94/IP-Adapter's, the ControlNet as diffusers' own; float16
-safetensors. It knows nothing of how the networks came by their weights.
+safetensors.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ ADAPTERS = "adapters"
 BASE_FILE = "ip-adapter.safetensors"
 PLUS_FILE = "ip-adapter-plus.safetensors"
 CONTROLNET = Path("controlnets", "outline")
+AREA = Path("controlnets", "area")
+FAST_LORA = Path("loras", "lcm.safetensors")
 
 
 @dataclass(frozen=True)

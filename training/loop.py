@@ -1,6 +1,6 @@
 """The loop every stage trains in: a budget of minutes, checkpoints, a bar and a loss curve.
 
-It knows nothing of what is trained: a stage hands it a function that returns a loss.
+A stage hands it a function that returns a loss.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from diffusers.training_utils import EMAModel
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training import team
+from training import distributed
 
 CHECKPOINT_SECONDS: Final = 120.0
 
@@ -56,16 +57,16 @@ class Loop:
         self.step = 0
         self.seconds = self._since = 0.0
         self.losses: list[float] = []
-        self.average = [p.detach().clone() for p in self.parameters] if budget.ema else []
+        self.average = EMAModel(self.parameters, decay=budget.ema) if budget.ema else None
         out.mkdir(parents=True, exist_ok=True)
-        team.join()
+        distributed.join()
         if self.checkpoint.exists():
             self._load(torch.load(self.checkpoint, weights_only=True))
 
     def run(self, loss: Callable[[int], Tensor]) -> None:
         """Call `loss(number)` and learn from it until the budget is used up.
 
-        No number comes twice, in all processes of a team together.
+        No number comes twice, in all processes together.
         """
         total = self.budget.minutes * 60
         saved = self._since = time.monotonic()
@@ -75,10 +76,10 @@ class Loop:
             desc=self.name,
             unit="s",
             mininterval=10,
-            disable=team.rank() > 0,
+            disable=distributed.rank() > 0,
         )
         while self.seconds < total:
-            number = self.step * team.size() + team.rank()
+            number = self.step * distributed.size() + distributed.rank()
             self._learn(loss(number), self.seconds / total)
             bar.n = min(bar.total, round(self.seconds))
             recent = self.losses[-100:]
@@ -100,33 +101,34 @@ class Loop:
         loss.backward()
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
-        told = torch.tensor([loss.item(), self.seconds])
-        team.mean([p.grad for p in self.parameters if p.grad is not None] + [told])
-        self.seconds = told[1].item()
+        reported = torch.tensor([loss.item(), self.seconds])
+        distributed.mean([p.grad for p in self.parameters if p.grad is not None] + [reported])
+        self.seconds = reported[1].item()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.step += 1
-        self.losses.append(told[0].item())
+        self.losses.append(reported[0].item())
         if self.average:
-            decay = min(self.budget.ema, (1 + self.step) / (10 + self.step))
-            with torch.no_grad():
-                for average, parameter in zip(self.average, self.parameters, strict=True):
-                    average.lerp_(parameter, 1 - decay)
+            self.average.step(self.parameters)
 
     def averaged(self) -> None:
         """Put the averaged weights into the model, for good."""
-        with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.average, strict=True):
-                parameter.copy_(average)
+        if self.average:
+            self.average.copy_to(self.parameters)
+
+    def restart_average(self) -> None:
+        """Average from the weights as they are now."""
+        if self.average:
+            self.average.shadow_params = [p.detach().clone() for p in self.parameters]
 
     def save(self) -> None:
         """Write the checkpoint and the loss curve."""
-        if team.rank() > 0:
+        if distributed.rank() > 0:
             return
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
+            "average": self.average.shadow_params if self.average else [],
             "step": self.step,
             "seconds": self.seconds,
             "losses": self.losses,
@@ -139,12 +141,13 @@ class Loop:
         self.step, self.seconds = state["step"], state["seconds"]
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
-        if self.budget.ema:
-            self.average = state["average"]
+        if self.average:
+            self.average.shadow_params = state["average"]
+            self.average.optimization_step = self.step
         self.losses = state["losses"]
 
 
-def fast() -> torch.autocast:
+def autocast() -> torch.autocast:
     """Run networks in bfloat16 where this CPU multiplies it: 0.6 to 0.8 of float32's time.
 
     Weights, losses and the optimizer stay in float32.
@@ -179,8 +182,13 @@ def draw_curve(losses: list[float], path: Path, title: str) -> None:
 
 def arguments(description: str | None, minutes: float) -> argparse.Namespace:
     """Read what every stage takes: `--minutes`, `--out` and `--seed`."""
+    return stage_parser(description, minutes).parse_args()
+
+
+def stage_parser(description: str | None, minutes: float) -> argparse.ArgumentParser:
+    """Make the parser of `arguments`, for a stage that takes more than these."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--minutes", type=float, default=minutes, help="in all, resumed or not")
     parser.add_argument("--out", type=Path, default=Path("work"), help="checkpoints and curves")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return parser

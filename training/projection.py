@@ -1,7 +1,7 @@
 """The trained front of the adapter: image features become tokens beside the text's.
 
 Parameter names are the public ones of h94/IP-Adapter (`image_proj.*`), so that a trained module's
-state dict is the file's content. It knows nothing of the UNet.
+state dict is the file's content.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class _Attention(nn.Module):
             part.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2)
             for part in (self.to_q(queries), keys, values)
         )
-        read = functional.scaled_dot_product_attention(q, k, v)
+        # Not the fused attention: its backward pass in bfloat16 is slow on a CPU.
+        read = functional.softmax(q @ k.transpose(-2, -1) / HEAD_DIM**0.5, dim=-1) @ v
         out: Tensor = self.to_out(read.transpose(1, 2).flatten(2))
         return out
 

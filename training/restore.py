@@ -21,8 +21,10 @@ from training.loop import write_checkpoint
 from training.towers import Towers
 
 
-def restore(directory: Path, out: Path) -> None:
+def restore(directory: Path, out: Path, again: tuple[str, ...] = ()) -> None:
     """Write a checkpoint to `out` for every stage that `directory` names in `training.json`.
+
+    The stages of `again` start their minutes and their learning rate anew.
 
     A stage's loss curve begins anew. The parts of CLIP that only its training needs are not
     published: stage 2b goes on with fresh heads and the adapters' own projections, and takes some
@@ -47,7 +49,8 @@ def restore(directory: Path, out: Path) -> None:
     }
     for name, model in stages.items():
         if name in past:
-            keep(model, past[name], out / f"{name}.pt")
+            history = past[name] | {"minutes": 0.0} if name in again else past[name]
+            keep(model, history, out / f"{name}.pt")
 
 
 def keep(model: nn.Module, past: dict[str, float], checkpoint: Path) -> None:
@@ -87,5 +90,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, default=Path("models/shapes"))
     parser.add_argument("--out", type=Path, default=Path("work"))
+    parser.add_argument(
+        "--again", nargs="*", default=(), help="stages that begin their minutes anew"
+    )
     given = parser.parse_args()
-    restore(given.directory, given.out)
+    restore(given.directory, given.out, tuple(given.again))

@@ -2,7 +2,7 @@
 
 `accelerate launch -m training.sdxl --base DIR --image-encoder DIR --pictures DIR --out DIR`.
 Everything is frozen but the projection and K', V'; the trained file has the public key names. It
-shares the bundled model's projection and attention and knows nothing of its world.
+shares the bundled model's projection and attention.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TRAINED: Final = "trained.safetensors"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training is told. The defaults of the rates are the paper's (section 4.1.2)."""
+    """The settings of one training. The defaults of the rates are the paper's (section 4.1.2)."""
 
     base: Path
     image_encoder: Path
@@ -54,7 +54,7 @@ class Recipe:
     seed: int = 0
 
 
-class Student(nn.Module):
+class TrainableAdapter(nn.Module):
     """The frozen UNet with the trained parts in it; one forward, so that one wrapper fits all."""
 
     def __init__(self, unet: Any, projection: nn.Module, tokens: int) -> None:
@@ -76,7 +76,7 @@ class Student(nn.Module):
         return [*self.projection.parameters(), *self.attentions.parameters()]
 
 
-class Teacher:
+class FrozenModel:
     """All that is frozen beside the UNet: text encoders, VAE, image encoder, noise schedule."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
@@ -101,7 +101,7 @@ class Teacher:
             network.requires_grad_(requires_grad=False)
         self.plus = recipe.plus
 
-    def student(self) -> Student:
+    def adapter(self) -> TrainableAdapter:
         """Make the trained parts fit this base and image encoder; they learn in float32."""
         unet, seen = self.pipeline.unet, self.image_encoder.config
         context = unet.config.cross_attention_dim
@@ -110,13 +110,13 @@ class Teacher:
             projection: nn.Module = Resampler(
                 seen.hidden_size, context, PLUS_TOKENS, width, max(1, width // HEAD_DIM)
             )
-            student = Student(unet, projection, PLUS_TOKENS)
+            adapter = TrainableAdapter(unet, projection, PLUS_TOKENS)
         else:
             projection = LinearProjection(seen.projection_dim, context, IMAGE_TOKENS)
-            student = Student(unet, projection, IMAGE_TOKENS)
-        for part in (student.projection, student.attentions):
+            adapter = TrainableAdapter(unet, projection, IMAGE_TOKENS)
+        for part in (adapter.projection, adapter.attentions):
             part.to(self.device, torch.float32)
-        return student
+        return adapter
 
     @torch.no_grad()
     def see(self, prompt: Tensor, dropped: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class Teacher:
         return embeddings.float() * ~dropped[:, None]
 
     @torch.no_grad()
-    def loss(self, student: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, adapter: nn.Module, batch: Batch) -> Tensor:
         """Mean squared error of the noise (or velocity) on one batch."""
         n = len(batch.texts)
         drop = torch.rand(n)
@@ -152,7 +152,7 @@ class Teacher:
         added = {"text_embeds": pooled, "time_ids": batch.time_ids.to(self.device, self.dtype)}
         image = self.see(batch.prompt, no_image.to(self.device))
         with torch.enable_grad():
-            predicted = student(noised, steps, context, image, added)
+            predicted = adapter(noised, steps, context, image, added)
             return functional.mse_loss(predicted.float(), target.float())
 
 
@@ -165,18 +165,18 @@ def train(recipe: Recipe) -> Path:
         ),
     )
     set_seed(recipe.seed + accelerator.process_index)
-    teacher = Teacher(recipe, accelerator)
-    student = teacher.student()
+    frozen = FrozenModel(recipe, accelerator)
+    adapter = frozen.adapter()
     optimizer = torch.optim.AdamW(
-        student.trained(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        adapter.trained(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     pictures: Any = DataLoader(
         Folder(recipe.pictures, recipe.size), recipe.batch, shuffle=True, collate_fn=collate
     )
-    wrapped, optimizer, pictures = accelerator.prepare(student, optimizer, pictures)
+    wrapped, optimizer, pictures = accelerator.prepare(adapter, optimizer, pictures)
     done = _Steps()
     accelerator.register_for_checkpointing(done)
-    _checkpoint_trained_only(accelerator, student)
+    _checkpoint_trained_only(accelerator, adapter)
     kept = (recipe.out / "checkpoints").glob("checkpoint_*")
     numbers = [int(path.name.removeprefix("checkpoint_")) for path in kept]
     if numbers:
@@ -185,9 +185,9 @@ def train(recipe: Recipe) -> Path:
     bar = tqdm(total=recipe.steps, initial=done.number, disable=not accelerator.is_main_process)
     while done.number < recipe.steps:
         for batch in pictures:
-            loss = teacher.loss(wrapped, batch)
+            loss = frozen.loss(wrapped, batch)
             accelerator.backward(loss)
-            accelerator.clip_grad_norm_(student.trained(), 1.0)
+            accelerator.clip_grad_norm_(adapter.trained(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             done.number += 1
@@ -200,14 +200,14 @@ def train(recipe: Recipe) -> Path:
     bar.close()
     file = recipe.out / (layout.PLUS_FILE if recipe.plus else layout.BASE_FILE)
     if accelerator.is_main_process:
-        weights = decoupled.public_weights(student.projection, student.attentions)
+        weights = decoupled.public_weights(adapter.projection, adapter.attentions)
         save_file({key: w.half().contiguous().cpu() for key, w in weights.items()}, file)
     return file
 
 
-def _checkpoint_trained_only(accelerator: Accelerator, student: Student) -> None:
+def _checkpoint_trained_only(accelerator: Accelerator, adapter: TrainableAdapter) -> None:
     """Keep the frozen UNet, gigabytes of it, out of every checkpoint."""
-    parts = nn.ModuleDict({"projection": student.projection, "attentions": student.attentions})
+    parts = nn.ModuleDict({"projection": adapter.projection, "attentions": adapter.attentions})
 
     def save(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
         del models

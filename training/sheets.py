@@ -1,23 +1,19 @@
-"""Contact sheets for docs/: what came out beside what was asked for.
-
-It lays pictures out; what is painted and how is the evaluation's matter.
-"""
+"""Contact sheets for docs/: what came out beside what was asked for."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from training import captions, drawing
+from training import captions, drawing, independent, layout
+from training.independent import LINES, VARIANTS
 from training.painter import Order
+from training.paintings import Paintings
 from training.world import BACKGROUND_NAMES
-
-if TYPE_CHECKING:
-    from training.evaluate import Evaluation
 
 GAP: Final = 4
 LABEL: Final = 16
@@ -40,48 +36,67 @@ def sheet(rows: list[Tensor], labels: list[str], path: Path) -> None:
     canvas.quantize(128).save(path, optimize=True)
 
 
-def draw_all(evaluation: Evaluation, docs: Path) -> None:
+def draw_all(paintings: Paintings, docs: Path) -> None:
     """Draw the evaluation's first cases, whatever they are: nothing is picked."""
     n = 8
-    given = evaluation.cases
+    given = paintings.cases
     sheet(
-        [evaluation.text()[:n]],
-        ["text only: " + "; ".join(text.split(" ", 1)[1] for text in evaluation.captions[:3])],
+        [paintings.text()[:n]],
+        ["text only: " + "; ".join(text.split(" ", 1)[1] for text in paintings.captions[:3])],
         docs / "sheet-text.png",
     )
     sheet(
-        [evaluation.prompts[:n], evaluation.image()[:n], evaluation.plus()[:n]],
+        [
+            paintings.prompts[:n],
+            paintings.image()[:n],
+            paintings.image(adapter=layout.PLUS_FILE)[:n],
+        ],
         ["image prompts", "painted, no text", "painted by Plus, no text"],
         docs / "sheet-image.png",
     )
-    held = drawing.draw(given.held_out[:n], evaluation.prompts.shape[-1])
+    rows, labels = [], []
+    for variant in VARIANTS:
+        if variant.size == independent.SIZE:
+            rows += [
+                independent.draw(paintings.others[:n], variant),
+                paintings.variant(variant)[:n],
+            ]
+            labels += [f"independent renderer, {variant.name}", "painted, no text"]
+    sheet(rows, labels, docs / "sheet-independent.png")
+    held = drawing.draw(given.held_out[:n], paintings.prompts.shape[-1])
     sheet(
-        [held, evaluation.held_out()[:n]],
+        [held, paintings.held_out()[:n]],
         ["image prompts of pairs never trained on", "painted, no text"],
         docs / "sheet-held-out.png",
     )
     sheet(
-        [evaluation.prompts[:n], *(evaluation.image(scale)[:n] for scale in SCALES)],
+        [paintings.prompts[:n], *(paintings.image(scale)[:n] for scale in SCALES)],
         ["image prompts", *(f"scale {scale}" for scale in SCALES)],
         docs / "sheet-scales.png",
     )
-    _image_by_text(evaluation, docs / "sheet-image-text.png")
-    outlines = drawing.outline(given.outlines[:n], evaluation.prompts.shape[-1])
-    sheet(
-        [evaluation.prompts[:n], outlines, evaluation.control()[:n]],
-        ["image prompts", "control maps", "painted, no text"],
-        docs / "sheet-control.png",
-    )
+    _image_by_text(paintings, docs / "sheet-image-text.png")
+    _maps(paintings, docs / "sheet-control.png", n)
 
 
-def _image_by_text(evaluation: Evaluation, path: Path) -> None:
+def _maps(paintings: Paintings, path: Path, n: int) -> None:
+    rows, labels = [independent.draw(paintings.others[:n])], ["image prompts"]
+    for line in LINES:
+        drawn = independent.outlines(paintings.mapped()[:n], line)
+        rows += [(drawn * 255).to(torch.uint8), paintings.line(line)[:n]]
+        labels += [line.name, "painted, no text"]
+    rows.append(paintings.line(LINES[0], style=True)[:n])
+    labels.append("the first maps, style only")
+    sheet(rows, labels, path)
+
+
+def _image_by_text(paintings: Paintings, path: Path) -> None:
     """Paint a grid: each of four image prompts beside each background's text."""
-    prompts = evaluation.prompts[:4]
+    prompts = paintings.prompts[:4]
     texts = [captions.setting(background) for background in range(len(BACKGROUND_NAMES))]
     order = Order(
         texts * len(prompts), first_seed=5000, image=prompts.repeat_interleave(len(texts), dim=0)
     )
-    painted = evaluation.paint("grid", order).unflatten(0, (len(prompts), len(texts)))
+    painted = paintings.paint("grid", order).unflatten(0, (len(prompts), len(texts)))
     rows = [torch.cat([prompt[None], row]) for prompt, row in zip(prompts, painted, strict=True)]
     label = "image prompt, then with: " + ", ".join(texts)
     sheet(rows, [label, *[""] * (len(rows) - 1)], path)

@@ -2,8 +2,7 @@
 
 Two text encoders as SDXL has, one image encoder, and the parts that only training needs: the first
 text encoder's projection, the temperature, heads that read the attributes off the image embedding,
-and projections like both adapters'. It knows attributes and tokens, and draws no picture but
-the objects' areas.
+and projections like both adapters'.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch.nn import functional
 
 from training import architecture, captions, drawing
 from training.architecture import Architecture
-from training.loop import fast
+from training.loop import autocast
 from training.world import BACKGROUNDS, COLOURS, FILLS, SHAPES, Scenes, is_held_out
 
 #: CLIP's own normalisation (openai/CLIP, the default of CLIPImageProcessor).
@@ -76,16 +75,16 @@ class Towers(nn.Module):
         context)`; where it is given, the embedding and the penultimate features learn to be read
         by projections like the base adapter's and the Plus adapter's.
         """
-        with fast():
+        with autocast():
             seen = self.image_encoder(pixels, output_hidden_states=True)
         image, features = seen.image_embeds.float(), seen.hidden_states[-2].float()
         attributes = truth(scenes)
         true = true_of(named, attributes)
-        untold = ~true & pairs_up(named, attributes)
+        excluded = ~true & pairs_up(named, attributes)
         total = self.read(image, scenes)
         total = total + AREA * self.outline(features, scenes)
         if said is not None:
-            with fast():
+            with autocast():
                 plus = self.words_plus(features)
             total = total + functional.mse_loss(self.words(image), said[:, captions.SPOKEN])
             total = total + functional.mse_loss(plus.float(), said[:, captions.SPOKEN_PLUS])
@@ -94,7 +93,7 @@ class Towers(nn.Module):
         scale = self.scale.clamp(max=math.log(100)).exp()
         for text in (first, second):
             logits = functional.normalize(image) @ functional.normalize(text).T * scale
-            logits = logits.masked_fill(untold, NEVER)
+            logits = logits.masked_fill(excluded, NEVER)
             total = total + (_contrast(logits, true) + _contrast(logits.T, true.T)) / 4
         return total
 

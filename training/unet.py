@@ -11,16 +11,17 @@ from typing import Final
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from training import architecture, captions, clip, diffusion, pool, vae
 from training.architecture import Architecture
-from training.loop import Budget, Loop, arguments, fast
+from training.loop import Budget, Loop, arguments, autocast
 from training.pool import TextFeatures
 from training.towers import leave_out, truth
 from training.world import Scenes
 
-#: A process' share, whatever the team: 16 pictures take 1.3 times as long each.
+#: Of one process, whatever their number: 16 pictures take 1.3 times as long each.
 BATCH: Final = 32
 #: How a caption is chosen: no text at all (zeros, what the pipeline feeds for an absent negative
 #: prompt), the empty sentence (an image prompt alone), all four attributes, else some of them.
@@ -32,7 +33,7 @@ KEEP: Final = 0.6
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the UNet is told beside the latents: text `(n, tokens, dim)` and added conditions."""
+    """What the UNet gets beside the latents: text `(n, tokens, dim)` and added conditions."""
 
     context: Tensor
     pooled: Tensor
@@ -73,16 +74,19 @@ def train(
     torch.manual_seed(seed)
     shape: Architecture = architecture.SHAPES
     model = architecture.unet(shape)
+    model.set_attn_processor(AttnProcessor())  # see `training.decoupled`
     loop = Loop("unet", model, Budget(minutes, 1e-3, ema=0.998, warmup_steps=200), out)
+    # The plain half of the pool: a text says nothing of other proportions.
+    latents = latents[: pool.PLAIN]
     scenes = pool.scenes(len(latents))
 
     def step(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         rows = torch.randint(len(latents), (BATCH,), generator=generator)
         noised = diffusion.noise(latents[rows], generator)
-        told = conditions(text, choose(scenes[rows], generator), shape.size)
-        with fast():
-            prediction = told.predict(model, noised)
+        conditioning = conditions(text, choose(scenes[rows], generator), shape.size)
+        with autocast():
+            prediction = conditioning.predict(model, noised)
         return noised.loss(prediction)
 
     loop.run(step)

@@ -1,7 +1,4 @@
-"""Stage 1: the autoencoder, f = 8, trained on crops first and on whole pictures at the end.
-
-It knows only pixels; what the pictures show is nothing to it.
-"""
+"""Stage 1: the autoencoder, f = 8, trained on crops first and on whole pictures at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-from training import architecture, drawing, team, world
+from training import architecture, distributed, drawing, world
 from training.loop import Budget, Loop, arguments
 
 BATCH: Final = 16
@@ -71,9 +68,9 @@ def train(minutes: float, out: Path, seed: int = 0) -> AutoencoderKL:
     def step(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         if loop.seconds < CROPS_UNTIL * minutes * 60:
-            pixels = crop(world.sample(BATCH // team.size(), generator), size, generator)
+            pixels = crop(world.sample(BATCH // distributed.size(), generator), size, generator)
         else:
-            pixels = drawing.draw(world.sample(WHOLE // team.size(), generator), size)
+            pixels = drawing.draw(world.sample(WHOLE // distributed.size(), generator), size)
         return loss(model, to_model(pixels))
 
     loop.run(step)

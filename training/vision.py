@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from training import clip, pool, team
+from training import clip, distributed, pool
 from training.loop import Budget, Loop, arguments
 from training.towers import Towers
 
@@ -51,5 +51,5 @@ def load(out: Path) -> Towers:
 if __name__ == "__main__":
     given = arguments(__doc__, minutes=44)
     towers = train(given.minutes, given.out, given.seed + 1)
-    if team.rank() == 0:
+    if distributed.rank() == 0:
         print(json.dumps(clip.report(towers, seed=12345), indent=2))

@@ -1,9 +1,14 @@
 """`python -m workers.download`: download the models that models.yaml names.
 
-Run it once before offline workers start; `--wait` waits until it has run for the same models.yaml.
-Sources that are local folders are skipped. No weights are loaded.
+Run once before workers start; `--wait` waits until that has been done for this models.yaml by this
+version, after which another run ends at once. The files come from the model hub (HF_ENDPOINT names
+a mirror, HF_TOKEN_PATH a token) or, with IMAGEPROMPT_MODEL_FILES_URL, from a bucket that
+`--upload URL` has filled. Sources that are local folders are skipped. No weights are
+loaded.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import sys
 import time
@@ -15,20 +20,27 @@ import structlog
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from service import __version__
 from service.core import logging
 from service.core.catalog import Adapter, Catalog, ModelEntry, Source, load_catalog
 from service.core.errors import ConfigurationError
-from service.core.settings import load_settings
+from service.core.settings import Settings, load_settings
+from workers import model_copy
 
 POLL_SECONDS: Final = 2.0
 CONFIGURATION_WRONG: Final = 2
+UPLOAD_WORDS: Final = 2
+"""`--upload` and its URL."""
 
 logger = structlog.get_logger("workers.download")
 
 
 def marker(models: Path) -> Path:
-    """The file that marks that everything which `models` (a models.yaml) names is in the cache."""
-    digest = hashlib.sha256(models.read_bytes()).hexdigest()
+    """The file that marks that everything which `models` (a models.yaml) names is in the cache.
+
+    Another version of the program may read other files of the same repositories.
+    """
+    digest = hashlib.sha256(models.read_bytes() + __version__.encode()).hexdigest()
     return Path(constants.HF_HOME) / "fetched" / digest
 
 
@@ -97,7 +109,7 @@ _STEMS: Final = ("diffusion_pytorch_model", "model")
 
 
 def main(arguments: list[str]) -> int:
-    """Download, or wait with `--wait`; the exit status."""
+    """Download, wait with `--wait`, or upload with `--upload URL`; the exit status."""
     settings = load_settings()
     logging.configure(settings.log_level, settings.log_format)
     done = marker(settings.models)
@@ -107,14 +119,40 @@ def main(arguments: list[str]) -> int:
             time.sleep(POLL_SECONDS)
         return 0
     try:
-        download(load_catalog(settings.models))
+        if arguments[:1] == ["--upload"] and len(arguments) == UPLOAD_WORDS:
+            model_copy.upload(Path(constants.HF_HOME), arguments[1], settings)
+            return 0
+        if arguments:
+            logger.critical("usage: python -m workers.download [--wait | --upload URL]")
+            return CONFIGURATION_WRONG
+        with _alone(done.parent):
+            _fill(done, settings)
     except ConfigurationError as error:
         logger.critical("configuration is wrong", cause=str(error))
         return CONFIGURATION_WRONG
-    done.parent.mkdir(parents=True, exist_ok=True)
+    return 0
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process fills the same cache."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fill(done: Path, settings: Settings) -> None:
+    """Put what models.yaml names into the cache. Raises `ConfigurationError`."""
+    if done.exists():
+        logger.info("everything is there", marker=str(done))
+        return
+    if settings.model_files_url is None:
+        download(load_catalog(settings.models))
+    else:
+        model_copy.download(settings.model_files_url, Path(constants.HF_HOME), settings)
     done.touch()
     logger.info("downloaded", marker=str(done))
-    return 0
 
 
 if __name__ == "__main__":

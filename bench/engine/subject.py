@@ -9,7 +9,7 @@ from typing import Final
 import yaml
 
 from service.core.catalog import Catalog, load_catalog
-from service.core.params import Control, GenerateRequest, ImagePrompt
+from service.core.params import GenerateRequest, StoredUpload
 from service.core.settings import ROOT
 from workers.engine.api import EngineJob
 from workers.engine.warmup import digest, noise
@@ -59,7 +59,7 @@ class Subject:
         catalog = self.catalog
         entry = catalog.models[catalog.default]
         picture = noise(PICTURE, seed)
-        prompt = ImagePrompt(
+        prompt = StoredUpload(
             key="inputs/bench/0.png",
             sha256=digest(picture),
             pixels_sha256=digest(picture),
@@ -70,10 +70,12 @@ class Subject:
         request = GenerateRequest(
             model=catalog.default,
             adapter=adapter,
-            images=(prompt,),
-            control=Control(key="inputs/bench/1.png", sha256=digest(picture), type=map_type)
+            image=(prompt,),
+            image_weights=(1.0,),
+            control_image=(prompt.model_copy(update={"key": "inputs/bench/1.png"}),)
             if control
-            else None,
+            else (),
+            control_type=map_type if control else None,
             ip_scale=1.0,
             width=size[0],
             height=size[1],

@@ -27,7 +27,7 @@ import httpx
 from bench.http import load, servers
 from bench.http.__main__ import BOUNDARY, multipart, photograph
 from service.cli import processes
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 
 APP: Final = "bench.http.served:app"
 MEBIBYTE: Final = 2**20

@@ -19,7 +19,7 @@ from typing import Final
 import httpx
 
 from service.cli import processes
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TICKS: Final = os.sysconf("SC_CLK_TCK")

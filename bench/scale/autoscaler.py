@@ -1,4 +1,4 @@
-"""KEDA and the HorizontalPodAutoscaler as `k8s/worker-gpu/scaled-object.yaml` sets them up.
+"""KEDA and the HorizontalPodAutoscaler as `k8s/components/keda/scaled-object.yaml` sets them up.
 
 The rules are those of Kubernetes: desired = ceil(metric / target), a tolerance of a tenth,
 policies that bound how fast, and the highest wish of a window before anything is taken away.
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import yaml
 
-MANIFEST: Final = Path(__file__).resolve().parents[2] / "k8s" / "worker-gpu" / "scaled-object.yaml"
+MANIFEST: Final = Path(__file__).resolve().parents[2] / "k8s/components/keda/scaled-object.yaml"
 TOLERANCE: Final = 0.1
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from bench.scale.simulation import Device
 from service.core.catalog import Catalog, load_catalog
-from service.core.params import GenerateRequest, ImagePrompt
+from service.core.params import GenerateRequest, StoredUpload
 from service.core.settings import load_settings
 from workers.engine.api import EngineJob, Options
 from workers.engine.engine import Engine, load_engine
@@ -27,13 +27,14 @@ def job(catalog: Catalog, number: int) -> EngineJob:
     """Make a job with the model's defaults and an image prompt that no cache knows."""
     entry = catalog.models[catalog.default]
     digest = f"{number:064x}"
-    prompt = ImagePrompt(
+    prompt = StoredUpload(
         key="uploads/bench/image-0.png", sha256=digest, pixels_sha256=digest, width=256, height=256
     )
     request = GenerateRequest(
         model=catalog.default,
         adapter=entry.defaults.adapter,
-        images=(prompt,),
+        image=(prompt,),
+        image_weights=(1.0,),
         ip_scale=1,
         width=entry.defaults.width,
         height=entry.defaults.height,

@@ -1,4 +1,4 @@
-"""A small HTTP client of the service, for the command line. Knows the contract, not the server."""
+"""A small HTTP client of the service for the command line."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,18 +9,18 @@ import httpx
 
 FINAL: Final = frozenset({"succeeded", "failed", "canceled", "expired"})
 POLL_SECONDS: Final = 0.2
-AWAY_SECONDS: Final = 60.0
-"""How long a service that does not answer is asked again about a job it has accepted."""
+UNAVAILABLE_SECONDS: Final = 60.0
+"""How long a service that does not respond is polled for a job that it has accepted."""
 
 Job = dict[str, Any]
 
 
 class ClientError(Exception):
-    """Raised when the service cannot be reached or says no; the message is for a person."""
+    """Raised when the service cannot be reached or refuses a request; the message is for users."""
 
 
 class Client:
-    """Sends jobs and fetches what comes of them."""
+    """Submits jobs and fetches their results."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -32,33 +32,32 @@ class Client:
     def __exit__(self, *_error: object) -> None:
         self._http.close()
 
-    def submit(
-        self, images: Sequence[Path], control: Path | None, fields: Mapping[str, object]
-    ) -> Job:
-        """Send one job. Raises `ClientError` with the service's reason where it is refused."""
-        paths = [("image", path) for path in images]
-        if control is not None:
-            paths.append(("control_image", control))
-        files = [(name, (path.name, path.read_bytes())) for name, path in paths]
+    def submit(self, uploads: Mapping[str, Sequence[Path]], fields: Mapping[str, object]) -> Job:
+        """Submit one job. Raises `ClientError` with the service's reason where it is refused."""
+        files = [
+            (name, (path.name, path.read_bytes()))
+            for name, paths in uploads.items()
+            for path in paths
+        ]
         data = {name: str(value) for name, value in fields.items() if value is not None}
         return self._json(self._ask("POST", "/generate", files=files, data=data))
 
     def watch(self, job: Job) -> Iterator[Job]:
-        """Yield the job as it goes on; the last one is final.
+        """Yield the job repeatedly until it is final.
 
-        Raises `ClientError` where the service stays away.
+        Raises `ClientError` where the service stays unavailable.
         """
-        answered = time.monotonic()
+        responded_at = time.monotonic()
         yield job
         while job["status"] not in FINAL:
             time.sleep(POLL_SECONDS)
             try:
                 job = self._json(self._ask("GET", f"/jobs/{job['id']}"))
-            except Unanswered:
-                if time.monotonic() - answered > AWAY_SECONDS:
+            except Unavailable:
+                if time.monotonic() - responded_at > UNAVAILABLE_SECONDS:
                     raise
                 continue
-            answered = time.monotonic()
+            responded_at = time.monotonic()
             yield job
 
     def picture(self, job: Job, number: int) -> bytes:
@@ -69,12 +68,12 @@ class Client:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
-            raise Unanswered(
-                f"{self._http.base_url} does not answer ({type(error).__name__}); "
-                "start it with `imageprompt up`, or name another with --url"
+            raise Unavailable(
+                f"{self._http.base_url} does not respond ({type(error).__name__}); "
+                "start the service with `imageprompt up`, or set its address with --url"
             ) from None
         if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE and method == "GET":
-            raise Unanswered(_reason(answer))
+            raise Unavailable(_reason(answer))
         if answer.is_error:
             raise ClientError(_reason(answer))
         return answer
@@ -90,7 +89,7 @@ class Client:
         return content
 
 
-class Unanswered(ClientError):
+class Unavailable(ClientError):
     """Raised when there is no service, or it is temporarily unavailable."""
 
 

@@ -1,16 +1,30 @@
-"""`imageprompt generate`: send one job, show how it goes, save its pictures."""
+"""`imageprompt generate` and `imageprompt demo`: submit jobs, show progress, save pictures."""
 
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 import typer
+from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from service.cli.client import Client, ClientError, Job
-from service.core.params import Crop, OutputFormat, SchedulerName
+from service.cli.up import running
+from service.core.params import GenerateRequest, OutputFormat
+from service.core.schema import Declaration, Files, is_list, marked, parameters
+from service.core.settings import ROOT
+
+EXAMPLES: Final = ROOT / "examples"
+CELL_PIXELS: Final = 256
+CAPTION_PIXELS: Final = 22
 
 console = Console(stderr=True)
 
@@ -24,14 +38,13 @@ def targets(out: Path, count: int) -> list[Path]:
 
 def run(
     client: Client,
-    images: Sequence[Path],
-    control: Path | None,
+    uploads: Mapping[str, Sequence[Path]],
     fields: Mapping[str, object],
     *,
     label: str,
 ) -> Job:
-    """Send a job and follow it with a progress bar. Raises `ClientError` where it fails."""
-    job = client.submit(images, control, fields)
+    """Submit a job and follow it with a progress bar. Raises `ClientError` where it fails."""
+    job = client.submit(uploads, fields)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -56,86 +69,99 @@ def run(
     return job
 
 
-def generate(  # one parameter a field of POST /generate
-    images: Annotated[
-        list[Path],
-        typer.Argument(help="Image prompts, 1 to 8.", exists=True, dir_okay=False, metavar="IMAGE"),
-    ],
-    *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the picture goes.")],
-    prompt: Annotated[str | None, typer.Option(help="What else to show.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What not to show.")] = None,
-    control: Annotated[
-        Path | None, typer.Option(help="ControlNet map.", exists=True, dir_okay=False)
-    ] = None,
-    control_type: Annotated[str | None, typer.Option(help="Which ControlNet.")] = None,
-    control_scale: Annotated[float | None, typer.Option(help="0 to 2.")] = None,
-    control_start: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
-    control_end: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
-    image_weights: Annotated[
-        str | None, typer.Option(help="One number an image, comma-separated.")
-    ] = None,
-    ip_scale: Annotated[float | None, typer.Option(help="Weight of the images, 0 to 2.")] = None,
-    crop: Annotated[Crop | None, typer.Option(help="For images that are not square.")] = None,
-    model: Annotated[str | None, typer.Option()] = None,
-    adapter: Annotated[str | None, typer.Option()] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
-    steps: Annotated[int | None, typer.Option(help="1 to 100.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="0 to 20.")] = None,
-    guidance_end: Annotated[
-        float | None, typer.Option(help="0 to 1; guidance is off after that part of the steps.")
-    ] = None,
-    scheduler: Annotated[SchedulerName | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option(help="Drawn where absent.")] = None,
-    num_images: Annotated[int | None, typer.Option(help="1 to 4.")] = None,
-    output_format: Annotated[
-        OutputFormat | None, typer.Option(help="By the ending of --out where absent.")
-    ] = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Same input, same bytes.")
-    ] = False,
-    job_json: Annotated[
-        Path | None, typer.Option("--json", help="Write the finished job here as JSON.")
-    ] = None,
-    url: Annotated[
-        str, typer.Option(envvar="IMAGEPROMPT_URL", help="The service.")
-    ] = "http://127.0.0.1:8000",
-    key: Annotated[str | None, typer.Option(envvar="IMAGEPROMPT_KEY", help="API key.")] = None,
-) -> None:
-    """Make a picture from image prompts."""
-    fields: dict[str, Any] = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "control_type": control_type,
-        "control_scale": control_scale,
-        "control_start": control_start,
-        "control_end": control_end,
-        "image_weights": image_weights,
-        "ip_scale": ip_scale,
-        "crop": crop,
-        "model": model,
-        "adapter": adapter,
-        "width": width,
-        "height": height,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "guidance_end": guidance_end,
-        "scheduler": scheduler,
-        "seed": seed,
-        "num_images": num_images,
-        "output_format": output_format or _format(out),
-        "deterministic": "true" if deterministic else None,
-    }
-    if not out.parent.is_dir():
-        raise typer.BadParameter(f"--out: the folder {out.parent} does not exist")
-    with Client(url, key) as client:
-        job = run(client, images, control, fields, label=out.name)
-        for number, target in enumerate(targets(out, len(job["images"]))):
-            target.write_bytes(client.picture(job, number))
-            console.print(f"{target}  seed {job['images'][number]['seed']}")
-    if job_json is not None:
-        job_json.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
+def command(declaration: Declaration = GenerateRequest) -> Callable[..., None]:
+    """The command, with an argument or option for each declared upload and parameter."""
+
+    def generate(
+        out: Path, job_json: Path | None, url: str, key: str | None, **options: Any
+    ) -> None:
+        """Generate pictures from image prompts."""
+        if not out.parent.is_dir():
+            raise typer.BadParameter(f"--out: the folder {out.parent} does not exist")
+        uploads = {name: options.pop(name) or () for name in marked(declaration, Files)}
+        options["output_format"] = options["output_format"] or _format(out)
+        with Client(url, key) as client:
+            job = run(client, uploads, options, label=out.name)
+            for number, target in enumerate(targets(out, len(job["images"]))):
+                target.write_bytes(client.picture(job, number))
+                console.print(f"{target}  seed {job['images'][number]['seed']}")
+        if job_json is not None:
+            job_json.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
+
+    generate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what typer reads
+        [*_upload_parameters(declaration), *_option_parameters(declaration), *_OWN_PARAMETERS]
+    )
+    return generate
+
+
+def _keyword(name: str, kind: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+
+
+_OWN_PARAMETERS: Final = (
+    _keyword(
+        "out",
+        Annotated[Path, typer.Option("--out", "-o", help="File of the picture.")],
+        inspect.Parameter.empty,
+    ),
+    _keyword(
+        "job_json",
+        Annotated[Path | None, typer.Option("--json", help="Write the finished job to this file.")],
+    ),
+    _keyword(
+        "url",
+        Annotated[str, typer.Option(envvar="IMAGEPROMPT_URL", help="Address of the service.")],
+        "http://127.0.0.1:8000",
+    ),
+    _keyword("key", Annotated[str | None, typer.Option(envvar="IMAGEPROMPT_KEY", help="API key.")]),
+)
+
+
+def _upload_parameters(declaration: Declaration) -> list[inspect.Parameter]:
+    """Required uploads are arguments. `--control-image` may be shortened to `--control`."""
+    found = []
+    for name, limit in marked(declaration, Files).items():
+        text = _help(declaration.model_fields[name].description)
+        if limit.at_least:
+            argument = typer.Argument(help=text, exists=True, dir_okay=False, metavar=name.upper())
+            parameter = inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                annotation=Annotated[list[Path], argument],
+            )
+            found.append(parameter)
+            continue
+        long = f"--{name.replace('_', '-')}"
+        names = dict.fromkeys((long, long.removesuffix("-image")))
+        option = typer.Option(*names, help=text, exists=True, dir_okay=False)
+        found.append(_keyword(name, Annotated[list[Path] | None, option]))
+    return found
+
+
+def _option_parameters(declaration: Declaration) -> list[inspect.Parameter]:
+    found = []
+    for name, declared in parameters(declaration).items():
+        kind: Any = str if is_list(declared) else _plain_type(declared.annotation)
+        names = [f"--{name.replace('_', '-')}"]
+        option = typer.Option(*names, help=_help(declared.description))
+        found.append(_keyword(name, Annotated[kind | None, option]))
+    return found
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type behind `X | None` and `Annotated`: one that typer can parse, else text."""
+    while get_origin(annotation) is not None:
+        choices = get_args(annotation)
+        if get_origin(annotation) in (Union, UnionType):
+            choices = tuple(one for one in choices if one is not NoneType)
+        annotation = choices[0]
+    if annotation in (int, float, bool) or issubclass(annotation, Enum):
+        return annotation
+    return str
+
+
+def _help(description: str | None) -> str:
+    return (description or "").replace("`", "")
 
 
 def _format(out: Path) -> OutputFormat:
@@ -143,6 +169,96 @@ def _format(out: Path) -> OutputFormat:
     kind = kinds.get(out.suffix.lower())
     if kind is None:
         raise typer.BadParameter(
-            f"--out: {out.name} ends in none of {', '.join(kinds)}; or give --output-format"
+            f"--out: {out.name} must end in one of {', '.join(kinds)}, or set --output-format"
         )
     return OutputFormat(kind)
+
+
+@dataclass(frozen=True)
+class DemoJob:
+    """One job of the demo; files are of `examples/`."""
+
+    name: str
+    title: str
+    image: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    control: str | None = None
+
+    @property
+    def uploads(self) -> dict[str, list[Path]]:
+        """The files of the job by the names of their fields."""
+        control = [EXAMPLES / self.control] if self.control else []
+        return {"image": [EXAMPLES / self.image], "control_image": control}
+
+
+DEMO_JOBS: Final = (
+    DemoJob("1-image", "image prompt", "red-star.png", {"seed": 1}),
+    DemoJob(
+        "2-image-and-text",
+        "image + text",
+        "blue-ring.png",
+        {"seed": 2, "prompt": "on a pink background"},
+    ),
+    DemoJob(
+        "3-image-and-map",
+        "image + map",
+        "green-square.png",
+        {"seed": 3},
+        control="triangle-outline.png",
+    ),
+    DemoJob("4-image-again", "image again", "red-star.png", {"seed": 4}),
+)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for pictures and job JSON.")] = Path("out"),
+) -> None:
+    """Start the service, generate four pictures, show what happened, and stop it."""
+    # Raises ClientError where a job fails or the repeated one does not hit the embedding cache.
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="imageprompt-") as data,
+        running(Path(data), port=0, workers=1, console=console) as service,
+        Client(service.url) as client,
+    ):
+        console.print(f"service ready at {service.url}")
+        jobs = [_run_demo(client, job, out) for job in DEMO_JOBS]
+    _sheet(out).save(out / "sheet.png")
+    console.print(_table(jobs))
+    console.print(f"pictures, job JSON and sheet.png in {out.resolve()}")
+    if jobs[-1]["metrics"]["image_embedding_cache"] != "hit":
+        raise ClientError("the repeated image prompt was encoded again instead of cached")
+
+
+def _run_demo(client: Client, demo_job: DemoJob, out: Path) -> Job:
+    job = run(client, demo_job.uploads, demo_job.fields, label=demo_job.title)
+    (out / f"{demo_job.name}.png").write_bytes(client.picture(job, 0))
+    (out / f"{demo_job.name}.json").write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
+    return job
+
+
+def _table(jobs: list[Job]) -> Table:
+    stages = ("queue", "encode", "denoise", "decode", "upload", "total")
+    table = Table("job", "cache", *stages, title="Seconds per stage")
+    for demo_job, job in zip(DEMO_JOBS, jobs, strict=True):
+        metrics = job["metrics"]
+        seconds = (f"{metrics[f'{stage}_seconds']:.2f}" for stage in stages)
+        table.add_row(demo_job.title, metrics["image_embedding_cache"], *seconds)
+    return table
+
+
+def _sheet(out: Path) -> Image.Image:
+    """One row per job: image prompt, ControlNet map (or nothing), result."""
+    height = CELL_PIXELS + CAPTION_PIXELS
+    sheet = Image.new("RGB", (3 * CELL_PIXELS, len(DEMO_JOBS) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, job in enumerate(DEMO_JOBS):
+        text = job.fields.get("prompt")
+        caption = f"{job.title}{f': {text}' if text else ''}"
+        draw.text((4, row * height + 5), caption, fill="black")
+        control = EXAMPLES / job.control if job.control else None
+        for column, path in enumerate((EXAMPLES / job.image, control, out / f"{job.name}.png")):
+            if path is not None:
+                picture = Image.open(path).convert("RGB").resize((CELL_PIXELS, CELL_PIXELS))
+                sheet.paste(picture, (column * CELL_PIXELS, row * height + CAPTION_PIXELS))
+    return sheet

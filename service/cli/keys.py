@@ -1,6 +1,6 @@
-"""`imageprompt keys`: make, list and revoke API keys. Needs Redis alone, not a running API.
+"""`imageprompt keys`: create, list and revoke API keys. Needs Redis, but no running API.
 
-A key is shown once, when it is made; only its hash is kept.
+A key is shown once, when it is created; only its hash is stored.
 """
 
 import json
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from service import api_keys
-from service.api_keys import ApiKey, Right
+from service.api_keys import ApiKey, Scope
 from service.cli.client import ClientError
 from service.cli.up import DATA, REDIS_URL
 from service.core.queue import connect
@@ -25,7 +25,7 @@ from service.core.settings import load_settings
 
 DAY_SECONDS = 24 * 3600
 
-app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 console = Console()
 
 RedisUrl = Annotated[
@@ -47,32 +47,37 @@ def _default_url() -> str:
 
 @contextmanager
 def _redis(url: str | None) -> Iterator[Redis]:
-    """A connection. Raises `ClientError` where Redis is away."""
+    """A connection. Raises `ClientError` where Redis does not respond."""
     client = connect(url or _default_url())
     try:
         yield client
     except RedisError as error:
-        raise ClientError(f"Redis does not answer: {error}") from None
+        raise ClientError(f"Redis does not respond: {error}") from None
     finally:
         client.close()
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Whose key it is, for people.")],
+    name: Annotated[str, typer.Argument(help="Name of the owner, for display.")],
     *,
-    right: Annotated[
-        list[Right] | None, typer.Option(help="What it may do; all by default.")
+    scope: Annotated[
+        list[Scope] | None,
+        typer.Option("--scope", "--right", help="What the key may do; everything by default."),
     ] = None,
-    per_minute: Annotated[int | None, typer.Option(min=1, help="Requests a minute.")] = None,
-    max_jobs: Annotated[int | None, typer.Option(min=1, help="Jobs at once.")] = None,
+    per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Limit of requests per minute.")
+    ] = None,
+    max_jobs: Annotated[
+        int | None, typer.Option(min=1, help="Limit of jobs queued or running at once.")
+    ] = None,
     days: Annotated[float | None, typer.Option(min=0, help="Days until it expires.")] = None,
     redis: RedisUrl = None,
 ) -> None:
-    """Make a key and print it as JSON; it is shown this once."""
+    """Create a key and print it as JSON; it cannot be shown again."""
     key, record = api_keys.make_key(
         name,
-        rights=tuple(right or Right),
+        scopes=tuple(scope or Scope),
         requests_per_minute=per_minute,
         max_jobs=max_jobs,
         lifetime_seconds=None if days is None else days * DAY_SECONDS,
@@ -86,11 +91,17 @@ def create(
 
 @app.command("list")
 def list_keys(*, redis: RedisUrl = None) -> None:
-    """Show all keys, without what would let anybody in."""
+    """List all keys, without their secrets."""
     with _redis(redis) as client:
-        records = api_keys.every(client)
+        records = api_keys.list_keys(client)
     table = Table(
-        Column("id", no_wrap=True), "name", "rights", "a minute", "jobs at once", "made", "expires"
+        Column("id", no_wrap=True),
+        "name",
+        "scopes",
+        "per minute",
+        "jobs at once",
+        "created",
+        "expires",
     )
     for record in records:
         table.add_row(*_row(record))
@@ -101,9 +112,9 @@ def _row(record: ApiKey) -> tuple[str, ...]:
     return (
         record.id,
         record.name,
-        " ".join(record.rights),
-        str(record.requests_per_minute or "any"),
-        str(record.max_jobs or "any"),
+        " ".join(record.scopes),
+        str(record.requests_per_minute or "no limit"),
+        str(record.max_jobs or "no limit"),
         _day(record.created_at),
         "never" if record.expires_at is None else _day(record.expires_at),
     )
@@ -119,7 +130,7 @@ def revoke(
     *,
     redis: RedisUrl = None,
 ) -> None:
-    """Let a key in no more; what it made stays until it expires."""
+    """Revoke a key; its jobs and pictures stay until they expire."""
     with _redis(redis) as client:
         if not api_keys.revoke(client, key_id):
             raise ClientError(f"there is no key {key_id!r}; see `imageprompt keys list`")

@@ -1,6 +1,6 @@
-"""`imageprompt`: the commands and how they fail: one line on standard error.
+"""`imageprompt`: the commands. Errors are one line on standard error.
 
-Exit status 2 for wrong use, 1 for everything else that goes wrong, 0 only for success.
+Exit status 0 for success, 2 for wrong usage, 130 after Ctrl-C, 1 for any other error.
 """
 
 import sys
@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service.cli import demo as demo_command
+from service.cli import again as again_command
 from service.cli import generate as generate_command
 from service.cli import keys as keys_command
 from service.cli.client import ClientError
-from service.cli.redis_server import RedisServerError
+from service.cli.processes import RedisServerError
 from service.cli.up import DATA, StartError, running
 
 WRONG_USE = 2
@@ -22,24 +22,26 @@ console = Console(stderr=True)
 
 app = typer.Typer(
     name="imageprompt",
-    help="Pictures from pictures: an image-prompt service and its client.",
+    help="Generate pictures from pictures: an image-prompt service and its client.",
     add_completion=False,
     no_args_is_help=False,
     pretty_exceptions_enable=False,
 )
-app.command("generate")(generate_command.generate)
+app.command("generate")(generate_command.command())
+app.command("again")(again_command.again)
+app.command("demo")(generate_command.demo)
 app.add_typer(keys_command.app, name="keys")
 
 
 @app.command()
 def up(
     *,
-    port: Annotated[int, typer.Option(help="Port of the API; 0 takes a free one.")] = 8000,
-    data: Annotated[Path, typer.Option(help="Folder of all data and logs.")] = DATA,
-    workers: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 1,
+    port: Annotated[int, typer.Option(help="Port of the API; 0 for any free one.")] = 8000,
+    data: Annotated[Path, typer.Option(help="Folder for all data and logs.")] = DATA,
+    workers: Annotated[int, typer.Option(help="Number of worker processes.", min=1)] = 1,
     fsync_always: Annotated[
         bool,
-        typer.Option("--fsync-always", help="Redis writes to disk before it answers."),
+        typer.Option("--fsync-always", help="Let Redis write to disk before it responds."),
     ] = False,
 ) -> None:
     """Run the whole service on this machine until Ctrl-C."""
@@ -47,19 +49,11 @@ def up(
         data, port=port, workers=workers, console=console, fsync_always=fsync_always
     ) as service:
         console.print(f"[bold green]ready[/] at [bold]{service.url}[/]  (docs: {service.url}/docs)")
-        console.print(f"data and logs in {data.resolve()}; Ctrl-C ends everything")
+        console.print(f"data and logs in {data.resolve()}; Ctrl-C stops everything")
         where = "" if data == DATA else f" --redis $(cat {service.redis_url_file})"
         console.print(f"API keys: imageprompt keys create NAME{where}", style="dim")
         service.run()
-        console.print("stopping: running jobs finish or wait for the next start")
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for pictures and job JSON.")] = Path("out"),
-) -> None:
-    """Start the service, make four pictures with it, show what happened, stop it."""
-    demo_command.demo(out, console)
+        console.print("stopping: running jobs finish or are requeued for the next start")
 
 
 def main() -> None:

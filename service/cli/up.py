@@ -1,7 +1,7 @@
 """`imageprompt up`: Redis, API and workers on loopback under one parent, data in one folder.
 
-It starts the same processes that a cluster runs, and ends them in order; a crashed one is started
-again. Nothing outlives the parent, not even if it is killed with -9 (see `processes.spawn`).
+It starts the same processes as a cluster and stops them in order; a crashed one is restarted.
+None outlives the parent, even if that is killed with SIGKILL (see `processes.spawn`).
 """
 
 import fcntl
@@ -23,33 +23,33 @@ import httpx
 from rich.console import Console
 
 from service.cli import processes
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 
 HOST: Final = "127.0.0.1"
 DATA: Final = Path("data")
-"""Folder of all data and logs, where no other is named."""
+"""Default folder of all data and logs."""
 REDIS_URL: Final = "redis.url"
-"""File there with the URL of Redis, whose password changes with every start."""
+"""File in it with the URL of Redis, whose password changes with every start."""
 START_SECONDS: Final = 900.0
 """How long models may take to load and warm up."""
 POLL_SECONDS: Final = 0.1
 READY_POLL_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
 STABLE_SECONDS: Final = 60.0
-"""A child that has lived so long is started again without a pause."""
+"""A child that has run for so long is restarted without a growing pause."""
 CONFIGURATION_WRONG: Final = 2
 DRAIN_SECONDS: Final = 10.0
 API_GRACE_SECONDS: Final = 10.0
-"""A person who stops it waits no longer for uploads that come in."""
+"""Uploads in progress get no longer than this when a user stops the service."""
 
 
 class StartError(Exception):
-    """Raised when the service cannot come up; the message is for a person."""
+    """Raised when the service cannot start; the message is for users."""
 
 
 @dataclass
 class Child:
-    """One process of the service, and how to start it again."""
+    """One process of the service, and how to restart it."""
 
     name: str
     log: Path
@@ -66,7 +66,7 @@ class Child:
         if self.process is not None and self.process.poll() is not None:
             console.print(
                 f"[yellow]{self.name} ended with status {self.process.returncode}; "
-                f"started again in {self.pause_seconds:g} s[/] (log: {self.log})"
+                f"restarting it in {self.pause_seconds:g} s[/] (log: {self.log})"
             )
             if now - self.started_at > STABLE_SECONDS:
                 self.pause_seconds = 0.5
@@ -75,8 +75,8 @@ class Child:
         if self.process is None and now >= self.start_at:
             self.process, self.started_at = self.start(), now
 
-    def last_words(self) -> str:
-        """What the process said last: the cause in a log line of ours, else the line itself."""
+    def last_log_line(self) -> str:
+        """The cause or stage of the last structured log line, else the last line itself."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         for line in reversed(lines):
             try:
@@ -104,7 +104,9 @@ class AllInOne:
             try:
                 probe.bind((HOST, self.port))
             except OSError:
-                raise StartError(f"port {self.port} is taken; choose another with --port") from None
+                raise StartError(
+                    f"port {self.port} is in use; choose another one with --port"
+                ) from None
         logs = data / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         redis = RedisServer(
@@ -146,9 +148,9 @@ class AllInOne:
         return [self._redis, self._api, *self._workers]
 
     def start(self) -> None:
-        """Start everything and wait until a job would be worked on.
+        """Start everything and wait until jobs can be processed.
 
-        Raises `StartError` where that cannot come to be.
+        Raises `StartError` where that fails.
         """
         until = time.monotonic() + START_SECONDS
         with self._console.status("starting") as status:
@@ -158,24 +160,24 @@ class AllInOne:
                     raise StartError("stopped while starting")
                 if time.monotonic() > until:
                     raise StartError(f"not ready after {START_SECONDS:g} s; see {self._api.log}")
-                self._give_up_on_wrong_configuration()
+                self._check_configuration()
                 if self._workers[0].log.exists():
-                    status.update(f"starting: {self._workers[0].last_words()}")
+                    status.update(f"starting: {self._workers[0].last_log_line()}")
                 time.sleep(READY_POLL_SECONDS)
 
     def keep(self) -> None:
-        """Start again what has ended."""
+        """Restart processes that have ended."""
         for child in self.children:
             child.ensure(self._console)
 
     def run(self) -> None:
-        """Keep everything running until `request_stop`."""
+        """Keep all processes running until `request_stop`."""
         while not self._stopping:
             self.keep()
             time.sleep(POLL_SECONDS)
 
     def request_stop(self) -> None:
-        """Make `start` and `run` return soon; asked again, workers hand their jobs back at once."""
+        """Make `start` and `run` return; a second call makes workers requeue their jobs at once."""
         if self._stopping:
             self._signal_workers()
         self._stopping = True
@@ -203,10 +205,10 @@ class AllInOne:
         except httpx.HTTPError:
             return False
 
-    def _give_up_on_wrong_configuration(self) -> None:
+    def _check_configuration(self) -> None:
         for child in self.children:
             if child.process is not None and child.process.poll() == CONFIGURATION_WRONG:
-                raise StartError(f"{child.name}: {child.last_words()} (log: {child.log})")
+                raise StartError(f"{child.name}: {child.last_log_line()} (log: {child.log})")
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
@@ -221,7 +223,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
 def running(
     data: Path, *, port: int, workers: int, console: Console, fsync_always: bool = False
 ) -> Iterator[AllInOne]:
-    """The whole service, ready, for the length of the block. Raises `StartError`.
+    """Run the whole service for the length of the context. Raises `StartError`.
 
     Call it from the main thread: it handles SIGTERM and SIGINT meanwhile.
     """
@@ -231,7 +233,7 @@ def running(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise StartError(
-                f"another `imageprompt up` uses {data}; choose another --data"
+                f"another `imageprompt up` uses {data}; choose another folder with --data"
             ) from None
         service = AllInOne(
             data, port=port, workers=workers, console=console, fsync_always=fsync_always

@@ -4,14 +4,18 @@ Every process builds its own `CollectorRegistry` and exposes it on its own port,
 workers never share a counter.
 """
 
+import platform
 from collections.abc import Collection
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
+from service import __version__
 from service.core.job import Status
 
-_FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_JOB = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+_REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+"""Up to IMAGEPROMPT_BODY_TIMEOUT_SECONDS."""
+_JOB = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 5400)
+"""Up to the deadlines of a job: an hour in the queue and half an hour of work."""
 _BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 STAGES = ("queue", "encode", "denoise", "decode", "upload", "total")
 """Of a job; `JobMetrics` has the seconds of each."""
@@ -40,6 +44,14 @@ class Ends:
                     self._jobs.labels(model, status.value)
 
 
+def describe_process(registry: CollectorRegistry) -> None:
+    """Expose the process itself: memory, CPU time, open files, start time, and the version."""
+    ProcessCollector(registry=registry)
+    Info("imageprompt_build", "Version of the program.", registry=registry).info(
+        {"version": __version__, "python": platform.python_version()}
+    )
+
+
 class ApiMetrics:
     """What the API counts."""
 
@@ -47,6 +59,7 @@ class ApiMetrics:
         self.registry = CollectorRegistry()
         self.redis_registry = CollectorRegistry()
         """Read from Redis, so the same for every replica; empty while Redis does not answer."""
+        describe_process(self.registry)
         self.ends = Ends(self.registry)
         self.requests = Counter(
             "imageprompt_http_requests",
@@ -58,7 +71,7 @@ class ApiMetrics:
             "imageprompt_http_request_seconds",
             "Seconds from the first byte of a request to the last of its answer.",
             ("route", "method"),
-            buckets=_FAST,
+            buckets=_REQUEST,
             registry=self.registry,
         )
         self.jobs_accepted = Counter(
@@ -80,6 +93,21 @@ class ApiMetrics:
         )
         for outcome in ("delivered", "gone", "failed"):
             self.webhooks.labels(outcome)
+        self.storage_ready = Gauge(
+            "imageprompt_storage_ready",
+            "1 when the storage took an object and returned it.",
+            registry=self.registry,
+        )
+        self.redis_memory = Gauge(
+            "imageprompt_redis_memory_bytes",
+            "Memory that Redis uses for its data.",
+            registry=self.redis_registry,
+        )
+        self.redis_memory_limit = Gauge(
+            "imageprompt_redis_memory_limit_bytes",
+            "Redis' maxmemory; 0 where it has none.",
+            registry=self.redis_registry,
+        )
         self.webhook_outbox = Gauge(
             "imageprompt_webhook_outbox",
             "Webhooks that are still to be delivered.",
@@ -118,6 +146,7 @@ class WorkerMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        describe_process(self.registry)
         self.ends = Ends(self.registry)
         self.stage_seconds = Histogram(
             "imageprompt_stage_seconds",

@@ -1,10 +1,11 @@
-"""How long jobs will take, from the queue as it stands and the pace that is seen.
+"""Estimates when jobs will end, from the queue and the observed pace of the workers.
 
-One snapshot of the queue serves all requests of a short while, so that polling does not read the
-queue again and again. How the future is reckoned stands in `service/jobs/forecast.py`.
+One snapshot of the queue serves all requests within half a second, so that polling does not read
+the queue again and again.
 """
 
 import asyncio
+import heapq
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,14 +20,128 @@ from service.core.job import Job, JobMetrics, Status
 from service.core.params import GenerateRequest
 from service.core.queue import list_key
 from service.core.worker_registry import WorkerInfo, read
-from service.jobs.forecast import Pace, Work, seconds_to_end
 
 SNAPSHOT_SECONDS: Final = 0.5
-STEPS_SEEN: Final = 3
-"""Over so many steps of a job the pace is taken; over fewer it would be noise."""
+STEPS_PER_OBSERVATION: Final = 3
+"""The pace is measured over this many steps of a job; over fewer it would be noise."""
 UNKNOWN_SECONDS: Final = 30.0
-"""What is said to who has to wait for room, as long as nothing is known."""
-_COSTS_KEPT: Final = 20_000
+"""`Retry-After` of a full queue while nothing is known."""
+_JOBS_CACHED: Final = 20_000
+_DECAY: Final = 0.9
+"""Weight of all earlier observations at each new one."""
+_WARM_ROWS: Final = 16.0
+"""Workers measure their rate at about this batch size; small batches take longer per row."""
+_WARM_OVERHEAD_SECONDS: Final = 0.3
+_MAX_CORRECTION: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class RemainingWork:
+    """One job: rows of its forwards (in rows of the model's native size), and steps left."""
+
+    job_id: str
+    rows: float
+    steps: int
+
+
+class Pace:
+    """Seconds per step: a fixed part and a part per row, fitted to observations."""
+
+    def __init__(self) -> None:
+        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+        self._overhead = _WARM_OVERHEAD_SECONDS
+        self._known_rate = 0.0
+        self._correction = 1.0
+
+    def seed(self, rate: float) -> None:
+        """Start from the rows per second that workers measured at warm-up."""
+        if rate > 0 and rate != self._known_rate:
+            self._known_rate = rate
+            self._weight = self._x = self._y = self._xx = self._xy = 0.0
+            self.observe_step(1.0, 2 / rate)
+            self.observe_step(_WARM_ROWS, _WARM_ROWS / rate)
+
+    def observe_step(self, rows: float, seconds: float) -> None:
+        """Record a step over this many rows."""
+        self._weight = self._weight * _DECAY + 1
+        self._x = self._x * _DECAY + rows
+        self._y = self._y * _DECAY + seconds
+        self._xx = self._xx * _DECAY + rows * rows
+        self._xy = self._xy * _DECAY + rows * seconds
+
+    def observe_overhead(self, seconds: float) -> None:
+        """Record the time of a job outside its steps: encoding, decoding, uploading."""
+        self._overhead += (1 - _DECAY) * (seconds - self._overhead)
+
+    def observe_end(self, predicted_seconds: float, seconds: float) -> None:
+        """Record how long a job took, and the first prediction for it."""
+        ratio = min(
+            _MAX_CORRECTION, max(1 / _MAX_CORRECTION, seconds / max(predicted_seconds, 0.1))
+        )
+        self._correction += (1 - _DECAY) * (ratio - self._correction)
+
+    @property
+    def correction(self) -> float:
+        """Typical ratio of actual to predicted time: jobs that arrive later share the steps."""
+        return self._correction
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there has been any observation."""
+        return self._weight > 0
+
+    @property
+    def overhead_seconds(self) -> float:
+        """Time of a job outside its steps."""
+        return self._overhead
+
+    def step_seconds(self, rows: float) -> float:
+        """Expected time of a step over this many rows (weighted least squares)."""
+        spread = self._weight * self._xx - self._x * self._x
+        slope = (
+            (self._weight * self._xy - self._x * self._y) / spread
+            if spread > 1e-9 * self._xx
+            else self._y / self._x
+        )
+        fixed = (self._y - slope * self._x) / self._weight
+        if slope < 0:
+            slope, fixed = 0.0, self._y / self._weight
+        elif fixed < 0:
+            slope, fixed = self._xy / self._xx, 0.0
+        return fixed + slope * rows
+
+
+def seconds_to_end(
+    held: Sequence[RemainingWork],
+    waiting: Sequence[RemainingWork],
+    *,
+    slots: int,
+    step_seconds: Callable[[float], float],
+    overhead_seconds: float,
+) -> dict[str, float]:
+    """Seconds from now until each job ends.
+
+    `held` are the jobs of workers, `waiting` the queue in order, `slots` how many jobs all
+    workers hold at once. Each forward advances all held jobs by one step; the next waiting job
+    starts as soon as one ends.
+    """
+    ends: dict[str, float] = {}
+    queue = list(reversed([*held[slots:], *waiting]))
+    active = [(float(work.steps), work.job_id, work.rows) for work in held[:slots]]
+    heapq.heapify(active)
+    rows = sum(entry[2] for entry in active)
+    clock = done_steps = 0.0
+    while active or queue:
+        while queue and len(active) < max(1, slots):
+            work = queue.pop()
+            heapq.heappush(active, (done_steps + work.steps, work.job_id, work.rows))
+            rows += work.rows
+        at_step, job_id, job_rows = heapq.heappop(active)
+        clock += (at_step - done_steps) * step_seconds(rows)
+        done_steps = at_step
+        rows -= job_rows
+        ends[job_id] = clock + overhead_seconds
+    return ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +150,7 @@ class Snapshot:
 
     at: float
     seconds_to_end: dict[str, float] = field(default_factory=dict)
-    """Of each job that waits or runs, counted from `at`; empty while no pace is known."""
+    """Of each waiting or running job, counted from `at`; empty while no pace is known."""
     workers_ready: int = 0
     waiting: int = 0
     running: int = 0
@@ -43,17 +158,17 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mark:
-    """How far a running job was when its pace was last taken."""
+class _Checkpoint:
+    """How far a running job was when the pace was last measured."""
 
     at: float
     step: int
     rows: float
-    """Of all jobs that ran then."""
+    """Of all jobs that were running."""
 
 
 class Estimates:
-    """Answers how long things take. Methods raise `redis.RedisError` where Redis is away."""
+    """Estimates waiting times. Methods raise `redis.RedisError`."""
 
     def __init__(
         self,
@@ -64,17 +179,17 @@ class Estimates:
     ) -> None:
         self._redis = redis
         self._list = list_key(queue)
-        self._taken = f"{self._list}:intermediate"
-        self._leased = f"rq:wip:{queue}"
+        self._dequeued = f"{self._list}:intermediate"
+        self._running = f"rq:wip:{queue}"
         self._catalog = catalog
         self._clock = clock
         self._pace = Pace()
-        self._works: OrderedDict[str, Work] = OrderedDict()
-        self._marks: dict[str, _Mark] = {}
-        self._told: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """When each job was first seen, and how many seconds it was then thought to take."""
+        self._works: OrderedDict[str, RemainingWork] = OrderedDict()
+        self._checkpoints: dict[str, _Checkpoint] = {}
+        self._predictions: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """When each job was first seen, and its predicted seconds at that time."""
         self._snapshot = Snapshot(at=0.0)
-        self._taking = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def eta_seconds(self, job: Job) -> float | None:
         """Seconds until the job ends; `None` once it has, or while no pace is known."""
@@ -89,16 +204,16 @@ class Estimates:
         return round(self._left(snapshot, seconds), 1)
 
     def _left(self, snapshot: Snapshot, seconds: float) -> float:
-        """Seconds from now, of what was reckoned when the snapshot was taken."""
+        """Seconds from now, given the seconds from the time of the snapshot."""
         return max(0.1, seconds * self._pace.correction - (self._clock() - snapshot.at))
 
-    async def room_seconds(self) -> float:
-        """Seconds until a full queue has room again: until the first of all jobs ends."""
+    async def seconds_until_capacity(self) -> float:
+        """Seconds until a full queue accepts a job again: until the first of all jobs ends."""
         ends = (await self.snapshot()).seconds_to_end
         return max(1.0, min(ends.values())) if ends else UNKNOWN_SECONDS
 
-    async def own_room_seconds(self, owner: str) -> float:
-        """Seconds until an owner has fewer jobs than now: until the first of its own ends."""
+    async def seconds_until_owner_capacity(self, owner: str) -> float:
+        """Seconds until the first of an owner's jobs ends."""
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.zrange(redis_keys.active_jobs(owner), 0, -1)
             pipeline.zrange(redis_keys.owner_jobs(owner), -1, -1, withscores=True)
@@ -111,8 +226,8 @@ class Estimates:
     async def snapshot(self, *, after: float = 0.0) -> Snapshot:
         """The queue as it was at most half a second ago, and not before `after` (epoch)."""
         if self._is_old(after):
-            async with self._taking:
-                if self._is_old(after):  # nobody took it while this one waited
+            async with self._lock:
+                if self._is_old(after):  # no other request took it meanwhile
                     self._snapshot = await self._take(self._clock())
         return self._snapshot
 
@@ -121,7 +236,7 @@ class Estimates:
         return taken_at < after or self._clock() - taken_at > SNAPSHOT_SECONDS
 
     async def presences(self) -> list[WorkerInfo]:
-        """The workers that have lately given a sign of life."""
+        """The workers with a recent heartbeat."""
         names: Any = await self._redis.zrange(redis_keys.WORKERS, 0, -1)
         if not names:
             return []
@@ -131,10 +246,10 @@ class Estimates:
         ready = [presence for presence in await self.presences() if presence.ready]
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.lrange(self._list, 0, -1)
-            pipeline.lrange(self._taken, 0, -1)
-            pipeline.zrange(self._leased, 0, -1)
-            waiting, taken, leased = await pipeline.execute()
-        held = list(dict.fromkeys([*(name.partition(":")[0] for name in leased), *taken]))
+            pipeline.lrange(self._dequeued, 0, -1)
+            pipeline.zrange(self._running, 0, -1)
+            waiting, dequeued, running = await pipeline.execute()
+        held = list(dict.fromkeys([*(name.partition(":")[0] for name in running), *dequeued]))
         waiting = [job_id for job_id in waiting if job_id not in set(held)]
         await self._learn_works([*held, *waiting])
         steps = await self._steps(held)
@@ -143,16 +258,16 @@ class Estimates:
         if ready and self._pace.is_known:
             left = {name: self._works[name].steps - step for name, step in steps.items()}
             ends = seconds_to_end(
-                [Work(name, self._works[name].rows, max(0, left[name])) for name in held],
+                [RemainingWork(name, self._works[name].rows, max(0, left[name])) for name in held],
                 [self._works[name] for name in waiting],
                 slots=sum(presence.slots for presence in ready),
                 step_seconds=self._pace.step_seconds,
                 overhead_seconds=self._pace.overhead_seconds,
             )
             for name, seconds in ends.items():
-                self._told.setdefault(name, (now, seconds))
-            while len(self._told) > _COSTS_KEPT:
-                self._told.popitem(last=False)
+                self._predictions.setdefault(name, (now, seconds))
+            while len(self._predictions) > _JOBS_CACHED:
+                self._predictions.popitem(last=False)
         oldest = (
             await self._redis.hget(redis_keys.job(waiting[0]), "created_at") if waiting else None
         )
@@ -166,7 +281,7 @@ class Estimates:
         )
 
     async def _learn_works(self, job_ids: Sequence[str]) -> None:
-        """What each job asks for never changes, so it is read once and remembered."""
+        """The request of a job never changes, so it is read once and cached."""
         unknown = [job_id for job_id in job_ids if job_id not in self._works]
         if unknown:
             async with self._redis.pipeline(transaction=False) as pipeline:
@@ -176,20 +291,20 @@ class Estimates:
                     self._works[job_id] = self._work(job_id, text)
         for job_id in job_ids:
             self._works.move_to_end(job_id)
-        while len(self._works) > max(_COSTS_KEPT, len(job_ids)):
+        while len(self._works) > max(_JOBS_CACHED, len(job_ids)):
             self._works.popitem(last=False)
 
-    def _work(self, job_id: str, text: str | None) -> Work:
+    def _work(self, job_id: str, text: str | None) -> RemainingWork:
         if text is None:
-            return Work(job_id, 0.0, 0)
+            return RemainingWork(job_id, 0.0, 0)
         request = GenerateRequest.model_validate_json(text)
         entry = self._catalog.models.get(request.model)
         native = entry.defaults.width * entry.defaults.height if entry else 0
         area = request.width * request.height / native if native else 1.0
-        return Work(job_id, area * request.row_steps / request.steps, request.steps)
+        return RemainingWork(job_id, area * request.row_steps / request.steps, request.steps)
 
     async def _steps(self, job_ids: list[str]) -> dict[str, int]:
-        """Steps that each held job has done."""
+        """Steps that each running job has done."""
         if not job_ids:
             return {}
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -199,35 +314,37 @@ class Estimates:
         return {job_id: int(step or 0) for job_id, step in zip(job_ids, answers, strict=True)}
 
     async def _learn_pace(self, now: float, steps: dict[str, int], warm_rate: float) -> None:
-        self._pace.trust(warm_rate)
+        self._pace.seed(warm_rate)
         rows = sum(self._works[name].rows for name, step in steps.items() if step)
-        ended = [name for name in self._marks if name not in steps]
+        ended = [name for name in self._checkpoints if name not in steps]
         for name, step in steps.items():
-            mark = self._marks.get(name)
-            if mark is None or step < mark.step:
-                self._marks[name] = _Mark(now, step, rows)
-            elif mark.step and step - mark.step >= STEPS_SEEN:
-                seconds = (now - mark.at) / (step - mark.step)
-                self._pace.see_step((rows + mark.rows) / 2, seconds)
-                self._marks[name] = _Mark(now, step, rows)
-            elif not mark.step and step:
-                self._marks[name] = _Mark(now, step, rows)  # before, it may not have begun
+            checkpoint = self._checkpoints.get(name)
+            if checkpoint is None or step < checkpoint.step:
+                self._checkpoints[name] = _Checkpoint(now, step, rows)
+            elif checkpoint.step and step - checkpoint.step >= STEPS_PER_OBSERVATION:
+                seconds = (now - checkpoint.at) / (step - checkpoint.step)
+                self._pace.observe_step((rows + checkpoint.rows) / 2, seconds)
+                self._checkpoints[name] = _Checkpoint(now, step, rows)
+            elif not checkpoint.step and step:
+                self._checkpoints[name] = _Checkpoint(
+                    now, step, rows
+                )  # before it, the job may not have started
         for name in ended:
-            del self._marks[name]
+            del self._checkpoints[name]
             await self._learn_end(name)
 
     async def _learn_end(self, name: str) -> None:
-        """Compare what was told of a job with what became of it."""
+        """Compare the prediction for a job with its actual time."""
         answer: Any = await self._redis.hmget(
             redis_keys.job(name), "status", "metrics", "completed_at"
         )
-        told = self._told.pop(name, None)
+        prediction = self._predictions.pop(name, None)
         status, metrics, completed_at = answer
         if status != Status.SUCCEEDED:
             return
         spent = JobMetrics.model_validate_json(metrics)
-        beside = spent.total_seconds - spent.queue_seconds - spent.denoise_seconds
-        self._pace.see_overhead(max(0.0, beside))
-        if told is not None:
-            first_at, seconds = told
-            self._pace.see_end(seconds, float(completed_at) - first_at)
+        overhead = spent.total_seconds - spent.queue_seconds - spent.denoise_seconds
+        self._pace.observe_overhead(max(0.0, overhead))
+        if prediction is not None:
+            first_at, seconds = prediction
+            self._pace.observe_end(seconds, float(completed_at) - first_at)

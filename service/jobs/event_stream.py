@@ -1,10 +1,11 @@
-"""Follows the event stream of a job in Redis without polling: XREAD blocks until there is news.
+"""Subscribes to the event stream of a job in Redis: XREAD blocks until there is a new event.
 
-Serves both server-sent events and requests that wait. It knows the stream, not what HTTP makes
-of it. Its connections are its own and bounded, so that followers never starve the pollers.
+Used by server-sent events and by requests that wait for a job. Subscribers have connections of
+their own, bounded in number, so that they never block requests that poll.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from redis.exceptions import RedisError
 
 from service.core import redis_keys
 from service.core.job import EventName
+from service.fair_share import FairShare
 
 BLOCK_SECONDS: Final = 2.0
+LEAST_SLOTS: Final = 2
+"""Of one owner and of one job, as long as any are free."""
 FIRST: Final = "0-0"
 """Id before the first event of every stream."""
 _EVENTS_AT_ONCE: Final = 100
@@ -36,27 +40,29 @@ class Event:
     data: str
 
 
-class Follower:
-    """A bounded number of followers of jobs."""
+class EventStreams:
+    """The event streams of jobs, for a bounded number of subscribers."""
 
-    def __init__(self, redis_url: str, *, at_once: int, stopping: asyncio.Event) -> None:
+    def __init__(self, redis_url: str, *, limit: int, stopping: asyncio.Event) -> None:
         self._redis = aioredis.Redis.from_pool(
             aioredis.BlockingConnectionPool.from_url(
                 redis_url,
                 decode_responses=True,
-                max_connections=at_once,
+                max_connections=limit,
                 timeout=2 * BLOCK_SECONDS,
                 socket_connect_timeout=2,
                 socket_timeout=2 * BLOCK_SECONDS,
                 retry=Retry(NoBackoff(), 0),
             )
         )
-        self._free = at_once
+        self._shares = FairShare(limit, at_least=LEAST_SLOTS)
+        self._per_job: Counter[str] = Counter()
+        self._limit_per_job = max(LEAST_SLOTS, limit // 8)
         self._stopping = stopping
 
     @property
     def stopping(self) -> bool:
-        """Whether the process is about to end."""
+        """Whether the process is shutting down."""
         return self._stopping.is_set()
 
     async def close(self) -> None:
@@ -64,30 +70,34 @@ class Follower:
         await self._redis.aclose()
 
     @contextmanager
-    def seat(self) -> Iterator[bool]:
-        """Take one of the places; `False` where all are taken."""
-        if self._free <= 0:
+    def subscriber_slot(self, owner: str, job_id: str) -> Iterator[bool]:
+        """Take a subscriber slot for the length of the context; `False` where none is free.
+
+        Slots are shared between owners, and one job has a part of them only.
+        """
+        if self._per_job[job_id] >= self._limit_per_job or not self._shares.take(owner):
             yield False
             return
-        self._free -= 1
+        self._per_job[job_id] += 1
         try:
             yield True
         finally:
-            self._free += 1
+            self._shares.release(owner)
+            self._per_job[job_id] -= 1
+            self._per_job += Counter()  # drops the zeros
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more may follow."""
-        return self._free > 0
+    def has_free_slot(self, owner: str) -> bool:
+        """Whether one more subscriber of this owner is allowed."""
+        return self._shares.may_take(owner)
 
-    async def has_news(self, job_id: str, after: str) -> bool:
-        """Whether an event stands after the one with id `after`. Raises `redis.RedisError`."""
+    async def has_event(self, job_id: str, after: str) -> bool:
+        """Whether there is an event after the one with id `after`. Raises `redis.RedisError`."""
         return bool(await self._redis.xread({redis_keys.events(job_id): after}, count=1))
 
     async def events(self, job_id: str, after: str = FIRST) -> AsyncIterator[Event | None]:
-        """Every event after the one with id `after`, up to `done`; `None` as a sign of life.
+        """Every event after the one with id `after`, up to `done`; `None` as a heartbeat.
 
-        Ends early only when the process is about to end. Outlasts an absence of Redis.
+        Ends early only when the process shuts down; reconnects while Redis is unavailable.
         """
         key, last = redis_keys.events(job_id), after
         while not self.stopping:
@@ -96,7 +106,7 @@ class Follower:
                     {key: last}, count=_EVENTS_AT_ONCE, block=int(BLOCK_SECONDS * 1000)
                 )
             except RedisError as error:
-                log.warning("an event stream lost Redis", cause=type(error).__name__)
+                log.warning("event stream lost its Redis connection", cause=type(error).__name__)
                 yield None
                 await asyncio.sleep(1)
                 continue
@@ -108,11 +118,14 @@ class Follower:
                 if fields["event"] == EventName.DONE:
                     return
 
-    async def wait(self, job_id: str, seconds: float) -> bool:
-        """Wait at most `seconds` until the job has ended; whether it has."""
-        with self.seat() as seated:
-            if not seated:
-                return False
+    async def wait(self, job_id: str, seconds: float, *, owner: str) -> bool | None:
+        """Wait at most `seconds` for the end of the job; whether it came.
+
+        `None` where no subscriber slot is free, so that there was no wait.
+        """
+        with self.subscriber_slot(owner, job_id) as has_slot:
+            if not has_slot:
+                return None
             try:
                 async with asyncio.timeout(seconds):
                     async for event in self.events(job_id):

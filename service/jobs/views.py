@@ -1,65 +1,32 @@
-"""The JSON of the contract: how a job and a page of jobs look to a client.
-
-It shapes what others have read; it reads nothing itself.
-"""
+"""The JSON of the contract: a job and a page of jobs as a client sees them."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from service.core.job import Job, JobError, JobMetrics, Status
-from service.core.params import Crop, OutputFormat, SchedulerName, Sha256
+from service.core.params import GenerateRequest, Sha256
+from service.core.schema import input_model, show
+from service.signed_urls import Signer
 
 
 class Progress(BaseModel):
-    """Denoising steps done, of all."""
+    """Denoising steps done, and in total."""
 
     step: int = Field(examples=[12])
     total: int = Field(examples=[30])
 
 
-class InputImage(BaseModel):
-    """One upload. Width and height in pixels, upright."""
+class _InputSchema:
+    """Describes `input` by the model that is derived from the parameters."""
 
-    sha256: Sha256 = Field(description="Of the file as uploaded.")
-    width: int
-    height: int
-
-
-class InputControl(BaseModel):
-    """The uploaded ControlNet map."""
-
-    sha256: Sha256 = Field(description="Of the file as uploaded.")
-
-
-class Input(BaseModel):
-    """Every parameter of the job, resolved, by the names of the form."""
-
-    image: list[InputImage]
-    image_weights: list[float]
-    prompt: str
-    negative_prompt: str
-    control_image: InputControl | None
-    control_type: str | None
-    control_scale: float | None
-    control_start: float | None
-    control_end: float | None
-    ip_scale: float
-    crop: Crop
-    model: str
-    adapter: str
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
-    guidance_end: float
-    scheduler: SchedulerName
-    seed: int
-    num_images: int
-    output_format: OutputFormat
-    deterministic: bool
-    webhook_url: str | None
+    def __get_pydantic_json_schema__(
+        self, _schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return handler(input_model(GenerateRequest).__pydantic_core_schema__)
 
 
 class OutputImage(BaseModel):
@@ -74,7 +41,7 @@ class OutputImage(BaseModel):
 
 
 class Urls(BaseModel):
-    """Where to go on."""
+    """Links of the job."""
 
     self: str
     cancel: str
@@ -95,7 +62,7 @@ class JobView(BaseModel):
     queue_position: Annotated[int | None, Field(description="Jobs ahead; null once it runs.")]
     eta_seconds: Annotated[float | None, Field(description="Until it ends; null if unknown.")]
     progress: Progress
-    input: Input
+    input: Annotated[dict[str, Any], _InputSchema()]
     images: list[OutputImage]
     error: JobError | None
     metrics: JobMetrics
@@ -109,9 +76,24 @@ class JobPage(BaseModel):
     next: Annotated[str | None, Field(description="URL of the next page; null on the last one.")]
 
 
-def job_view(job: Job, *, base: str, ahead: int | None, eta_seconds: float | None) -> JobView:
-    """A job as its client sees it; `base` is the service's own URL with a slash at its end."""
-    url = f"{base}jobs/{job.id}"
+def job_view(
+    job: Job,
+    *,
+    base: str,
+    ahead: int | None,
+    eta_seconds: float | None,
+    signer: Signer | None = None,
+) -> JobView:
+    """A job as its client sees it; `base` is the URL of the service with a slash at its end.
+
+    With a `signer` the URLs of pictures and events need no API key.
+    """
+    path = f"jobs/{job.id}"
+    url = f"{base}{path}"
+
+    def signed(part: str) -> str:
+        return f"{url}/{part}" + (signer.sign(f"{path}/{part}") if signer else "")
+
     return JobView(
         id=job.id,
         status=job.status,
@@ -122,10 +104,10 @@ def job_view(job: Job, *, base: str, ahead: int | None, eta_seconds: float | Non
         queue_position=ahead,
         eta_seconds=eta_seconds,
         progress=Progress(step=job.step, total=job.request.steps),
-        input=_input(job),
+        input=show(job.request),
         images=[
             OutputImage(
-                url=f"{url}/images/{number}",
+                url=signed(f"images/{number}"),
                 content_type=image.content_type,
                 width=image.width,
                 height=image.height,
@@ -136,42 +118,9 @@ def job_view(job: Job, *, base: str, ahead: int | None, eta_seconds: float | Non
         ],
         error=job.error,
         metrics=job.metrics,
-        urls=Urls(self=url, cancel=f"{url}/cancel", events=f"{url}/events"),
+        urls=Urls(self=url, cancel=f"{url}/cancel", events=signed("events")),
     )
 
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def _input(job: Job) -> Input:
-    request, control = job.request, job.request.control
-    return Input(
-        image=[
-            InputImage(sha256=image.sha256, width=image.width, height=image.height)
-            for image in request.images
-        ],
-        image_weights=[image.weight for image in request.images],
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        control_image=None if control is None else InputControl(sha256=control.sha256),
-        control_type=control and control.type,
-        control_scale=control and control.scale,
-        control_start=control and control.start,
-        control_end=control and control.end,
-        ip_scale=request.ip_scale,
-        crop=request.crop,
-        model=request.model,
-        adapter=request.adapter,
-        width=request.width,
-        height=request.height,
-        steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        guidance_end=request.guidance_end,
-        scheduler=request.scheduler,
-        seed=request.seed,
-        num_images=request.num_images,
-        output_format=request.output_format,
-        deterministic=request.deterministic,
-        webhook_url=request.webhook_url,
-    )

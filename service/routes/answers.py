@@ -1,26 +1,17 @@
-"""How a job becomes an answer; shared by all routes that answer with one."""
+"""Renders a job as a response; shared by all routes that answer with one."""
 
 import math
 
-from fastapi import Request
 from fastapi.responses import Response
 
 from service.core.job import Job
-from service.dependencies import Services
-from service.jobs.store import Found
-from service.jobs.views import JobView, job_view
+from service.jobs.views import JobView
 
 MAX_POLL_SECONDS = 30
 
 
-async def view(request: Request, services: Services, found: Found) -> JobView:
-    """The job with its links and estimate."""
-    eta = await services.estimates.eta_seconds(found.job)
-    return job_view(found.job, base=str(request.base_url), ahead=found.ahead, eta_seconds=eta)
-
-
-def job_answer(shown: JobView, status: int = 200) -> Response:
-    """JSON of a job; while it is not final, with a hint when to ask again."""
+def job_response(shown: JobView, status: int = 200) -> Response:
+    """JSON of a job; while it is not final, with `Retry-After` for the next poll."""
     headers = {}
     if not shown.status.is_terminal:
         eta = shown.eta_seconds or 1.0
@@ -31,5 +22,5 @@ def job_answer(shown: JobView, status: int = 200) -> Response:
 
 
 def download_name(job: Job, number: int) -> str:
-    """File name under which a browser saves a picture."""
+    """The file name that a browser suggests for a picture."""
     return f"{job.id}-{number}.{job.request.output_format.value}"

@@ -2,29 +2,74 @@
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Request
-from fastapi.responses import StreamingResponse
+import redis.asyncio as aioredis
+from fastapi import APIRouter, Depends, Header
+from fastapi.responses import Response, StreamingResponse
 from redis.exceptions import RedisError
 
-from service.access import Reads
-from service.contract import failures
+from service.api_keys import Authenticator, Caller
 from service.core import redis_keys
 from service.core.errors import DependencyUnavailable, Gone, NotFound
-from service.core.job import EventName, Job, Status
-from service.dependencies import Services, Use
-from service.jobs.event_stream import FIRST, Event
-from service.jobs.store import Found
-from service.routes.answers import view
+from service.core.job import EventName, Status
+from service.dependencies import (
+    MayReadBySignature,
+    Show,
+    UseAuthenticator,
+    UseEventStreams,
+    UseJobs,
+    UseRedis,
+    UseShare,
+    UseShow,
+)
+from service.jobs.event_stream import FIRST, Event, EventStreams
+from service.jobs.store import FoundJob, JobStore
+from service.responses import failures
 from service.routes.jobs import JobId
 
 router = APIRouter()
 
 HEARTBEAT_SECONDS: Final = 10.0
 RETRY_MILLISECONDS: Final = 2000
-"""After what time a client that lost its connection should come back."""
+"""A client that lost its connection should reconnect after this time."""
+BUSY_SECONDS: Final = 10
+"""`Retry-After` where no subscriber slot is free."""
 _EVENT_ID: Final = r"^[0-9]{1,19}-[0-9]{1,19}$"
+
+
+@dataclass(frozen=True, slots=True)
+class _Subscription:
+    """One client that follows one job, and what that takes."""
+
+    found: FoundJob
+    jobs: JobStore
+    redis: "aioredis.Redis"
+    event_streams: EventStreams
+    show: Show
+    caller: Caller
+    authenticator: Authenticator
+
+
+async def _subscription(
+    caller: MayReadBySignature,
+    share: UseShare,
+    jobs: UseJobs,
+    redis: UseRedis,
+    event_streams: UseEventStreams,
+    authenticator: UseAuthenticator,
+    show: UseShow,
+    job_id: JobId,
+) -> AsyncIterator[_Subscription]:
+    """Hold a subscriber slot until the response has been sent or its client has disconnected."""
+    found = await jobs.get(job_id, caller.owner)
+    with event_streams.subscriber_slot(share(caller), job_id) as has_slot:
+        if not has_slot:
+            raise DependencyUnavailable(
+                "Too many event streams are open", retry_after_seconds=BUSY_SECONDS
+            )
+        yield _Subscription(found, jobs, redis, event_streams, show, caller, authenticator)
 
 
 @router.get(
@@ -42,78 +87,88 @@ _EVENT_ID: Final = r"^[0-9]{1,19}-[0-9]{1,19}$"
                 }
             },
         },
+        204: {"description": "The job has ended and `Last-Event-ID` is its last event."},
         **failures(401, 403, 404, 410, 422, 503),
     },
 )
 async def follow_job(
-    request: Request,
-    services: Use,
-    caller: Reads,
-    job_id: JobId,
+    subscription: Annotated[_Subscription, Depends(_subscription)],
     last_event_id: Annotated[
-        str | None, Header(description="Go on after this event.", pattern=_EVENT_ID)
+        str | None, Header(description="Continue after this event.", pattern=_EVENT_ID)
     ] = None,
-) -> StreamingResponse:
+) -> Response:
     """Events `status`, `progress`, `preview`, and `done` with the whole job as the last one."""
-    found = await services.records.get(job_id, caller.owner)
-    if not services.follower.has_room:
-        raise DependencyUnavailable("Too many streams are open", retry_after_seconds=10)
+    if (
+        last_event_id is not None
+        and subscription.found.job.status.is_terminal
+        and await _is_over(subscription, last_event_id)
+    ):
+        return Response(status_code=204)  # an EventSource reconnects until it is told so
     return StreamingResponse(
-        _stream(request, services, found, last_event_id or FIRST),
+        _stream(subscription, last_event_id or FIRST),
         media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )
 
 
-async def _stream(
-    request: Request, services: Services, found: Found, after: str
-) -> AsyncIterator[str]:
-    job, last = found.job, after
-    with services.follower.seat():
-        yield f"retry: {RETRY_MILLISECONDS}\n\n"
-        if await _is_over(services, job, after):
-            yield await _done(request, services, job, last)
+async def _stream(subscription: _Subscription, after: str) -> AsyncIterator[str]:
+    job, last = subscription.found.job, after
+    yield f"retry: {RETRY_MILLISECONDS}\n\n"
+    if await _is_over(subscription, after):
+        yield await _done(subscription, last)
+        return
+    sent_at = time.monotonic()
+    async for event in subscription.event_streams.events(job.id, after):
+        if not await _may_go_on(subscription):
             return
-        sent_at = time.monotonic()
-        async for event in services.follower.events(job.id, after):
-            if event is not None:
-                last = event.id
-                if event.name == EventName.DONE:
-                    yield await _done(request, services, job, last)
-                    return
-                yield _frame(event)
-            elif await _is_over(services, job, last):
-                yield await _done(request, services, job, last)
+        if event is not None:
+            last = event.id
+            if event.name == EventName.DONE:
+                yield await _done(subscription, last)
                 return
-            elif time.monotonic() - sent_at < HEARTBEAT_SECONDS:
-                continue
-            else:
-                yield ": still here\n\n"
-            sent_at = time.monotonic()
+            yield _frame(event)
+        elif await _is_over(subscription, last):
+            yield await _done(subscription, last)
+            return
+        elif time.monotonic() - sent_at < HEARTBEAT_SECONDS:
+            continue
+        else:
+            yield ": heartbeat\n\n"
+        sent_at = time.monotonic()
 
 
-async def _is_over(services: Services, job: Job, last: str) -> bool:
-    """Whether no event will come after `last`; not while Redis is away.
-
-    The client has seen the last one already or made its id up, the stream has expired, or the job
-    was deleted and its last event came and went between two looks.
-    """
+async def _may_go_on(subscription: _Subscription) -> bool:
+    """Whether the client's API key is still valid; `True` while Redis is unavailable."""
     try:
-        status: Any = await services.redis.hget(redis_keys.job(job.id), "status")
+        return await subscription.authenticator.is_valid(subscription.caller)
+    except RedisError:
+        return True
+
+
+async def _is_over(subscription: _Subscription, last: str) -> bool:
+    """Whether no event will come after `last`; `False` while Redis is unavailable.
+
+    The client has seen the last event or invented the id, the stream has expired, or the job was
+    deleted and its last event came and went between two reads.
+    """
+    job_id = subscription.found.job.id
+    try:
+        status: Any = await subscription.redis.hget(redis_keys.job(job_id), "status")
         if status is not None and not Status(status).is_terminal:
             return False
-        return not await services.follower.has_news(job.id, last)
+        return not await subscription.event_streams.has_event(job_id, last)
     except RedisError:
         return False
 
 
-async def _done(request: Request, services: Services, job: Job, event_id: str) -> str:
-    """The last event, with the whole job; nothing where the job was deleted meanwhile."""
+async def _done(subscription: _Subscription, event_id: str) -> str:
+    """The last event, with the whole job; empty where the job has been deleted."""
+    job = subscription.found.job
     try:
-        found = await services.records.get(job.id, job.owner)
+        found = await subscription.jobs.get(job.id, job.owner)
     except (NotFound, Gone):
         return ""
-    shown = await view(request, services, found)
+    shown = await subscription.show(found)
     return _frame(Event(event_id, EventName.DONE, shown.model_dump_json()))
 
 

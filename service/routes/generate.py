@@ -1,24 +1,47 @@
-"""POST /generate: takes a request in, and holds the answer where the client asks for it."""
+"""POST /generate: submits a request, and waits for its job where the client asks for that."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from service.access import Generates
-from service.contract import failures, generate_body, header, success
+from service.core import tracing
 from service.core.errors import Gone, NotFound
 from service.core.job import Status
-from service.core.params import OutputFormat
-from service.core.storage import StorageError
-from service.dependencies import Services, Use
-from service.examples import JOB_EXAMPLE
-from service.gate import Caller
-from service.jobs.store import Found
+from service.core.metrics import ApiMetrics
+from service.core.params import GenerateRequest, OutputFormat
+from service.core.settings import Settings
+from service.core.storage import Storage, StorageError
+from service.dependencies import (
+    BaseUrl,
+    MayGenerate,
+    UseBodyBudget,
+    UseCatalog,
+    UseEstimates,
+    UseEventStreams,
+    UseIdempotency,
+    UseJobs,
+    UseMetrics,
+    UseQueue,
+    UseRateLimits,
+    UseSettings,
+    UseShare,
+    UseShow,
+    UseStorage,
+    UseUploads,
+)
+from service.jobs.store import FoundJob, JobStore
 from service.jobs.views import JobView
-from service.routes.answers import download_name, job_answer, view
-from service.submission.preferences import Preferences, read_prefer, wanted_format
-from service.submission.submit import Taken, take_in
+from service.problems import outcome_if_unavailable
+from service.responses import JOB_EXAMPLE, failures, generate_body, header, success
+from service.routes.answers import download_name, job_response
+from service.submission.body import BodyBudget, BodyLimits, read_body
+from service.submission.form import Form
+from service.submission.idempotency import read_key
+from service.submission.preferences import Accept, Preferences, read_accept, read_prefer
+from service.submission.submit import Origin, Submission, submit
 
 router = APIRouter()
 
@@ -76,54 +99,113 @@ router = APIRouter()
         ],
     },
 )
-async def generate(request: Request, services: Use, caller: Generates) -> Response:
-    """Queue a job; or, with `Prefer: wait`, answer with what came of it."""
+async def generate(
+    request: Request,
+    caller: MayGenerate,
+    share: UseShare,
+    base_url: BaseUrl,
+    settings: UseSettings,
+    catalog: UseCatalog,
+    rate_limits: UseRateLimits,
+    estimates: UseEstimates,
+    idempotency: UseIdempotency,
+    body_budget: UseBodyBudget,
+    uploads: UseUploads,
+    queue: UseQueue,
+    metrics: UseMetrics,
+    jobs: UseJobs,
+    event_streams: UseEventStreams,
+    storage: UseStorage,
+    show: UseShow,
+) -> Response:
+    """Queue a job; with `Prefer: wait`, respond with its result."""
     prefer = read_prefer(request.headers.getlist("prefer"))
-    waits = bool(prefer.wait_seconds) and services.follower.has_room
-    taken = await take_in(request, services, caller, waits=waits)
-    request.state.changed = f"the job is queued as {taken.job_id}"
-    if taken.replayed:
-        await _stored(services, taken, caller)  # of a deleted job there is nothing to wait for
-    ended = waits and await services.follower.wait(taken.job_id, float(prefer.wait_seconds or 0))
-    found = await _stored(services, taken, caller)
-    answer = None
-    if ended:
-        answer = await _picture(request, services, found)
-    if answer is None:
-        shown = await view(request, services, found)
-        answer = job_answer(shown, 200 if ended else 202)
-    answer.headers["Location"] = f"{request.base_url}jobs/{taken.job_id}"
-    if taken.replayed:
-        answer.headers["Idempotency-Replayed"] = "true"
-    answer.headers["Vary"] = "Accept, Prefer"
-    _confirm(answer, prefer, waited=waits)
-    return answer
+    accept = read_accept(request.headers.get("accept", ""))
+    waits = bool(prefer.wait_seconds) and event_streams.has_free_slot(share(caller))
+    submission = await submit(
+        _received(request, body_budget, settings, metrics, share(caller)),
+        caller,
+        Origin(
+            base_url=base_url,
+            idempotency_key=read_key(request.headers),
+            traceparent=tracing.carried(request.headers),
+            accept=accept if waits else None,
+        ),
+        settings=settings,
+        catalog=catalog,
+        rate_limits=rate_limits,
+        estimates=estimates,
+        idempotency=idempotency,
+        uploads=uploads,
+        queue=queue,
+        metrics=metrics,
+    )
+    with outcome_if_unavailable(f"the job is queued as {submission.job_id}"):
+        if submission.replayed:
+            await _stored(jobs, submission, caller.owner)  # a deleted job has no end to wait for
+        ended = None
+        if waits:
+            ended = await event_streams.wait(
+                submission.job_id, float(prefer.wait_seconds or 0), owner=share(caller)
+            )
+        found = await _stored(jobs, submission, caller.owner)
+        response = await _picture(storage, found, accept) if ended else None
+        if response is None:
+            response = job_response(await show(found), 200 if ended else 202)
+    response.headers.update(submission.headers)
+    response.headers["Location"] = f"{base_url}jobs/{submission.job_id}"
+    if submission.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    response.headers["Vary"] = "Accept, Prefer"
+    _confirm(response, prefer, waited=ended is not None)
+    return response
 
 
-async def _stored(services: Services, taken: Taken, caller: Caller) -> Found:
+@asynccontextmanager
+async def _received(
+    request: Request,
+    budget: BodyBudget,
+    settings: Settings,
+    metrics: ApiMetrics,
+    owner: str,
+) -> AsyncIterator[Form]:
+    """The body of a request, whole."""
+    limits = BodyLimits(
+        max_body_bytes=settings.max_body_bytes,
+        max_file_bytes=settings.max_file_bytes,
+        timeout_seconds=settings.body_timeout_seconds,
+    )
+    with budget.count(owner) as counted:
+        form = await read_body(GenerateRequest, request.headers, counted(request.stream()), limits)
+        with form:
+            metrics.uploaded_bytes.inc(form.size_bytes)
+            yield form
+
+
+async def _stored(jobs: JobStore, submission: Submission, owner: str) -> FoundJob:
     try:
-        return await services.records.get(taken.job_id, caller.owner)
+        return await jobs.get(submission.job_id, owner)
     except NotFound:
         raise Gone("The job was deleted") from None
 
 
-def _confirm(answer: Response, prefer: Preferences, *, waited: bool) -> None:
-    """Say what was done of what the client preferred (RFC 7240, section 3)."""
+def _confirm(response: Response, prefer: Preferences, *, waited: bool) -> None:
+    """Say which preferences were applied (RFC 7240, section 3)."""
     if waited:
-        answer.headers["Preference-Applied"] = f"wait={prefer.wait_seconds}"
+        response.headers["Preference-Applied"] = f"wait={prefer.wait_seconds}"
     elif prefer.respond_async:
-        answer.headers["Preference-Applied"] = "respond-async"
+        response.headers["Preference-Applied"] = "respond-async"
 
 
-async def _picture(request: Request, services: Services, found: Found) -> Response | None:
-    """The bytes of the only picture, where the client would rather have them than JSON."""
+async def _picture(storage: Storage, found: FoundJob, accept: Accept) -> Response | None:
+    """The bytes of the only picture, where the client prefers them to JSON."""
     job = found.job
-    wanted = wanted_format(request.headers.get("accept", ""), job.request.output_format)
+    wanted = accept.picture_format(job.request.output_format)
     if wanted is None or job.status is not Status.SUCCEEDED or len(job.images) != 1:
         return None
     image = job.images[0]
     try:
-        data = await services.storage.get_async(image.key)
+        data = await storage.get_async(image.key)
     except StorageError:
         # The job is done and the client must learn its id: it gets JSON and can ask again.
         return None

@@ -1,33 +1,36 @@
-"""Whether the service lives, whether it can work, and its figures."""
+"""Liveness, readiness and metrics."""
 
 import asyncio
 import time
 
+import redis.asyncio as aioredis
 from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 
-from service.contract import success
 from service.core import redis_keys
-from service.dependencies import Services, Use
-from service.probe import PATIENCE_SECONDS
+from service.core.metrics import ApiMetrics
+from service.dependencies import UseEstimates, UseMetrics, UseRedis, UseStorageProbe
+from service.jobs.eta import Estimates
+from service.periodic import PROBE_TIMEOUT_SECONDS, StorageProbe
+from service.responses import success
 
 router = APIRouter()
 
-SCRAPE_PATIENCE_SECONDS = 3
-"""The same for the figures that are read from Redis; Prometheus waits 5 s for the whole page."""
+SCRAPE_TIMEOUT_SECONDS = 3
+"""For the metrics that are read from Redis; Prometheus waits 5 s for the whole page."""
 
 
 class Alive(BaseModel):
-    """The process answers."""
+    """The process responds."""
 
     status: str = Field(examples=["ok"])
 
 
 class Readiness(BaseModel):
-    """What a job needs, and whether it is there."""
+    """What a job needs, and whether it is available."""
 
     ready: bool
     redis: bool
@@ -37,7 +40,7 @@ class Readiness(BaseModel):
 
 @router.get("/healthz/live", operation_id="live")
 async def live() -> Alive:
-    """Whether the process answers."""
+    """Whether the process responds."""
     return Alive(status="ok")
 
 
@@ -45,15 +48,15 @@ async def live() -> Alive:
     "/healthz/ready",
     operation_id="ready",
     responses={
-        200: success("A job sent now would be worked on.", Readiness),
-        503: success("Something that a job needs is away.", Readiness)
+        200: success("A job submitted now would be processed.", Readiness),
+        503: success("Something that a job needs is unavailable.", Readiness)
         | {"headers": {"Retry-After": {"schema": {"type": "integer"}}}},
     },
     response_model=Readiness,
 )
-async def ready(services: Use) -> Response:
-    """Whether Redis, the storage and at least one warm worker answer."""
-    workers, storage = await asyncio.gather(_workers(services), services.storage_probe.answers())
+async def ready(estimates: UseEstimates, storage_probe: UseStorageProbe) -> Response:
+    """Whether Redis, the storage and at least one warm worker respond."""
+    workers, storage = await asyncio.gather(_workers(estimates), storage_probe.answers())
     state = Readiness(
         ready=bool(workers) and storage,
         redis=workers is not None,
@@ -79,30 +82,53 @@ async def ready(services: Use) -> Response:
         }
     },
 )
-async def metrics(services: Use) -> Response:
-    """Figures for Prometheus. Without Redis, only those that the process itself counts."""
-    figures = services.metrics
-    try:
-        async with asyncio.timeout(SCRAPE_PATIENCE_SECONDS):
-            snapshot = await services.estimates.snapshot()
-            outbox = await services.redis.zcard(redis_keys.OUTBOX)
-    except (RedisError, TimeoutError):
-        read = b""  # no sample at all: 0, or what it was once, would tell KEDA that no job is there
-    else:
-        oldest = snapshot.oldest_created_at
-        figures.webhook_outbox.set(outbox)
-        figures.queue_depth.set(snapshot.waiting)
-        figures.running_jobs.set(snapshot.running)
-        figures.workers_ready.set(snapshot.workers_ready)
-        figures.oldest_seconds.set(0 if oldest is None else time.time() - oldest)
-        read = generate_latest(figures.redis_registry)
+async def metrics(
+    figures: UseMetrics, estimates: UseEstimates, redis: UseRedis, storage_probe: UseStorageProbe
+) -> Response:
+    """Metrics for Prometheus. Without Redis, only those of the process itself."""
+    read, storage = await asyncio.gather(
+        _read_redis(figures, estimates, redis), _storage_answers(storage_probe)
+    )
+    figures.storage_ready.set(storage)
     return Response(generate_latest(figures.registry) + read, media_type=CONTENT_TYPE_LATEST)
 
 
-async def _workers(services: Services) -> int | None:
-    """Warm workers; `None` where Redis does not answer."""
+async def _read_redis(figures: ApiMetrics, estimates: Estimates, redis: "aioredis.Redis") -> bytes:
+    """The gauges that every replica reads from Redis.
+
+    None where it does not respond: with 0 or an old value, KEDA would see an empty queue.
+    """
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            return sum(presence.ready for presence in await services.estimates.presences())
+        async with asyncio.timeout(SCRAPE_TIMEOUT_SECONDS):
+            snapshot = await estimates.snapshot()
+            outbox = await redis.zcard(redis_keys.OUTBOX)
+            memory = await redis.info("memory")
+    except (RedisError, TimeoutError):
+        return b""
+    oldest = snapshot.oldest_created_at
+    figures.webhook_outbox.set(outbox)
+    figures.queue_depth.set(snapshot.waiting)
+    figures.running_jobs.set(snapshot.running)
+    figures.workers_ready.set(snapshot.workers_ready)
+    figures.oldest_seconds.set(0 if oldest is None else time.time() - oldest)
+    figures.redis_memory.set(memory["used_memory"])
+    figures.redis_memory_limit.set(memory["maxmemory"])
+    return generate_latest(figures.redis_registry)
+
+
+async def _storage_answers(storage_probe: StorageProbe) -> bool:
+    """Whether the storage responds in time for the page."""
+    try:
+        async with asyncio.timeout(SCRAPE_TIMEOUT_SECONDS):
+            return await storage_probe.answers()
+    except TimeoutError:
+        return False
+
+
+async def _workers(estimates: Estimates) -> int | None:
+    """Number of warm workers; `None` where Redis does not respond."""
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
+            return sum(presence.ready for presence in await estimates.presences())
     except (RedisError, TimeoutError):
         return None

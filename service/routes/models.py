@@ -1,11 +1,11 @@
-"""GET /models: what is served, with its limits and defaults."""
+"""GET /models: the served models with their limits and defaults."""
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 
 from service.core.catalog import Catalog, Defaults, Limits
 from service.core.params import Name
-from service.dependencies import Use
+from service.dependencies import UseCatalog
 
 router = APIRouter()
 
@@ -22,20 +22,20 @@ class ModelView(BaseModel):
 
 
 class Models(BaseModel):
-    """All served models and the one a request gets by default."""
+    """All served models, and the default one."""
 
     default: Name
     models: list[ModelView]
 
 
 @router.get("/models", operation_id="list_models")
-async def list_models(services: Use) -> Models:
+async def list_models(catalog: UseCatalog) -> Models:
     """Models with their adapters, ControlNets, limits and defaults."""
-    return models_of(services.catalog)
+    return models_of(catalog)
 
 
 def models_of(catalog: Catalog) -> Models:
-    """What clients may know of a catalog: no paths and no repositories."""
+    """The public part of a catalog: no paths and no repositories."""
     return Models(
         default=catalog.default,
         models=[

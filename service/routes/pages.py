@@ -18,9 +18,12 @@ from fastapi.responses import Response
 
 from service import docs_page
 from service.core.errors import NotFound
-from service.core.settings import ROOT
-from service.dependencies import Services, Use
-from service.document import describe
+from service.core.params import GenerateRequest
+from service.core.schema import sent_model
+from service.core.settings import ROOT, Settings
+from service.dependencies import UseSettings
+from service.openapi import describe, form_schema
+from service.responses import generate_body
 
 STATIC: Final = Path(__file__).resolve().parents[1] / "static"
 EXAMPLES: Final = ROOT / "examples"
@@ -117,9 +120,9 @@ def _site(*, console_here: bool) -> Site:
     )
 
 
-def _of(services: Services) -> Site:
+def _of(settings: Settings) -> Site:
     """The page as this process serves it: with a port for operators, the console is there."""
-    return _site(console_here=services.settings.admin_port is None)
+    return _site(console_here=settings.admin_port is None)
 
 
 def _page_files() -> Iterator[tuple[str, bytes]]:
@@ -133,41 +136,40 @@ def _page_files() -> Iterator[tuple[str, bytes]]:
 
 def form() -> dict[str, Any]:
     """What POST /generate takes: its schema without references, and media types of pictures."""
-    document = describe()
-    body = document["paths"]["/generate"]["post"]["requestBody"]
-    multipart = body["content"]["multipart/form-data"]
+    definitions = sent_model(GenerateRequest).model_json_schema().get("$defs", {})
+    multipart = generate_body()["content"]["multipart/form-data"]
     return {
-        "schema": _inlined(multipart["schema"], document),
+        "schema": _inlined(form_schema(GenerateRequest), definitions),
         "accept": multipart["encoding"]["image"]["contentType"],
         "examples": [path.name for path in sorted(EXAMPLES.glob("*.png"))],
     }
 
 
-def _inlined(node: Any, document: Mapping[str, Any]) -> Any:
+def _inlined(node: Any, definitions: Mapping[str, Any]) -> Any:
     if isinstance(node, list):
-        return [_inlined(one, document) for one in node]
+        return [_inlined(one, definitions) for one in node]
     if not isinstance(node, dict):
         return node
-    found = {key: _inlined(value, document) for key, value in node.items() if key != "$ref"}
+    found = {key: _inlined(value, definitions) for key, value in node.items() if key != "$ref"}
     if "$ref" in node:
         name = str(node["$ref"]).rpartition("/")[2]
-        found = _inlined(document["components"]["schemas"][name], document) | found
+        found = _inlined(definitions[name], definitions) | found
     return found
 
 
 @page.api_route("/", methods=_METHODS)
-async def index(request: Request, services: Use) -> Response:
+async def index(request: Request, settings: UseSettings) -> Response:
     """The page."""
     headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": REVALIDATE}
-    return _of(services).index.answer(request, headers)
+    return _of(settings).index.answer(request, headers)
 
 
 @page.api_route("/static/{version}/{name:path}", methods=_METHODS)
-async def static_file(request: Request, services: Use, version: str, name: str) -> Response:
+async def static_file(request: Request, settings: UseSettings, version: str, name: str) -> Response:
     """A file of the page; one of another version is not kept."""
-    site = _of(services)
+    site = _of(settings)
     if name not in site.files:
-        raise NotFound("There is nothing at this path")
+        raise NotFound("There is no resource at this path")
     kept = FOR_GOOD if version == site.version else REVALIDATE
     return site.files[name].answer(request, {"Cache-Control": kept})
 
@@ -210,5 +212,5 @@ async def plain_docs(request: Request) -> Response:
 async def console_file(request: Request, name: str) -> Response:
     """A file of the console."""
     if name not in _console_files():
-        raise NotFound("There is nothing at this path")
+        raise NotFound("There is no resource at this path")
     return _console_files()[name].answer(request, {"Cache-Control": REVALIDATE})

@@ -1,44 +1,36 @@
-"""Reads a multipart/form-data body as a stream, with limits that hold while it is read.
+"""Reads multipart/form-data bodies piece by piece, and holds what was read of any body.
 
-It knows parts, sizes and names, not what they mean. Large files go to unnamed temporary files,
-so that memory stays flat; what is over a limit is refused before the rest has come in.
+Large files go to unnamed temporary files, so that memory stays flat; what is over a limit is
+refused before the rest has been received.
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+import io
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from tempfile import SpooledTemporaryFile
-from typing import IO, TYPE_CHECKING, Final, Self
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 
+from anyio import to_thread
+from pydantic import BaseModel
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.core.errors import Busy, FieldError, InvalidField, MalformedBody, TooLarge
-from service.submission.room import BUSY_SECONDS
+from service.core.errors import FieldError, InvalidField, MalformedBody, TooLarge
+from service.core.schema import Declaration, Files, marked, parameters, parse_form, parse_json
 
 if TYPE_CHECKING:
     # It exists for type checkers alone.
     from python_multipart.multipart import MultipartCallbacks
 
 IN_MEMORY_BYTES: Final = 512 * 1024
+"""Of one file; what is larger is written to disk in pieces of this size."""
 MAX_TEXT_BYTES: Final = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """Which parts a form may have and how large they may be."""
-
-    texts: frozenset[str]
-    files: Mapping[str, int]
-    """Names of file fields and how many of each are allowed."""
-    max_body_bytes: int
-    max_file_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Upload:
-    """One file as it came in. Its name and type are the client's word and were not kept."""
+    """One file as it was received. Name and type are the client's claim and were not kept."""
 
     field: str
     content: IO[bytes]
@@ -50,74 +42,143 @@ class Upload:
 class Form:
     """A body that was read whole. Leave the context to release its files."""
 
-    texts: dict[str, str] = field(default_factory=dict)
+    declaration: Declaration
+    values: dict[str, Any] = field(default_factory=dict)
+    """Texts of a multipart form, or values of a JSON object."""
+    is_json: bool = False
     files: dict[str, list[Upload]] = field(default_factory=dict)
     size_bytes: int = 0
-    _held: ExitStack = field(default_factory=ExitStack)
+    opened: ExitStack = field(default_factory=ExitStack)
+    """What closes the files."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._held.close()
+        self.opened.close()
+
+    def parse(self) -> BaseModel:
+        """The parameters, each checked by itself. Raises `InvalidField`."""
+        parse = parse_json if self.is_json else parse_form
+        return parse(self.declaration, self.values)
 
 
-async def read_form(content_type: str, body: AsyncIterator[bytes], shape: Shape) -> Form:
-    """Read a body.
+class FileSink:
+    """Receives one file: in memory while it is small, then on disk."""
 
-    Raises `MalformedBody` (not multipart, cut off), `TooLarge`, `Busy` where no file can be
-    written, or `InvalidField` for a field that is unknown, comes too often or is not UTF-8.
-    """
-    kind, options = parse_options_header(content_type)
-    if kind != b"multipart/form-data":
-        raise MalformedBody("The body must be multipart/form-data; see /docs")
-    boundary = options.get(b"boundary", b"")
-    if not boundary:
-        raise MalformedBody("Content-Type names no boundary")
-    form = Form()
-    parts = _Parts(form, shape)
-    with ExitStack() as undo:
-        undo.push(form.__exit__)
-        try:
-            parser = MultipartParser(boundary, parts.callbacks())
-            async for chunk in body:
-                form.size_bytes += len(chunk)
-                if form.size_bytes > shape.max_body_bytes:
-                    raise TooLarge(f"The body is larger than {shape.max_body_bytes} bytes")
-                if chunk:
-                    parser.write(chunk)
-        except OSError:  # of a temporary file
-            raise Busy(
-                "There is no room for more uploads", retry_after_seconds=BUSY_SECONDS
-            ) from None
-        except FormParserError:
-            raise MalformedBody("The body is not well-formed multipart/form-data") from None
-        if not parts.complete:
-            raise MalformedBody("The body ends before its closing boundary")
-        undo.pop_all()
-    return form
+    def __init__(self, name: str, max_bytes: int) -> None:
+        self.name = name
+        self.size_bytes = 0
+        self._max_bytes = max_bytes
+        self._buffer = bytearray()
+        self._disk: IO[bytes] | None = None
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        """Take a piece. Raises `TooLarge`."""
+        self.size_bytes += len(data)
+        if self.size_bytes > self._max_bytes:
+            raise TooLarge(what=self.name, limit=self._max_bytes)
+        self._digest.update(data)
+        self._buffer += data
+
+    @property
+    def must_flush(self) -> bool:
+        """Whether so much has been received that it must be written to disk."""
+        return len(self._buffer) > IN_MEMORY_BYTES
+
+    def flush(self) -> None:
+        """Write what has been received to disk. Blocks. Raises `OSError`."""
+        if self._disk is None:
+            self._disk = TemporaryFile()  # noqa: SIM115 - closed with the form
+        self._disk.write(self._buffer)
+        self._buffer.clear()
+
+    async def finish(self, form: Form) -> None:
+        """Add the file to `form`, as one of the field `name`."""
+        if self._disk is not None or self.must_flush:
+            await to_thread.run_sync(self.flush)
+        if self._disk is not None:
+            self._disk.seek(0)
+        content = self._disk or io.BytesIO(self._buffer)
+        form.opened.enter_context(content)
+        upload = Upload(self.name, content, self.size_bytes, self._digest.hexdigest())
+        form.files.setdefault(self.name, []).append(upload)
+
+    def close(self) -> None:
+        """Release a file that was not finished."""
+        if self._disk is not None:
+            self._disk.close()
 
 
-class _Parts:
-    """Takes the parser's callbacks and fills a form part by part."""
+class FieldReader:
+    """Which fields a body may have, and the files that it has brought so far."""
 
-    def __init__(self, form: Form, shape: Shape) -> None:
-        self._form = form
-        self._shape = shape
+    def __init__(self, declaration: Declaration, max_file_bytes: int) -> None:
+        self.files: list[FileSink] = []
+        """In order; the last one may not have ended."""
+        self._limits = marked(declaration, Files)
+        self._texts = frozenset(parameters(declaration))
+        self._max_file_bytes = max_file_bytes
+
+    def is_file(self, name: str) -> bool:
+        """Whether a field is an upload. Raises `InvalidField` where it is unknown."""
+        if name not in self._limits and name not in self._texts:
+            raise InvalidField.of(FieldError(name[:100], "unknown field"))
+        return name in self._limits
+
+    def open_file(self, name: str) -> FileSink:
+        """Begin one more file of an upload. Raises `InvalidField` where that is one too many."""
+        most = self._limits[name].at_most
+        if sum(sink.name == name for sink in self.files) >= most:
+            raise InvalidField.of(FieldError(name, f"at most {most} may be sent"))
+        self.files.append(FileSink(name, self._max_file_bytes))
+        return self.files[-1]
+
+    def close(self) -> None:
+        """Release all files of a body that was refused."""
+        for file in self.files:
+            file.close()
+
+
+class FormParser:
+    """Parses multipart/form-data: fills in texts, and files of a `FieldReader`."""
+
+    def __init__(self, content_type: str, fields: FieldReader) -> None:
+        """Raise `MalformedBody` where the content type names no boundary."""
+        boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+        if not boundary:
+            raise MalformedBody("Content-Type names no boundary")
+        self._fields = fields
+        self._texts: dict[str, str] = {}
         self._headers: dict[bytes, bytes] = {}
         self._header = bytearray()
         self._value = bytearray()
         self._name = ""
         self._text = bytearray()
-        self._file: IO[bytes] | None = None
-        self._digest = hashlib.sha256()
-        self._size = 0
-        self.complete = False
+        self._file: FileSink | None = None
+        self._complete = False
+        try:
+            self._parser = MultipartParser(boundary, self._callbacks())
+        except FormParserError:
+            raise MalformedBody("Content-Type names a boundary that is too long") from None
 
-    def callbacks(self) -> "MultipartCallbacks":
-        """What `MultipartParser` calls, by its names."""
+    def write(self, data: bytes) -> None:
+        """Parse a piece. Raises `MalformedBody`, `TooLarge` or `InvalidField`."""
+        try:
+            self._parser.write(data)
+        except FormParserError:
+            raise MalformedBody("The body is not well-formed multipart/form-data") from None
+
+    def finish(self) -> dict[str, Any]:
+        """The texts of a body that has ended. Raises `MalformedBody` for an incomplete one."""
+        if not self._complete:
+            raise MalformedBody("The body ends before its closing boundary")
+        return self._texts
+
+    def _callbacks(self) -> "MultipartCallbacks":
         return {
-            "on_part_begin": self._on_part_begin,
+            "on_part_begin": self._headers.clear,
             "on_header_field": self._on_header_field,
             "on_header_value": self._on_header_value,
             "on_header_end": self._on_header_end,
@@ -126,10 +187,6 @@ class _Parts:
             "on_part_end": self._on_part_end,
             "on_end": self._on_end,
         }
-
-    def _on_part_begin(self) -> None:
-        self._headers = {}
-        self._size = 0
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
@@ -151,54 +208,27 @@ class _Parts:
             self._name = options[b"name"].decode()
         except UnicodeDecodeError:
             raise MalformedBody("A part of the body has a name that is not UTF-8") from None
-        self._admit(self._name)
-
-    def _admit(self, name: str) -> None:
-        """Decide by the name alone whether a part may come and what it is."""
-        if name in self._shape.files:
-            allowed = self._shape.files[name]
-            uploads = self._form.files.setdefault(name, [])
-            if len(uploads) >= allowed:
-                raise _wrong(name, f"at most {allowed} may be sent")
-            spool = SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115 - the form holds it
-            self._file = self._form._held.enter_context(spool)  # noqa: SLF001 - same noun
-            self._digest = hashlib.sha256()
-        elif name not in self._shape.texts:
-            raise _wrong(name[:100], "unknown field")
-        elif name in self._form.texts:
-            raise _wrong(name, "was sent more than once")
-        else:
-            self._file = None
-            self._text.clear()
+        self._file = None
+        if self._fields.is_file(self._name):
+            self._file = self._fields.open_file(self._name)
+        elif self._name in self._texts:
+            raise InvalidField.of(FieldError(self._name, "was sent more than once"))
+        self._text.clear()
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self._size += end - start
-        if self._file is None:
-            if self._size > MAX_TEXT_BYTES:
-                raise TooLarge(f"{self._name} is larger than {MAX_TEXT_BYTES} bytes")
-            self._text += data[start:end]
+        if self._file is not None:
+            self._file.write(data[start:end])
             return
-        if self._size > self._shape.max_file_bytes:
-            raise TooLarge(f"{self._name} is larger than {self._shape.max_file_bytes} bytes")
-        piece = data[start:end]
-        self._digest.update(piece)
-        self._file.write(piece)
+        self._text += data[start:end]
+        if len(self._text) > MAX_TEXT_BYTES:
+            raise TooLarge(what=self._name, limit=MAX_TEXT_BYTES)
 
     def _on_part_end(self) -> None:
         if self._file is None:
             try:
-                self._form.texts[self._name] = self._text.decode()
+                self._texts[self._name] = self._text.decode()
             except UnicodeDecodeError:
-                raise _wrong(self._name, "is not UTF-8") from None
-            return
-        self._file.seek(0)
-        self._form.files[self._name].append(
-            Upload(self._name, self._file, self._size, self._digest.hexdigest())
-        )
+                raise InvalidField.of(FieldError(self._name, "is not UTF-8")) from None
 
     def _on_end(self) -> None:
-        self.complete = True
-
-
-def _wrong(name: str, message: str) -> InvalidField:
-    return InvalidField(f"{name}: {message}", errors=[FieldError(name, message)])
+        self._complete = True

@@ -1,7 +1,7 @@
-"""Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07): one job however often it is sent.
+"""Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07): one job per key.
 
-A first request is marked as being taken in; the mark becomes the job's id in the transaction that
-makes the job, so there is no moment in which a crash could make two jobs of one key, or none.
+The first request claims its key; the claim becomes the job's id in the transaction that creates
+the job, so there is no moment in which a crash could create two jobs for one key, or none.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import redis
 import redis.asyncio as aioredis
+from pydantic import BaseModel
 
 from service.core import redis_keys, scripts
 from service.core.errors import (
@@ -24,16 +25,15 @@ from service.core.errors import (
     IdempotencyMismatch,
     InvalidField,
 )
-from service.submission.fields import Fields
 from service.submission.form import Upload
 
 PENDING_SECONDS: Final = 15
-"""After a crash a key can be used again after this time at the latest."""
+"""After a crash, a key can be used again after this time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A request that is being taken in under a key."""
+class IdempotencyClaim:
+    """A key that belongs to one request while that is being processed."""
 
     name: str
     token: str
@@ -46,24 +46,26 @@ def read_key(headers: Mapping[str, str]) -> str | None:
     if value is None:
         return None
     if not re.fullmatch(r"[\x21-\x7e]{1,255}", value):
-        message = "1 to 255 visible ASCII characters"
-        raise InvalidField(
-            f"Idempotency-Key: {message}", errors=[FieldError("Idempotency-Key", message)]
-        )
+        message = "must be 1 to 255 visible ASCII characters"
+        raise InvalidField.of(FieldError("Idempotency-Key", message))
     return value
 
 
-def fingerprint(fields: Fields, files: Mapping[str, Sequence[Upload]]) -> str:
-    """Of what a body means: the fields as understood and the bytes of the files, in order."""
+def fingerprint(sent: BaseModel, files: Mapping[str, Sequence[Upload]]) -> str:
+    """Identify what a body asks for: its parameters as parsed, and the bytes of its files.
+
+    Parameters left at their defaults do not count, so that a release with one more parameter
+    gives the same fingerprint.
+    """
     meaning = {
-        "fields": fields.model_dump(mode="json"),
+        "fields": sent.model_dump(mode="json", exclude_defaults=True),
         "files": {name: [one.sha256 for one in uploads] for name, uploads in files.items()},
     }
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 
 class Idempotency:
-    """The marks of all keys. Methods raise `redis.RedisError` where Redis is away."""
+    """The claims of all keys. Methods raise `redis.RedisError` where Redis does not respond."""
 
     def __init__(self, redis: "aioredis.Redis", *, kept_seconds: int) -> None:
         self._redis = redis
@@ -71,26 +73,27 @@ class Idempotency:
         self._begin = redis.register_script(scripts.load("idempotency_begin"))
         self._abandon = redis.register_script(scripts.load("idempotency_abandon"))
 
-    async def begin(self, owner: str, key: str, fingerprint: str) -> Mark | str:
-        """Begin to take a request in, or the id of the job that it was made into before.
+    async def begin(self, owner: str, key: str, fingerprint: str) -> IdempotencyClaim | str:
+        """Claim a key for a request; or the id of the job that the key stands for already.
 
-        Raises `IdempotencyInProgress` while another one is taken in, `IdempotencyMismatch` for
-        another body.
+        Raises `IdempotencyInProgress` while another request holds the key, `IdempotencyMismatch`
+        for another body.
         """
         name = redis_keys.idempotency(owner, hashlib.sha256(key.encode()).hexdigest())
-        return await self._claim(Mark(name, secrets.token_hex(16), fingerprint))
+        claim = IdempotencyClaim(name, secrets.token_hex(16), fingerprint)
+        return await self._claim(claim)
 
-    async def renew(self, mark: Mark) -> None:
-        """Make sure that nobody else has begun meanwhile. Raises as `begin`."""
-        if isinstance(await self._claim(mark), str):
+    async def renew(self, claim: IdempotencyClaim) -> None:
+        """Make sure that no other request has claimed the key meanwhile. Raises as `begin`."""
+        if isinstance(await self._claim(claim), str):
             raise IdempotencyInProgress(
-                "Another request with this key was faster", retry_after_seconds=1
+                "Another request with this Idempotency-Key was faster", retry_after_seconds=1
             )
 
     @asynccontextmanager
-    async def kept(self, mark: Mark | None) -> AsyncIterator[None]:
-        """Keep a mark for as long as the context takes. What fails here, `renew` will tell."""
-        keeper = asyncio.create_task(self._keep(mark)) if mark else None
+    async def kept(self, claim: IdempotencyClaim | None) -> AsyncIterator[None]:
+        """Keep a claim while the context lasts. A failure here is reported by `renew`."""
+        keeper = asyncio.create_task(self._keep(claim)) if claim else None
         try:
             yield
         finally:
@@ -98,30 +101,28 @@ class Idempotency:
                 keeper.cancel()
                 await asyncio.wait([keeper])
 
-    async def _keep(self, mark: Mark) -> None:
+    async def _keep(self, claim: IdempotencyClaim) -> None:
         while True:
             await asyncio.sleep(PENDING_SECONDS / 3)
             with suppress(IdempotencyInProgress, redis.RedisError):
-                await self._claim(mark)
+                await self._claim(claim)
 
-    async def abandon(self, mark: Mark) -> None:
-        """Free the key of a request that came to nothing."""
-        await self._abandon(keys=[mark.name], args=[mark.token])
+    async def abandon(self, claim: IdempotencyClaim) -> None:
+        """Release the key of a request that failed."""
+        await self._abandon(keys=[claim.name], args=[claim.token])
 
-    def bind(self, mark: Mark, job_id: str, pipeline: Any) -> None:
-        """Let the key stand for a job, in the transaction that makes the job."""
-        pipeline.hset(mark.name, mapping={"fingerprint": mark.fingerprint, "job": job_id})
-        pipeline.hdel(mark.name, "token")
-        pipeline.expire(mark.name, self._kept)
+    def bind(self, claim: IdempotencyClaim, job_id: str, pipeline: Any) -> None:
+        """Let the key stand for a job, in the transaction that creates the job."""
+        pipeline.hset(claim.name, mapping={"fingerprint": claim.fingerprint, "job": job_id})
+        pipeline.hdel(claim.name, "token")
+        pipeline.expire(claim.name, self._kept)
 
-    async def _claim(self, mark: Mark) -> Mark | str:
+    async def _claim(self, claim: IdempotencyClaim) -> IdempotencyClaim | str:
         answer: Any = await self._begin(
-            keys=[mark.name], args=[mark.token, mark.fingerprint, PENDING_SECONDS]
+            keys=[claim.name], args=[claim.token, claim.fingerprint, PENDING_SECONDS]
         )
         if answer == "mismatch":
-            raise IdempotencyMismatch("This Idempotency-Key came before with another body")
+            raise IdempotencyMismatch
         if answer == "pending":
-            raise IdempotencyInProgress(
-                "The first request with this key is still being taken in", retry_after_seconds=1
-            )
-        return mark if answer == "begun" else str(answer)
+            raise IdempotencyInProgress(retry_after_seconds=1)
+        return claim if answer == "begun" else str(answer)

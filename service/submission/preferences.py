@@ -1,10 +1,10 @@
-"""What a client would like: `Prefer` (RFC 7240) and `Accept` (RFC 9110, section 12.5.1).
+"""`Prefer` (RFC 7240) and `Accept` (RFC 9110, section 12.5.1).
 
-Pure functions over header values. A preference that cannot be read is no error, it is ignored.
+A preference that cannot be parsed is ignored, as the RFC demands.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,15 +17,10 @@ _PREFERENCE: Final = re.compile(r"""([\w-]+)\s*(?:=\s*"?([^";]*)"?)?""")
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """How long the client wants its answer held, in seconds; `None` for not at all."""
+    """How long the client is willing to wait for the end of the job, in seconds."""
 
     wait_seconds: int | None = None
     respond_async: bool = False
-
-    @property
-    def applied(self) -> str | None:
-        """`Preference-Applied` for an answer that was held."""
-        return None if self.wait_seconds is None else f"wait={self.wait_seconds}"
 
 
 def read_prefer(values: Sequence[str]) -> Preferences:
@@ -41,8 +36,32 @@ def read_prefer(values: Sequence[str]) -> Preferences:
     return Preferences(seconds, "respond-async" in found)
 
 
-def read_accept(value: str) -> dict[str, float]:
-    """The weight 0..1 of each media range in an `Accept` header."""
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The weight 0..1 of each media range that a client accepts."""
+
+    weights: Mapping[str, float]
+
+    def picture_format(self, asked: OutputFormat | None) -> OutputFormat | None:
+        """The format in which the picture itself is preferred to JSON; `None` for JSON.
+
+        `asked` is the request's own `output_format`.
+        """
+        choices = tuple(OutputFormat) if asked is None else (asked,)
+        best = max(choices, key=lambda choice: self._weight(choice.content_type))
+        weight = self._weight(best.content_type)
+        return best if weight > self._weight(_JSON) else None
+
+    def _weight(self, kind: str) -> float:
+        """Of a media type, by the most specific range that covers it."""
+        for covering in (kind, f"{kind.partition('/')[0]}/*", "*/*"):
+            if covering in self.weights:
+                return self.weights[covering]
+        return 0.0
+
+
+def read_accept(value: str) -> Accept:
+    """Parse an `Accept` header."""
     weights = {}
     for part in value.split(","):
         kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
@@ -50,31 +69,11 @@ def read_accept(value: str) -> dict[str, float]:
         for parameter in parameters:
             name, _, number = parameter.partition("=")
             if name.strip() == "q":
-                weight = _weight(number.strip())
+                weight = _quality(number.strip())
         if kind:
             weights[kind] = weight
-    return weights
+    return Accept(weights)
 
 
-def _weight(text: str) -> float:
+def _quality(text: str) -> float:
     return float(text) if re.fullmatch(r"(0(\.\d{0,3})?|1(\.0{0,3})?)", text) else 0.0
-
-
-def _weight_of(kind: str, weights: dict[str, float]) -> float:
-    """Of a media type, by the most specific range that covers it."""
-    for covering in (kind, f"{kind.partition('/')[0]}/*", "*/*"):
-        if covering in weights:
-            return weights[covering]
-    return 0.0
-
-
-def wanted_format(accept: str, asked: OutputFormat | None) -> OutputFormat | None:
-    """The picture format in which the answer is to be the picture itself.
-
-    `asked` is what the request's own `output_format` says. `None` where JSON is as welcome.
-    """
-    weights = read_accept(accept)
-    choices = tuple(OutputFormat) if asked is None else (asked,)
-    best = max(choices, key=lambda choice: _weight_of(choice.content_type, weights))
-    weight = _weight_of(best.content_type, weights)
-    return best if weight > _weight_of(_JSON, weights) else None

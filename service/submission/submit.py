@@ -1,231 +1,184 @@
-"""Makes a job of a request body: read, check, store, queue. Either all of it happens or nothing.
+"""Turns a request body into a queued job: read, check, store, queue. All of it happens or nothing.
 
-It knows nothing of how the answer looks; that is in `service/routes/generate.py`.
+Routes and facades pass the collaborators in and render the `Submission`.
 """
 
-import asyncio
 import secrets
 import time
 import uuid
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import structlog
-from anyio import to_thread
-from redis.exceptions import RedisError
-from starlette.requests import Request
+from pydantic import BaseModel
 
-from service.core import redis_keys, tracing
-from service.core.errors import (
-    DependencyUnavailable,
-    FieldError,
-    MalformedBody,
-    QueueFull,
-    RateLimited,
-    TooLarge,
-)
+from service.api_keys import Caller
+from service.core import redis_keys
+from service.core.catalog import Catalog
+from service.core.errors import FieldError, InvalidField, RateLimited, ServiceError
 from service.core.job import Job, Status
-from service.core.params import MAX_PICTURES, OutputFormat
-from service.core.queue import enqueue, list_key
-from service.dependencies import Services
-from service.gate import Caller
-from service.problems import AWAY_SECONDS
-from service.rate_limits import no_room_headers
-from service.submission.fields import CONTROL, IMAGE, MAX_IMAGES, Fields, invalid, parse
-from service.submission.form import Form, Shape, read_form
-from service.submission.idempotency import Mark, fingerprint, read_key
-from service.submission.preferences import wanted_format
-from service.submission.room import Counted
-from service.submission.validate import Plan
+from service.core.metrics import ApiMetrics
+from service.core.params import MAX_IMAGES_PER_JOB, OutputFormat
+from service.core.settings import Settings
+from service.jobs.eta import Estimates
+from service.jobs.queue import JobQueue
+from service.rate_limits import RateLimits, concurrency_headers
+from service.submission.form import Form
+from service.submission.idempotency import Idempotency, IdempotencyClaim, fingerprint
+from service.submission.preferences import Accept
+from service.submission.uploads import Uploads
+from service.submission.validate import validate
 from service.webhooks.url_policy import may_be_called
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """A job that stands for a request; `replayed` where an earlier one had made it."""
+class Submission:
+    """The job of a request; `replayed` where an earlier request has created it."""
 
     job_id: str
     replayed: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """What is left of the caller's quota, as headers of the response."""
 
 
-async def take_in(request: Request, services: Services, caller: Caller, *, waits: bool) -> Taken:
-    """Read the body of `request` and queue a job of it.
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a job takes from its request beside the body."""
+
+    base_url: str
+    """Where links in its webhook lead."""
+    idempotency_key: str | None
+    traceparent: str | None
+    accept: Accept | None
+    """Decides the picture format where the response may be the picture itself."""
+
+
+async def submit(
+    body: AbstractAsyncContextManager[Form],
+    caller: Caller,
+    origin: Origin,
+    *,
+    settings: Settings,
+    catalog: Catalog,
+    rate_limits: RateLimits,
+    estimates: Estimates,
+    idempotency: Idempotency,
+    uploads: Uploads,
+    queue: JobQueue,
+    metrics: ApiMetrics,
+) -> Submission:
+    """Read `body` and queue a job for it; the body is read only if a job may be accepted.
 
     Raises the errors of the contract; after any of them nothing is left in storage or Redis.
     """
-    await _count(request, services, caller)
-    key = read_key(request.headers)
-    if key is None:
-        # A request that may stand for a job that is there already is never refused for room.
-        await _check_room(services)
-    with services.bodies.hold() as counted, await _read_body(request, services, counted) as form:
-        services.metrics.uploaded_bytes.inc(form.size_bytes)
-        fields = parse(form.texts)
-        images = len(form.files.get(IMAGE, ()))
-        plan = Plan(fields, services.catalog, images=images, control=CONTROL in form.files)
-        _check_webhook(fields, services, caller)
-        job_id = str(uuid.uuid4())
-        async with AsyncExitStack() as undo:  # what is taken back unless the job comes to be
-            mark = None
-            if key is not None:
-                begun = await services.idempotency.begin(
-                    caller.owner, key, fingerprint(fields, form.files)
+    headers: dict[str, str] = {}
+    if caller.key is not None and caller.key.requests_per_minute is not None:
+        quota = caller.key.requests_per_minute
+        allowance, error = await rate_limits.spend(caller.owner, quota)
+        if error is not None:
+            raise error
+        headers = allowance.headers
+    try:
+        if origin.idempotency_key is None:
+            # A request that may be a repetition is never refused because the queue is full.
+            await queue.check_capacity()
+        async with body as form, AsyncExitStack() as undo:
+            sent = form.parse()
+            valid = validate(
+                sent,
+                {name: len(files) for name, files in form.files.items()},
+                catalog,
+                seed=secrets.randbelow(2**32 - MAX_IMAGES_PER_JOB),  # so that each can be sent
+                output_format=_output_format(sent, origin.accept),
+            )
+            _check_webhook(valid.values["webhook_url"], settings, caller)
+            claim = None
+            if origin.idempotency_key is not None:
+                begun = await idempotency.begin(
+                    caller.owner, origin.idempotency_key, fingerprint(sent, form.files)
                 )
                 if isinstance(begun, str):
-                    return Taken(begun, replayed=True)
-                mark = begun
-                undo.push_async_callback(services.idempotency.abandon, mark)
-                await _check_room(services)
+                    return Submission(begun, replayed=True, headers=headers)
+                claim = begun
+                undo.push_async_callback(idempotency.abandon, claim)
+                await queue.check_capacity()
+            job_id = str(uuid.uuid4())
             if caller.key is not None and caller.key.max_jobs is not None:
-                await _reserve(request, services, caller.owner, job_id, caller.key.max_jobs)
-                undo.push_async_callback(services.limits.release, caller.owner, job_id)
-            async with services.idempotency.kept(mark):
-                stored = await services.uploads.store(job_id, form.files)
-            undo.push_async_callback(services.uploads.discard, job_id)
+                await _reserve(rate_limits, estimates, caller.owner, job_id, caller.key.max_jobs)
+                undo.push_async_callback(rate_limits.release, caller.owner, job_id)
+            async with idempotency.kept(claim):
+                stored = await uploads.store(job_id, form, owner=caller.owner)
+            undo.push_async_callback(uploads.discard, job_id)
             now = time.time()
             job = Job(
                 id=job_id,
                 owner=caller.owner,
                 status=Status.QUEUED,
-                request=plan.request(
-                    stored[IMAGE],
-                    stored[CONTROL][0] if CONTROL in stored else None,
-                    output_format=_format(request, fields, waits=waits),
-                    drawn_seed=secrets.randbelow(2**32 - MAX_PICTURES),  # so that each can be sent
-                ),
+                request=valid.with_uploads(stored),
                 created_at=now,
-                deadline_at=now + services.settings.queue_deadline_seconds,
-                traceparent=tracing.carried(request.headers),
+                deadline_at=now + settings.queue_deadline_seconds,
+                traceparent=origin.traceparent,
             )
-            await _enqueue(services, job, mark, base=str(request.base_url), undo=undo)
+            if claim is not None:
+                await idempotency.renew(claim)
+            also = partial(_write_beside, job, claim, idempotency, origin.base_url)
+            await queue.add(job, also=also, undo=undo)
             undo.pop_all()
-    services.metrics.jobs_accepted.labels(job.request.model).inc()
+    except ServiceError as error:
+        error.headers = _merged(headers, error.headers)
+        raise
+    metrics.jobs_accepted.labels(job.request.model).inc()
     log.info("job queued", job_id=job.id, model=job.request.model, row_steps=job.request.row_steps)
-    return Taken(job.id)
+    return Submission(job.id, headers=headers)
 
 
-async def _count(request: Request, services: Services, caller: Caller) -> None:
-    """Count the request against its key's quota, and let the answer say what is left."""
-    if caller.key is None or caller.key.requests_per_minute is None:
-        return
-    allowance, refusal = await services.limits.spend(caller.owner, caller.key.requests_per_minute)
-    request.state.extra_headers = allowance.headers
-    if refusal is not None:
-        raise refusal
+def _write_beside(
+    job: Job, claim: IdempotencyClaim | None, idempotency: Idempotency, base_url: str, pipeline: Any
+) -> None:
+    """Add to the transaction that creates a job."""
+    if claim is not None:
+        idempotency.bind(claim, job.id, pipeline)
+    if job.request.webhook_url is not None:
+        # Where links in the webhook lead; without this field no webhook is sent.
+        pipeline.hset(redis_keys.job(job.id), "webhook", base_url)
 
 
 async def _reserve(
-    request: Request, services: Services, owner: str, job_id: str, most: int
+    rate_limits: RateLimits, estimates: Estimates, owner: str, job_id: str, limit: int
 ) -> None:
-    """Take one of the key's places for jobs, or say when there is one."""
-    if await services.limits.reserve(owner, job_id, most):
+    if await rate_limits.reserve(owner, job_id, limit):
         return
-    seconds = await services.estimates.own_room_seconds(owner)
-    headers: dict[str, str] = getattr(request.state, "extra_headers", {})
-    for name, value in no_room_headers(most, seconds).items():
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    request.state.extra_headers = headers
+    seconds = await estimates.seconds_until_owner_capacity(owner)
     raise RateLimited(
-        f"This key may have {most} jobs queued or running at once", retry_after_seconds=seconds
+        f"This API key is limited to {limit} jobs queued or running at once",
+        retry_after_seconds=seconds,
+        headers=concurrency_headers(limit, seconds),
     )
 
 
-def _check_webhook(fields: Fields, services: Services, caller: Caller) -> None:
-    if fields.webhook_url is None:
+def _merged(headers: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """Both; the values of a header that is in both are listed."""
+    both = {name: f"{headers[name]}, {more[name]}" for name in headers if name in more}
+    return {**headers, **more, **both}
+
+
+def _check_webhook(url: str | None, settings: Settings, caller: Caller) -> None:
+    if url is None:
         return
-    if caller.key is None and services.settings.webhook_secret is None:
-        raise invalid([FieldError("webhook_url", "needs an API key, whose secret signs webhooks")])
-    if not may_be_called(str(fields.webhook_url), services.settings.webhook_networks):
-        raise invalid([FieldError("webhook_url", "is no public address")])
+    message = None
+    if caller.key is None and settings.webhook_secret is None:
+        message = "needs an API key, whose secret signs webhooks"
+    elif not may_be_called(url, settings.webhook_networks):
+        message = "must be a public address"
+    if message is not None:
+        raise InvalidField.of(FieldError("webhook_url", message))
 
 
-async def _check_room(services: Services) -> None:
-    """Refuse early, before a body is read that could not be used."""
-    waiting = await services.redis.llen(list_key(services.settings.queue))
-    if waiting >= services.settings.max_queued_jobs:
-        raise await _full(services)
-
-
-async def _full(services: Services) -> QueueFull:
-    return QueueFull(
-        f"{services.settings.max_queued_jobs} jobs are waiting, as many as may",
-        retry_after_seconds=await services.estimates.room_seconds(),
-    )
-
-
-async def _read_body(request: Request, services: Services, counted: Counted) -> Form:
-    settings = services.settings
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > settings.max_body_bytes:
-        raise TooLarge(f"The body is larger than {settings.max_body_bytes} bytes")
-    shape = Shape(
-        texts=frozenset(Fields.model_fields),
-        files={IMAGE: MAX_IMAGES, CONTROL: 1},
-        max_body_bytes=settings.max_body_bytes,
-        max_file_bytes=settings.max_file_bytes,
-    )
-    kind = request.headers.get("content-type", "")
-    try:
-        async with asyncio.timeout(settings.body_timeout_seconds):
-            return await read_form(kind, counted(request.stream()), shape)
-    except TimeoutError:
-        raise MalformedBody(
-            f"The body did not come in within {settings.body_timeout_seconds:g} seconds"
-        ) from None
-
-
-def _format(request: Request, fields: Fields, *, waits: bool) -> OutputFormat:
-    wanted = None
-    if waits:
-        wanted = wanted_format(request.headers.get("accept", ""), fields.output_format)
-    return fields.output_format or wanted or OutputFormat.PNG
-
-
-async def _enqueue(
-    services: Services, job: Job, mark: Mark | None, *, base: str, undo: AsyncExitStack
-) -> None:
-    """Queue the job, unless the queue is full by now."""
-
-    def also(pipeline: Any) -> None:
-        if mark is not None:
-            services.idempotency.bind(mark, job.id, pipeline)
-        if job.request.webhook_url is not None:
-            # Where the links of the webhook's job lead; its presence lets the end send one.
-            pipeline.hset(redis_keys.job(job.id), "webhook", base)
-
-    if mark is not None:
-        await services.idempotency.renew(mark)
-    try:
-        queued = await to_thread.run_sync(
-            partial(
-                enqueue,
-                services.queue,
-                services.transitions,
-                job,
-                most=services.settings.max_queued_jobs,
-                also=also,
-            )
-        )
-    except RedisError:
-        # The answer may have been lost after the transaction: then the job is there and is kept.
-        # Where Redis cannot tell, all is left to the sweep or the bucket's rule, so that no job
-        # loses its uploads.
-        kept = undo.pop_all()
-        try:
-            queued = bool(await services.redis.exists(redis_keys.job(job.id)))
-        except RedisError:
-            raise DependencyUnavailable(
-                "The job store does not answer; the job may be queued nevertheless. Repeat the "
-                "request with an Idempotency-Key, with its own where it had one, so that no "
-                "further repetition makes another job",
-                retry_after_seconds=AWAY_SECONDS,
-            ) from None
-        if not queued:
-            await kept.aclose()
-            raise
-    if not queued:  # others came between the first look and now
-        raise await _full(services)
+def _output_format(sent: BaseModel, accept: Accept | None) -> OutputFormat:
+    asked: OutputFormat | None = dict(sent)["output_format"]
+    return asked or (accept and accept.picture_format(None)) or OutputFormat.PNG

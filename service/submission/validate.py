@@ -1,181 +1,121 @@
-"""A request that was checked as a whole: fields against each other, the catalog and the files.
+"""Checks a request as a whole: parameters against each other, the model and the uploads.
 
-It resolves every default, so that the job leaves nothing open. It knows no HTTP and no pixels.
+Defaults are filled in here, so that a job's record leaves nothing open.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from pydantic import BaseModel
 
 from service.core.catalog import Catalog, ModelEntry
-from service.core.errors import FieldError
-from service.core.params import Control, GenerateRequest, ImagePrompt, OutputFormat, SchedulerName
-from service.submission.fields import CONTROL, IMAGE, Fields, invalid
+from service.core.errors import FieldError, InvalidField
+from service.core.params import GenerateRequest, StoredUpload
+from service.core.schema import fill_in
 
-SCALE_ALONE: Final = 1.0
-"""Default lambda without text, and with it: the paper's own values (section 4.3)."""
-SCALE_WITH_TEXT: Final = 0.5
+IP_SCALE_WITHOUT_PROMPT: Final = 1.0
+"""Default lambda without a prompt, and with one: the paper's own values (section 4.3)."""
+IP_SCALE_WITH_PROMPT: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class StoredUpload:
-    """One upload as it lies in storage, normalised. Width and height in pixels."""
+class ValidRequest:
+    """A checked request whose uploads are not stored yet."""
 
-    key: str
-    sha256: str
-    pixels_sha256: str
-    width: int
-    height: int
+    values: Mapping[str, Any]
 
-
-class Plan:
-    """A checked request that waits for its pictures."""
-
-    def __init__(self, fields: Fields, catalog: Catalog, *, images: int, control: bool) -> None:
-        """Check fields against each other, the catalog and the number of files.
-
-        Raises `InvalidField` naming all that do not fit.
-        """
-        self._fields = fields
-        self._name = fields.model or catalog.default
-        entry = catalog.models.get(self._name)
-        if entry is None:
-            raise invalid([FieldError("model", f"is not served; see /models: {self._name}")])
-        self._entry = entry
-        wrong = [
-            *_check_images(fields, images),
-            *_check_control(fields, entry, control=control),
-            *self._check_model(),
-        ]
-        if wrong:
-            raise invalid(wrong)
-
-    def _check_model(self) -> list[FieldError]:
-        fields, entry = self._fields, self._entry
-        wrong = []
-        if fields.adapter is not None and fields.adapter not in entry.adapters:
-            wrong.append(FieldError("adapter", f"one of {', '.join(entry.adapters)}"))
-        limits = entry.limits
-        if fields.steps is not None and fields.steps > limits.max_steps:
-            wrong.append(FieldError("steps", f"at most {limits.max_steps} with this model"))
-        elif self._steps > self._scheduler.max_steps:
-            message = f"{self._scheduler} makes at most {self._scheduler.max_steps} steps"
-            wrong += [FieldError(name, message) for name in _sent(fields, "steps", "scheduler")]
-        sides = {"width": fields.width, "height": fields.height}
-        outside = [
-            FieldError(name, f"{limits.min_size} to {limits.max_size} pixels with this model")
-            for name, side in sides.items()
-            if side is not None and not limits.min_size <= side <= limits.max_size
-        ]
-        if not outside and not entry.allows(*self.size):
-            message = f"width x height is at most {limits.max_pixels} pixels with this model"
-            outside = [FieldError(name, message) for name in _sent(fields, *sides)]
-        return wrong + outside
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the pictures to make, in pixels."""
-        defaults = self._entry.defaults
-        return self._fields.width or defaults.width, self._fields.height or defaults.height
-
-    @property
-    def _steps(self) -> int:
-        return self._fields.steps or self._entry.defaults.steps
-
-    @property
-    def _scheduler(self) -> SchedulerName:
-        return self._fields.scheduler or self._entry.defaults.scheduler
-
-    def request(
-        self,
-        images: Sequence[StoredUpload],
-        control: StoredUpload | None,
-        *,
-        output_format: OutputFormat,
-        drawn_seed: int,
-    ) -> GenerateRequest:
-        """The request with nothing left open."""
-        fields, defaults = self._fields, self._entry.defaults
-        width, height = self.size
-        weights = fields.image_weights or (1.0,) * len(images)
-        return GenerateRequest(
-            model=self._name,
-            adapter=fields.adapter or defaults.adapter,
-            images=tuple(
-                ImagePrompt(
-                    key=image.key,
-                    sha256=image.sha256,
-                    pixels_sha256=image.pixels_sha256,
-                    width=image.width,
-                    height=image.height,
-                    weight=weight,
-                )
-                for image, weight in zip(images, weights, strict=True)
-            ),
-            prompt=fields.prompt,
-            negative_prompt=fields.negative_prompt,
-            control=None if control is None else self._control(control),
-            ip_scale=self._ip_scale,
-            crop=fields.crop,
-            width=width,
-            height=height,
-            steps=self._steps,
-            guidance_scale=_or(fields.guidance_scale, defaults.guidance_scale),
-            guidance_end=fields.guidance_end,
-            scheduler=self._scheduler,
-            seed=drawn_seed if fields.seed is None else fields.seed,
-            num_images=fields.num_images,
-            output_format=output_format,
-            deterministic=fields.deterministic,
-            webhook_url=str(fields.webhook_url) if fields.webhook_url else None,
-        )
-
-    @property
-    def _ip_scale(self) -> float:
-        return _or(self._fields.ip_scale, SCALE_WITH_TEXT if self._fields.prompt else SCALE_ALONE)
-
-    def _control(self, stored: StoredUpload) -> Control:
-        fields = self._fields
-        return Control(
-            key=stored.key,
-            sha256=stored.sha256,
-            type=fields.control_type or next(iter(self._entry.controlnets)),
-            scale=_or(fields.control_scale, 1.0),
-            start=_or(fields.control_start, 0.0),
-            end=_or(fields.control_end, 1.0),
-        )
+    def with_uploads(self, stored: Mapping[str, Sequence[StoredUpload]]) -> GenerateRequest:
+        """The whole request."""
+        return GenerateRequest.model_validate({**self.values, **stored})
 
 
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
+def validate(
+    sent: BaseModel, files: Mapping[str, int], catalog: Catalog, **computed: Any
+) -> ValidRequest:
+    """Check the sent parameters (`service.core.schema.sent_model`) and fill in all defaults.
+
+    `files` has the number of files of each upload, `computed` the defaults that neither the
+    request nor the model decides: `seed` and `output_format`. Raises `InvalidField` naming every
+    field that is wrong.
+    """
+    given = dict(sent)
+    name = given["model"] or catalog.default
+    entry = catalog.models.get(name)
+    if entry is None:
+        raise InvalidField.of(FieldError("model", f"{name} is not served; see GET /models"))
+    values, wrong = fill_in(GenerateRequest, given, files=files, model_defaults=entry.defaults)
+    computed |= {
+        "model": name,
+        "ip_scale": IP_SCALE_WITH_PROMPT if given["prompt"] else IP_SCALE_WITHOUT_PROMPT,
+    }
+    if files.get("control_image") and entry.controlnets:
+        computed["control_type"] = next(iter(entry.controlnets))
+    values |= {key: value for key, value in computed.items() if values[key] is None}
+    # Every value has been checked by itself; uploads are added when they have been stored.
+    request = GenerateRequest.model_construct(**values)
+    for rule in (_images, _control, _adapter, _steps, _size):
+        wrong += rule(request, given, files, entry)
+    if wrong:
+        raise InvalidField.of(*wrong)
+    return ValidRequest(values)
 
 
-def _sent(fields: Fields, *names: str) -> list[str]:
-    """Those of the fields that the client gave, and can change."""
-    return [name for name in names if getattr(fields, name) is not None]
+Given = Mapping[str, Any]
+"""What the client sent; a wrong combination is reported for the fields that it can change."""
 
 
-def _check_images(fields: Fields, images: int) -> list[FieldError]:
-    wrong = []
-    if images == 0:
-        wrong.append(FieldError(IMAGE, "is required: send 1 to 8 files"))
-    weights = fields.image_weights
-    if weights is not None and len(weights) != images:
-        wrong.append(FieldError("image_weights", f"{len(weights)} given for {images} images"))
-    elif weights is not None and images and not any(weights):
-        wrong.append(FieldError("image_weights", "at least one must be above 0"))
-    return wrong
+def _sent(given: Given, *names: str) -> list[str]:
+    return [name for name in names if given[name] is not None]
 
 
-def _check_control(fields: Fields, entry: ModelEntry, *, control: bool) -> list[FieldError]:
-    if not control:
-        names = _sent(fields, "control_type", "control_scale", "control_start", "control_end")
-        return [FieldError(name, "only with control_image") for name in names]
+def _images(
+    request: GenerateRequest, _: Given, files: Mapping[str, int], __: ModelEntry
+) -> Iterator[FieldError]:
+    if files.get("image") == len(request.image_weights) and not any(request.image_weights):
+        yield FieldError("image_weights", "at least one must be above 0")
+
+
+def _control(
+    request: GenerateRequest, given: Given, files: Mapping[str, int], entry: ModelEntry
+) -> Iterator[FieldError]:
+    if not files.get("control_image"):
+        return
     if not entry.controlnets:
-        return [FieldError(CONTROL, "this model has no ControlNet")]
-    wrong = []
-    if fields.control_type is not None and fields.control_type not in entry.controlnets:
-        wrong.append(FieldError("control_type", f"one of {', '.join(entry.controlnets)}"))
-    if _or(fields.control_start, 0.0) >= _or(fields.control_end, 1.0):
-        wrong.append(FieldError("control_start", "must be under control_end"))
-    return wrong
+        yield FieldError("control_image", "this model has no ControlNet")
+        return
+    if given["control_type"] is not None and given["control_type"] not in entry.controlnets:
+        yield FieldError("control_type", f"must be one of {', '.join(entry.controlnets)}")
+    if (request.control_start or 0.0) >= (request.control_end or 0.0):
+        yield FieldError("control_start", "must be less than control_end")
+
+
+def _adapter(
+    request: GenerateRequest, _: Given, __: Mapping[str, int], entry: ModelEntry
+) -> Iterator[FieldError]:
+    if request.adapter not in entry.adapters:
+        yield FieldError("adapter", f"must be one of {', '.join(entry.adapters)}")
+
+
+def _steps(
+    request: GenerateRequest, given: Given, _: Mapping[str, int], entry: ModelEntry
+) -> Iterator[FieldError]:
+    most, scheduler = entry.limits.max_steps, request.scheduler
+    if request.steps > most:
+        yield FieldError("steps", f"must be at most {most} with this model")
+    elif request.steps > scheduler.max_steps:
+        message = f"{scheduler} supports at most {scheduler.max_steps} steps"
+        yield from (FieldError(name, message) for name in _sent(given, "steps", "scheduler"))
+
+
+def _size(
+    request: GenerateRequest, given: Given, _: Mapping[str, int], entry: ModelEntry
+) -> Iterator[FieldError]:
+    limits, names = entry.limits, _sent(given, "width", "height")
+    outside = [name for name in names if not limits.min_size <= given[name] <= limits.max_size]
+    for name in outside:
+        message = f"must be {limits.min_size} to {limits.max_size} pixels with this model"
+        yield FieldError(name, message)
+    if not outside and not entry.allows(request.width, request.height):
+        message = f"width x height must be at most {limits.max_pixels} pixels with this model"
+        yield from (FieldError(name, message) for name in names)

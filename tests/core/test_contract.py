@@ -136,6 +136,6 @@ def test_a_negative_row_costs_only_while_guidance_is_on(end: float, rows: int) -
 @pytest.mark.parametrize("key", ["../x/y", "uploads/a/../b", "uploads/a/b/c", "/uploads/a/b"])
 def test_a_key_cannot_lead_out_of_its_folder(key: str) -> None:
     content = json.loads(REQUEST.model_dump_json())
-    content["images"][0]["key"] = key
+    content["image"][0]["key"] = key
     with pytest.raises(ValidationError):
         GenerateRequest.model_validate(content)

@@ -122,7 +122,6 @@ def test_no_file_is_longer_than_a_reader_can_hold() -> None:
     assert long == {}
 
 
-@pytest.mark.xfail(reason="Limits, Taken and Work are being renamed", strict=False)
 def test_no_two_classes_share_a_name() -> None:
     homes = defaultdict(list)
     for module, tree in sources("service", "workers").items():

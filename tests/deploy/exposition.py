@@ -63,9 +63,12 @@ def _samples(registry: CollectorRegistry) -> dict[str, frozenset[str]]:
             suffixes = {
                 "counter": ("_total",),
                 "histogram": ("_bucket", "_sum", "_count"),
+                "info": ("_info",),
             }.get(family.type, ("",))
             for suffix in suffixes:
                 extra = {"le"} if suffix == "_bucket" else set()
+                if family.type == "info":
+                    extra = {label for sample in family.samples for label in sample.labels}
                 samples[family.name + suffix] = labels | extra
     return samples
 
@@ -80,16 +83,19 @@ def asked_for(query: str) -> dict[str, frozenset[str]]:
 
 def named_values(query: str) -> dict[str, frozenset[Label]]:
     """Metric names of ours in a PromQL query, with the label values that are named for them."""
-    return {
-        name: frozenset(re.findall(r"(\w+)\s*!?=\s*\"([^\"]*)\"", matchers))
-        for name, matchers in _selectors(query).items()
-    }
+    found: dict[str, frozenset[Label]] = {}
+    for name, matchers in _selectors(query).items():
+        exact = re.findall(r"(\w+)\s*!?=\s*\"([^\"]*)\"", matchers)
+        choices = re.findall(r"(\w+)\s*=~\s*\"([\w|]+)\"", matchers)
+        found[name] = frozenset(exact) | {(k, v) for k, vs in choices for v in vs.split("|")}
+    return found
 
 
 def _selectors(query: str) -> dict[str, str]:
     """Metric names of ours in a PromQL query, with all their matchers one behind another."""
     found: dict[str, str] = {}
-    for name, matchers in re.findall(r"\b(imageprompt[\w:]*)\s*(\{[^}]*\})?", query):
+    plain = re.sub(r"\b(?:by|on) \([^)]*\)", "", query)
+    for name, matchers in re.findall(r"\b((?:imageprompt|process_)[\w:]*)\s*(\{[^}]*\})?", plain):
         found[name] = found.get(name, "") + matchers
     return found
 

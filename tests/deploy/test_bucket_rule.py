@@ -33,7 +33,7 @@ def test_the_rule_of_the_readme_is_one_that_s3_takes(make_bucket: Callable[[], B
     assert LONGEST_SECONDS < kept["Expiration"]["Days"] * DAY_SECONDS <= 2 * LONGEST_SECONDS
 
 
-@pytest.mark.parametrize("path", ["docker/compose.yaml", "k8s/overlays/local/bucket-job.yaml"])
+@pytest.mark.parametrize("path", ["docker/compose.yaml", "k8s/chart/trial/store.yaml"])
 def test_the_store_that_comes_along_forgets_what_is_older(path: str) -> None:
     text = (ROOT / path).read_text()
     [(prefix, days)] = re.findall(r"fs\.configure -locationPrefix=(\S+) -ttl=(\d+)d -apply", text)

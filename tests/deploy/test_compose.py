@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from service.core.settings import Settings
-from service.grace import AFTERWARDS_SECONDS
+from service.middleware import AFTER_BODIES_SECONDS
 from tests.deploy.manifests import ROOT
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
@@ -72,7 +72,7 @@ def test_workers_get_time_to_drain() -> None:
 
 
 def test_the_api_gets_time_to_take_in_what_has_begun() -> None:
-    grace = Settings.model_fields["grace_seconds"].default + AFTERWARDS_SECONDS
+    grace = Settings.model_fields["grace_seconds"].default + AFTER_BODIES_SECONDS
     for name in ("api-cpu", "api-gpu"):
         assert int(SERVICES[name]["stop_grace_period"].removesuffix("s")) > grace
 

@@ -55,7 +55,7 @@ def test_a_document_leads_to_files_tests_and_commands_that_exist(path: Path) -> 
 def test_every_secret_file_is_a_setting() -> None:
     """The file names that Settings reads from IMAGEPROMPT_SECRETS_DIR."""
     known = {PREFIX.lower() + name for name in Settings.model_fields}
-    folder = ROOT / "k8s" / "overlays" / "local" / "secrets"
+    folder = ROOT / "k8s" / "chart" / "trial" / "secrets"
     assert {p.name for p in folder.glob("imageprompt_*")} <= known
     compose = yaml.safe_load(COMPOSE.read_text())
     for name, secret in compose["secrets"].items():
@@ -144,12 +144,22 @@ def covered(path: str, rules: list[dict[str, Any]]) -> bool:
     )
 
 
-def test_the_ingress_passes_every_public_route_and_no_metrics() -> None:
-    ingress = next(m for m in manifests.files() if m["kind"] == "Ingress")
-    rules = ingress["spec"]["rules"][0]["http"]["paths"]
+def public_paths(kind: str) -> list[dict[str, Any]]:
+    """What an Ingress or an HTTPRoute passes on; the chart has the same (test_chart.py)."""
+    entrance = next(m for m in manifests.files() if m["kind"] == kind)
+    [rule] = entrance["spec"]["rules"]
+    if kind == "Ingress":
+        return list(rule["http"]["paths"])
+    names = {"PathPrefix": "Prefix", "Exact": "Exact"}
+    matches = [match["path"] for match in rule["matches"]]
+    return [{"path": m["value"], "pathType": names[m["type"]]} for m in matches]
+
+
+@pytest.mark.parametrize("kind", ["Ingress", "HTTPRoute"])
+def test_every_public_route_is_passed_on_and_no_metrics(kind: str) -> None:
     hidden = {"/metrics"}
     for template, path in routes().items():
-        assert covered(path, rules) == (template not in hidden), template
+        assert covered(path, public_paths(kind)) == (template not in hidden), template
 
 
 def test_uploads_up_to_the_limit_pass_the_ingress() -> None:

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.buckets import REGION, Bucket
 from tests.deploy.hub import Hub
 from training import tiny
 
@@ -97,3 +99,75 @@ def test_what_was_fetched_once_loads_without_a_network(
     offline = {**cache, "HF_HUB_OFFLINE": "1", "IMAGEPROMPT_DEVICE": "cpu"}
     run("-m", "workers.download", "--wait", environment=offline)
     run("-c", LOAD, environment=offline)
+
+
+def test_a_bucket_replaces_the_model_hub(
+    repository: Path, models: Path, tmp_path: Path, make_bucket: Callable[[], Bucket]
+) -> None:
+    """Filled once from a cache, it gives another machine the same files; no hub is asked."""
+    bucket = make_bucket()
+    url = f"s3://{bucket.name}/models"
+    ours = {
+        **{f"IMAGEPROMPT_{name.upper()}": str(value) for name, value in bucket.settings.items()},
+        "AWS_REGION": REGION,
+        "IMAGEPROMPT_MODELS": str(models),
+    }
+    first = {**ours, "HF_HOME": str(tmp_path / "first"), "HF_HUB_DOWNLOAD_TIMEOUT": "120"}
+    with Hub({"somebody/tiny": repository}) as hub:
+        run("-m", "workers.download", environment={**first, "HF_ENDPOINT": hub.url})
+    run("-m", "workers.download", "--upload", url, environment=first)
+    assert not any("blobs" in name for name in bucket.names())
+    second = {
+        **ours,
+        "HF_HOME": str(tmp_path / "second"),
+        "HF_HUB_OFFLINE": "1",
+        "IMAGEPROMPT_DEVICE": "cpu",
+        "IMAGEPROMPT_MODEL_FILES_URL": url,
+    }
+    run("-m", "workers.download", environment=second)
+    assert "everything is there" in run("-m", "workers.download", environment=second)
+    run("-c", LOAD, environment=second)
+
+
+def test_two_downloads_into_one_cache_do_it_once(
+    repository: Path, models: Path, tmp_path: Path
+) -> None:
+    """The second one waits for the lock and finds everything there; no file is sent twice."""
+    with Hub({"somebody/tiny": repository}) as hub:
+        environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("HF_", "IMAGEPROMPT_"))},
+            "HF_HOME": str(tmp_path / "cache"),
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_DOWNLOAD_TIMEOUT": "120",
+            "HF_HUB_ETAG_TIMEOUT": "120",
+            "IMAGEPROMPT_MODELS": str(models),
+        }
+        command = [sys.executable, "-m", "workers.download"]
+        both = [subprocess.Popen(command, env=environment, cwd=ROOT) for _ in range(2)]
+        assert [process.wait(timeout=600) for process in both] == [0, 0]
+        assert len(hub.sent) == len(set(hub.sent))
+
+
+def test_an_empty_bucket_is_said(
+    models: Path, tmp_path: Path, make_bucket: Callable[[], Bucket]
+) -> None:
+    bucket = make_bucket()
+    ours = {f"IMAGEPROMPT_{name.upper()}": str(v) for name, v in bucket.settings.items()}
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.download"],
+        env={
+            **os.environ,
+            **ours,
+            "AWS_REGION": REGION,
+            "HF_HOME": str(tmp_path / "cache"),
+            "IMAGEPROMPT_MODELS": str(models),
+            "IMAGEPROMPT_MODEL_FILES_URL": f"s3://{bucket.name}/models",
+        },
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert "nothing lies under" in done.stderr

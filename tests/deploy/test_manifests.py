@@ -1,39 +1,14 @@
 """An operator's `kubectl apply -k` is accepted: every object has the fields its kind knows."""
 
-import functools
-import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
-import jsonschema
 import kubernetes_validate
 import pytest
-from kubernetes_validate import utils
 
-from monitoring import operator_rules
 from tests.deploy import manifests
 from tests.deploy.manifests import OVERLAYS, Manifest
-
-SCHEMAS = Path(__file__).parent / "schemas"
-# The package reads some megabytes anew for each object; once is enough.
-utils.schema_contents = functools.cache(utils.schema_contents)
-OLDEST_CLUSTER = "1.30"  # the first in which a container may sleep before it stops
-
-
-def validate(manifest: Manifest, version: str) -> None:
-    """Check one object strictly: unknown fields are errors."""
-    own = SCHEMAS / f"{manifest['kind'].lower()}.json"
-    try:
-        if own.exists():
-            schema = json.loads(own.read_text())
-            jsonschema.Draft202012Validator.check_schema(schema)
-            jsonschema.validate(manifest, schema, cls=jsonschema.Draft202012Validator)
-        else:
-            kubernetes_validate.validate(manifest, version, strict=True)
-    except jsonschema.ValidationError as error:
-        where = ".".join(str(part) for part in error.absolute_path)
-        pytest.fail(f"{manifests.named(manifest)}: {where}: {error.message}")
+from tests.deploy.validation import OLDEST_CLUSTER, validate
 
 
 @pytest.mark.parametrize("version", [OLDEST_CLUSTER, kubernetes_validate.latest_version()])
@@ -59,7 +34,13 @@ def test_every_overlay_builds_and_is_valid(overlay: str, version: str) -> None:
 
 def test_a_misspelt_field_is_found() -> None:
     """The checks themselves fail where they should, for built-in and for custom kinds."""
-    for kind, field in (("HorizontalPodAutoscaler", "minReplica"), ("ScaledObject", "minReplicas")):
+    for kind, field in (
+        ("HorizontalPodAutoscaler", "minReplica"),
+        ("ScaledObject", "minReplicas"),
+        ("HTTPRoute", "hostname"),
+        ("Gateway", "listener"),
+        ("Certificate", "dnsName"),
+    ):
         manifest = next(m for m in manifests.files() if m["kind"] == kind)
         manifest["spec"][field] = 1
         with pytest.raises(pytest.fail.Exception, match=field):
@@ -85,16 +66,21 @@ def test_everything_that_is_pointed_at_exists(overlay: str) -> None:
     """Volumes, configuration, services, scale targets and accounts: no name leads nowhere."""
     built = manifests.built(overlay)
     names = {(m["kind"], m["metadata"]["name"]) for m in built}
-    # The operator makes this Secret from real credentials (k8s/README.md).
+    # The operator makes this Secret from real credentials (k8s/README.md), cert-manager the other.
     names |= {("Secret", "imageprompt")} if overlay == "gpu" else set()
+    names |= {("Secret", m["spec"]["secretName"]) for m in built if m["kind"] == "Certificate"}
     wanted = {name for _, spec in manifests.pod_specs(built) for name in _mentioned(spec)}
     for manifest in built:
         if "scaleTargetRef" in manifest.get("spec", {}):
             wanted.add(("Deployment", manifest["spec"]["scaleTargetRef"]["name"]))
-        if manifest["kind"] == "Ingress":
+        if manifest["kind"] == "HTTPRoute":
+            wanted |= {("Gateway", parent["name"]) for parent in manifest["spec"]["parentRefs"]}
             for rule in manifest["spec"]["rules"]:
-                for path in rule["http"]["paths"]:
-                    wanted.add(("Service", path["backend"]["service"]["name"]))
+                wanted |= {("Service", backend["name"]) for backend in rule["backendRefs"]}
+        if manifest["kind"] == "Gateway":
+            for listener in manifest["spec"]["listeners"]:
+                references = listener.get("tls", {}).get("certificateRefs", [])
+                wanted |= {("Secret", reference["name"]) for reference in references}
     assert wanted - names == set()
 
 
@@ -137,8 +123,3 @@ def test_selectors_and_named_ports_match_pods(overlay: str) -> None:
                 assert {point["port"] for point in spec["endpoints"]} <= offered
             case "NetworkPolicy":
                 ports(spec["podSelector"].get("matchLabels", {}))
-
-
-def test_the_operator_gets_the_rules_that_are_tested() -> None:
-    """k8s/monitoring/prometheus-rule.yaml is monitoring/rules/; see operator_rules.py."""
-    assert operator_rules.TARGET.read_text() == operator_rules.render()

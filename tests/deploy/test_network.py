@@ -60,7 +60,7 @@ def reaches(overlay: str, component: str, address: str, port: int) -> bool:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_nothing_is_allowed_but_what_is_listed(overlay: str) -> None:
-    for component in ("api", "worker", "redis", "store", "fetch-models"):
+    for component in ("api", "worker", "redis", "store", "model-cache"):
         deny = next(
             p for p in policies(overlay, component) if p["metadata"]["name"] == "default-deny"
         )
@@ -103,8 +103,8 @@ def test_a_webhook_that_is_accepted_can_be_delivered(overlay: str, port: int) ->
         assert reaches(overlay, "api", address, port) == accepted, f"{address}:{port}"
 
 
-def test_only_the_job_that_fetches_models_reaches_a_model_hub() -> None:
+def test_only_the_model_cache_reaches_a_model_hub() -> None:
     for address in OUTSIDE[:4]:
-        assert reaches("gpu", "fetch-models", address, 443)
+        assert reaches("gpu", "model-cache", address, 443)
     for address in INSIDE:
-        assert not reaches("gpu", "fetch-models", address, 443), address
+        assert not reaches("gpu", "model-cache", address, 443), address

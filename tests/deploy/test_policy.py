@@ -8,6 +8,11 @@ from tests.deploy import manifests
 from tests.deploy.manifests import OVERLAYS, Manifest
 
 
+def _gibibytes(quantity: str) -> float:
+    number, unit = quantity[:-2], quantity[-2:]
+    return float(number) / {"Gi": 1, "Mi": 1024}[unit]
+
+
 @pytest.fixture(params=[*OVERLAYS, "files"])
 def objects(request: pytest.FixtureRequest) -> list[Manifest]:
     """All objects: of each overlay as built, and as they stand in their files."""
@@ -48,8 +53,17 @@ def test_every_container_has_requests_and_a_memory_limit(objects: list[Manifest]
     for name, spec in manifests.pod_specs(objects):
         for container in manifests.containers(spec):
             resources = container["resources"]
-            assert {"cpu", "memory"} <= resources["requests"].keys(), name
-            assert {"cpu", "memory"} <= resources["limits"].keys(), name
+            for kind in ("requests", "limits"):
+                assert {"cpu", "memory", "ephemeral-storage"} <= resources[kind].keys(), name
+        volumes = spec.get("volumes", [])
+        on_disk = [
+            v["emptyDir"] for v in volumes if "medium" not in v.get("emptyDir", {"medium": ""})
+        ]
+        room = sum(_gibibytes(volume["sizeLimit"]) for volume in on_disk)
+        assert room <= sum(
+            _gibibytes(container["resources"]["limits"]["ephemeral-storage"])
+            for container in manifests.containers(spec)
+        ), f"{name}: the volumes on the node's disk may grow beyond the limit"
         for volume in spec.get("volumes", []):
             if "emptyDir" in volume:
                 assert "sizeLimit" in volume["emptyDir"], f"{name}: {volume['name']}"
@@ -60,6 +74,8 @@ def test_everything_that_serves_is_probed(objects: list[Manifest]) -> None:
         if manifest["kind"] not in ("Deployment", "StatefulSet"):
             continue
         for container in manifest["spec"]["template"]["spec"]["containers"]:
+            if (manifest["metadata"]["name"], container["name"]) == ("model-cache", "done"):
+                continue  # it serves nothing; its init container does the work
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 assert probe in container, f"{manifests.named(manifest)} has no {probe}"
 
@@ -77,7 +93,7 @@ def test_no_secret_is_given_in_the_environment(objects: list[Manifest]) -> None:
         for container in manifests.containers(spec):
             for variable in container.get("env", []):
                 assert "secretKeyRef" not in variable.get("valueFrom", {}), name
-                assert not re.search(r"REDIS_URL|SECRET_ACCESS|PASSWORD|TOKEN", variable["name"])
+                assert not re.search(r"REDIS_URL|SECRET_ACCESS|PASSWORD|TOKEN$", variable["name"])
             assert all("secretRef" not in source for source in container.get("envFrom", []))
     for manifest in objects:
         if manifest["kind"] == "ConfigMap":
@@ -88,14 +104,14 @@ def test_no_secret_is_given_in_the_environment(objects: list[Manifest]) -> None:
 
 def test_pods_get_longer_to_stop_than_they_need() -> None:
     from service.core.settings import Settings  # noqa: PLC0415  read late, as the process does
-    from service.grace import AFTERWARDS_SECONDS  # noqa: PLC0415  likewise
+    from service.middleware import AFTER_BODIES_SECONDS  # noqa: PLC0415  likewise
 
     specs = dict(manifests.pod_specs(manifests.files()))
     drain = Settings.model_fields["drain_seconds"].default
     assert specs["Deployment/worker"]["terminationGracePeriodSeconds"] > drain + 10
     api = specs["Deployment/api"]
     pause = api["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    grace = Settings.model_fields["grace_seconds"].default + AFTERWARDS_SECONDS
+    grace = Settings.model_fields["grace_seconds"].default + AFTER_BODIES_SECONDS
     assert api["terminationGracePeriodSeconds"] > pause + grace
 
 

@@ -14,7 +14,7 @@ from tests.deploy.manifests import K8S
 @pytest.fixture
 def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The trial overlay's secret files, as a pod sees them."""
-    for path in (K8S / "overlays" / "local" / "secrets").glob("imageprompt_*"):
+    for path in (K8S / "chart" / "trial" / "secrets").glob("imageprompt_*"):
         shutil.copy(path, tmp_path)
     monkeypatch.setenv("IMAGEPROMPT_SECRETS_DIR", str(tmp_path))
     monkeypatch.setenv("IMAGEPROMPT_STORAGE_URL", "s3://imageprompt")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bench.engine.plain import Plain
 from service.core.catalog import Catalog, load_catalog
-from service.core.params import Control, GenerateRequest, ImagePrompt
+from service.core.params import GenerateRequest, StoredUpload
 from service.core.settings import Device
 from tests.running import until
 from workers.engine.api import EngineJob, EngineResult, Listener, NullObserver, Options, Ticket
@@ -197,7 +197,7 @@ def request(
 ) -> GenerateRequest:
     """A request on the tiny model; every field may be given."""
     prompts = tuple(
-        ImagePrompt(
+        StoredUpload(
             key=f"inputs/job/{index}.png",
             sha256="0" * 64,
             pixels_sha256=digest(picture(index)),
@@ -209,7 +209,8 @@ def request(
     defaults: dict[str, Any] = {
         "model": "tiny",
         "adapter": "base",
-        "images": prompts,
+        "image": prompts,
+        "image_weights": (1.0,) * images,
         "ip_scale": 0.7,
         "width": SIZE,
         "height": SIZE,
@@ -219,8 +220,11 @@ def request(
         "seed": 7,
     }
     if control is not None:
-        map_key = {"key": "inputs/job/map.png", "sha256": "0" * 64, "type": "outline"}
-        defaults["control"] = Control(**map_key, **control)
+        parts = {"type": "outline", "scale": 1.0, "start": 0.0, "end": 1.0} | control
+        defaults |= {f"control_{part}": value for part, value in parts.items()}
+        defaults["control_image"] = (
+            prompts[0].model_copy(update={"key": "inputs/job/map.png", "sha256": "0" * 64}),
+        )
     return GenerateRequest(**{**defaults, **fields})
 
 

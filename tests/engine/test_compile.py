@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.engine.conftest import Counts, Stepper, job, request
+from tests.requests import changed
 from workers.engine.api import Options
 from workers.engine.compile import CompiledNetworks
 from workers.engine.engine import Engine
@@ -74,7 +75,7 @@ def test_a_mixed_load_compiles_nothing_and_equals_uncompiled_jobs(
         request(seed=5, num_images=3, scheduler="unipc", guidance_end=0.5),
         request(seed=6, control={"start": 0.5}, guidance_scale=1.0),
         request(seed=7, width=96, height=96),
-        request(seed=8).model_copy(update={"images": (request().images[0], second)}),
+        changed(request(seed=8), images=(request().images[0], second)),
     ]
     fast.together(*(job(wanted, f"compiled-{i}") for i, wanted in enumerate(mixed)))
     assert traces.graphs == before

@@ -13,6 +13,7 @@ from service.core.catalog import BlockScales, Catalog
 from service.core.params import GenerateRequest
 from service.core.settings import Device
 from tests.engine.conftest import Stepper, control_map, job, picture, request
+from tests.requests import changed
 from tests.running import until
 from workers.engine.api import Options
 from workers.engine.engine import Engine, load_engine
@@ -61,7 +62,7 @@ def test_an_engine_serves_what_it_has_loaded(loaded: Engine) -> None:
         {"adapter": "new"},
         {"control": served.control.model_copy(update={"type": "new"})},
     ):
-        assert not loaded.serves(served.model_copy(update=change))
+        assert not loaded.serves(changed(served, **change))
 
 
 CHANGES = {
@@ -81,7 +82,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_every_parameter_matters(stepper: Stepper, change: dict[str, object]) -> None:
     """Each condition changes the picture by more than the tolerance of the comparisons."""
-    for name, wanted in (("before", request()), ("after", request().model_copy(update=change))):
+    for name, wanted in (("before", request()), ("after", changed(request(), **change))):
         stepper.run(job(wanted, name))
     difference = np.abs(stepper.decoded("before") - stepper.decoded("after")).max()
     assert difference > 10 * SAME_AS_PLAIN
@@ -152,7 +153,7 @@ def test_equal_image_weights_change_nothing(stepper: Stepper) -> None:
     wanted = request(images=2)
     halves = tuple(image.model_copy(update={"weight": 0.5}) for image in wanted.images)
     stepper.run(job(wanted, "ones"))
-    stepper.run(job(wanted.model_copy(update={"images": halves}), "halves"))
+    stepper.run(job(changed(wanted, images=halves), "halves"))
     assert np.array_equal(stepper.decoded("ones"), stepper.decoded("halves"))
 
 
@@ -162,8 +163,8 @@ def test_an_image_of_weight_zero_is_not_there(stepper: Stepper) -> None:
 
     def weighted(weight: float) -> np.ndarray:
         second = both.images[1].model_copy(update={"weight": weight})
-        changed = both.model_copy(update={"images": (both.images[0], second)})
-        stepper.run(job(changed, "weighted"))
+        other = changed(both, images=(both.images[0], second))
+        stepper.run(job(other, "weighted"))
         return stepper.decoded("weighted")
 
     stepper.run(job(request(), "first only"))
@@ -177,7 +178,7 @@ def test_without_any_image_the_base_model_answers(stepper: Stepper, plain: Plain
     """With every image prompt at weight 0 the picture is the plain model's for the text alone."""
     only = request(prompt="a red star")
     nothing = tuple(image.model_copy(update={"weight": 0.0}) for image in only.images)
-    stepper.run(job(only.model_copy(update={"images": nothing}), "none"))
+    stepper.run(job(changed(only, images=nothing), "none"))
     theirs = plain.pictures(only.model_copy(update={"ip_scale": 0.0}), [picture(0)])
     assert np.abs(stepper.decoded("none") - theirs).max() <= SAME_AS_PLAIN
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from service.core.errors import EngineFault, InputLost, UnservableRequest
 from tests.engine.conftest import Stepper, job, read, request
+from tests.requests import changed
 from workers.engine.api import EngineJob
 from workers.engine.engine import Engine
 
@@ -49,7 +50,7 @@ def test_nothing_that_does_not_depend_on_the_step_is_done_at_a_step(stepper: Ste
     hooks.append(model.unet.conv_in.register_forward_hook(step))
     wanted = request(adapter="plus", control={}, steps=9, prompt="never seen before", images=1)
     unseen = wanted.images[0].model_copy(update={"pixels_sha256": "1" * 64})
-    wanted = wanted.model_copy(update={"images": (unseen,)})
+    wanted = changed(wanted, images=(unseen,))
     stepper.run(job(wanted))
     for hook in hooks:
         hook.remove()
@@ -78,7 +79,7 @@ def test_an_upload_that_is_lost_fails_its_job_only(stepper: Stepper) -> None:
         raise InputLost("gone")
 
     unknown = request().images[0].model_copy(update={"pixels_sha256": "2" * 64})
-    wanted = request().model_copy(update={"images": (unknown,)})
+    wanted = changed(request(), images=(unknown,))
     with pytest.raises(InputLost):
         stepper.run(EngineJob("lost", wanted, lost))
 
@@ -98,9 +99,7 @@ def test_a_slow_upload_does_not_hold_up_other_jobs(engine: Engine) -> None:
         return read(key)
 
     unknown = request().images[0].model_copy(update={"pixels_sha256": "3" * 64})
-    waiting = engine.submit(
-        EngineJob("slow", request().model_copy(update={"images": (unknown,)}), slow)
-    )
+    waiting = engine.submit(EngineJob("slow", changed(request(), images=(unknown,)), slow))
     assert engine.submit(job(request())).result(60).images
     arrived.set()
     assert waiting.result(60).images
@@ -111,9 +110,7 @@ def test_a_slow_upload_does_not_hold_up_other_jobs(engine: Engine) -> None:
     [
         request(model="other"),
         request(adapter="other"),
-        request(control={}).model_copy(
-            update={"control": request(control={}).control.model_copy(update={"type": "other"})}
-        ),
+        request(control={"type": "other"}),
         request(scheduler="lcm", steps=60),
     ],
     ids=["model", "adapter", "control", "lcm beyond its training"],

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from tests.faults.crowd import Crowd
 from tests.faults.memory import FLAT_AFTER_MINUTES, FLAT_MIB, Memory
 from tests.faults.polling import Poller, Polls

@@ -10,7 +10,7 @@ from pathlib import Path
 import boto3
 from moto.server import ThreadedMotoServer
 
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from tests.faults.load import Judge
 from tests.proxy import Proxy
 from tests.stack import Service

@@ -1,4 +1,4 @@
-"""`python -m tests.integration.skewed MODULE`: a process whose clock is off by CLOCK_OFFSET seconds.
+"""`python -m tests.integration.skewed MODULE`: a process whose clock is CLOCK_OFFSET seconds off.
 
 Its time.time is moved before anything of the service is imported.
 """

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from tests.running import Running, until
 from tests.stack import FINAL, Service, metric, nothing_left, picture, pixels
 

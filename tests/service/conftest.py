@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from service.cli import processes
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from service.core import redis_keys
 from service.core.job import JobMetrics, StoredImage
 from service.core.storage import Storage

@@ -8,11 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from service.core import redis_keys
 from service.core.settings import Settings
 from service.core.storage import Storage
-from service.probe import StorageProbe
+from service.periodic import StorageProbe
 from tests.deploy import exposition
 from tests.proxy import Mode, Proxy
 from tests.running import KEEP, Running, until

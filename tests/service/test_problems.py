@@ -13,8 +13,7 @@ from starlette.testclient import TestClient
 from service.app import create_app
 from service.core.settings import Settings
 from service.core.storage import Storage, StorageError
-from service.jobs import eta
-from service.submission import submit
+from service.jobs import eta, queue
 from tests.service.conftest import PNG
 
 FILES = {"image": ("a.png", PNG)}
@@ -60,7 +59,7 @@ def test_a_job_that_may_be_queued_is_not_called_unchanged(
     client: TestClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer to the transaction was lost, and so is the second look."""
-    real = submit.enqueue
+    real = queue.enqueue
 
     def lose(*arguments: Any, **options: Any) -> None:
         real(*arguments, **options)
@@ -70,7 +69,7 @@ def test_a_job_that_may_be_queued_is_not_called_unchanged(
     async def gone(*_: object) -> None:
         raise RedisAway
 
-    monkeypatch.setattr(submit, "enqueue", lose)
+    monkeypatch.setattr(queue, "enqueue", lose)
     refused = client.post("/generate", files=FILES, headers={"idempotency-key": "k"})
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) > 0
@@ -86,7 +85,7 @@ def test_a_job_that_may_be_queued_is_not_called_unchanged(
 def test_jobs_that_wait_are_not_forgotten_by_the_estimates(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eta, "_COSTS_KEPT", 2)
+    monkeypatch.setattr(eta, "_JOBS_CACHED", 2)
     monkeypatch.setattr(eta, "SNAPSHOT_SECONDS", 0)
     jobs = [client.post("/generate", files=FILES).json()["id"] for _ in range(5)]
     for ahead, job_id in enumerate(jobs):

@@ -15,6 +15,13 @@ def test_drawings_are_read_back_right() -> None:
     assert judge.overlap(verdict.mask, area).mean() > 0.95
 
 
+def test_drawings_of_the_wide_world_are_read_back_right() -> None:
+    scenes = world.sample(100, torch.Generator().manual_seed(13), wide=True)
+    verdict = judge.judge(drawing.draw(scenes, 128))
+    for name, share in (("shape", 0.9), ("colour", 0.9), ("fill", 0.93), ("background", 0.95)):
+        assert (getattr(verdict, name) == getattr(scenes, name)).float().mean() >= share, name
+
+
 def test_noise_of_a_decoder_changes_no_verdict() -> None:
     generator = torch.Generator().manual_seed(12)
     scenes = world.sample(60, generator)

@@ -103,7 +103,7 @@ def test_the_towers_learn_and_count_every_true_caption(scenes: world.Scenes) -> 
 
 
 @pytest.mark.parametrize("plus", [False, True])
-def test_the_image_features_learn_what_image_tokens_shall_say(
+def test_the_image_features_learn_to_be_read_as_captions(
     scenes: world.Scenes, text: TextFeatures, *, plus: bool
 ) -> None:
     torch.manual_seed(0)
@@ -113,7 +113,7 @@ def test_the_image_features_learn_what_image_tokens_shall_say(
     numbers = clip.numbers(truth(scenes))
     said = text.context[numbers]
 
-    def unsaid() -> float:
+    def difference() -> float:
         with torch.no_grad():
             seen = model.image_encoder(pixels, output_hidden_states=True)
             if plus:
@@ -122,13 +122,13 @@ def test_the_image_features_learn_what_image_tokens_shall_say(
             words = model.words(seen.image_embeds)
             return (words - said[:, captions.SPOKEN]).square().mean().item()
 
-    first, before = unsaid(), copy.deepcopy(model.text_encoder.state_dict())
+    first, before = difference(), copy.deepcopy(model.text_encoder.state_dict())
     learns(model, lambda: model.loss(pixels, tokens[numbers], truth(scenes), scenes, said))
-    assert unsaid() < first
+    assert difference() < first
     assert same(before, model.text_encoder)
 
 
-def test_the_towers_are_not_told_that_held_out_pairs_are_wrong() -> None:
+def test_a_held_out_pair_counts_as_no_wrong_answer() -> None:
     star, ring, cyan, red, out = 3, 4, 6, 0, captions.LEFT_OUT
     pictures = torch.tensor([[star, red, 0, 0], [ring, cyan, 0, 0]])
     named = torch.tensor([[star, out, out, out], [out, red, out, out], [ring, out, out, 1]])
@@ -142,8 +142,8 @@ def test_the_unet_learns(
     scenes: world.Scenes, text: TextFeatures, noised: diffusion.Noised
 ) -> None:
     model = architecture.unet(TINY)
-    told = unet.conditions(text, unet.choose(scenes, generator()), TINY.size)
-    learns(model, lambda: noised.loss(told.predict(model, noised)))
+    conditioning = unet.conditions(text, unet.choose(scenes, generator()), TINY.size)
+    learns(model, lambda: noised.loss(conditioning.predict(model, noised)))
 
 
 @pytest.mark.parametrize("plus", [False, True])
@@ -157,14 +157,14 @@ def test_the_adapter_learns_while_the_unet_stays_frozen(
     features = (N, 50, TINY.vision) if plus else (N, TINY.projection)
     image = torch.randn(features, generator=generator())
     empty = torch.full((N,), captions.EMPTY)
-    told = unet.conditions(text, empty, TINY.size)
-    learns(model, lambda: noised.loss(model.join(told, image).predict(frozen, noised)))
+    conditioning = unet.conditions(text, empty, TINY.size)
+    learns(model, lambda: noised.loss(model.join(conditioning, image).predict(frozen, noised)))
     kept = {k: w for k, w in frozen.state_dict().items() if ".processor." not in k}
     assert all(torch.equal(before[key], weight) for key, weight in kept.items())
     assert before.keys() == kept.keys()
 
 
-def test_image_tokens_say_the_caption_up_to_its_end() -> None:
+def test_image_tokens_equal_the_caption_s_end() -> None:
     sentences = clip.sentence_tokens()
     full = sentences[clip.numbers(world.attributes(held_out=False))]
     ends = (full == sentences.max()).float().argmax(1)
@@ -187,17 +187,38 @@ def test_scale_zero_is_the_unet_without_an_adapter(
 ) -> None:
     torch.manual_seed(0)
     frozen = architecture.unet(TINY).eval()
-    told = unet.conditions(text, torch.arange(N), TINY.size)
+    conditioning = unet.conditions(text, torch.arange(N), TINY.size)
     with torch.no_grad():
-        plain = told.predict(frozen, noised)
+        plain = conditioning.predict(frozen, noised)
         model = adapter.Adapter(frozen, TINY, plus=False)
-        joined = model.join(told, torch.randn(N, TINY.projection, generator=generator()))
+        joined = model.join(conditioning, torch.randn(N, TINY.projection, generator=generator()))
         one = joined.predict(frozen, noised)
         for attention in model.attentions.values():
             attention.scale = 0.0
         zero = joined.predict(frozen, noised)
     assert (plain - zero).abs().max() <= 1e-5
     assert (plain - one).abs().max() > 1e-5
+
+
+def test_a_style_prompt_acts_in_the_style_block_alone() -> None:
+    torch.manual_seed(0)
+    frozen = architecture.unet(architecture.SHAPES)
+    model = adapter.Adapter(frozen, architecture.SHAPES, plus=False)
+    style = torch.tensor([True, False] * (N // 2))
+    model.act_in_style_block(style)
+    names = list(frozen.attn_processors)
+    everywhere = [
+        names[int(place)]
+        for place, attention in model.attentions.items()
+        if isinstance(attention.scale, float)
+    ]
+    assert everywhere
+    assert all(name.startswith("up_blocks.0.attentions.1.") for name in everywhere)
+    scales = [
+        a.scale.flatten() for a in model.attentions.values() if not isinstance(a.scale, float)
+    ]
+    assert len(scales) + len(everywhere) == len(model.attentions)
+    assert all(torch.equal(scale, (~style).float()) for scale in scales)
 
 
 def test_a_fresh_controlnet_changes_nothing_and_then_learns(
@@ -211,21 +232,24 @@ def test_a_fresh_controlnet_changes_nothing_and_then_learns(
     alone = unet.conditions(text, torch.arange(N), TINY.size)
     joined = beside.join(alone, torch.randn(N, TINY.projection, generator=generator()))
     outlines = drawing.outline(scenes, TINY.size).float() / 255
-    told = controlnet.Told(alone, joined, outlines)
+    conditioning = controlnet.Conditioning(alone, joined, outlines)
     with torch.no_grad():
         plain = joined.predict(frozen, noised)
-        assert torch.allclose(controlnet.predict(model, frozen, noised, told), plain, atol=1e-6)
-    learns(model, lambda: noised.loss(controlnet.predict(model, frozen, noised, told)))
+        assert torch.allclose(
+            controlnet.predict(model, frozen, noised, conditioning), plain, atol=1e-6
+        )
+    learns(model, lambda: noised.loss(controlnet.predict(model, frozen, noised, conditioning)))
     assert same(before, frozen)
 
 
 def test_dropped_prompts_come_as_often_as_the_paper_says() -> None:
-    scenes = pool.scenes(2000)
+    scenes, shown = pool.scenes(2000), pool.prompts(10_000)
     rows = torch.arange(2000).repeat(5)
-    prompts = adapter.choose(scenes, rows, pool.Views(scenes), generator())
+    prompts = adapter.choose(scenes, rows, pool.Views(scenes, shown), generator())
     assert prompts.no_image.float().mean().item() == pytest.approx(2 * adapter.DROP, abs=0.02)
+    assert prompts.style.float().mean().item() == pytest.approx(adapter.STYLE, abs=0.02)
     # An image on another background stands only beside a text that names the target's.
-    elsewhere = scenes[prompts.images].background != scenes[rows].background
+    elsewhere = shown[prompts.images].background != scenes[rows].background
     settings = [
         captions.SENTENCES[s] for s in prompts.sentences[elsewhere].tolist() if s < pool.ZEROS
     ]
@@ -249,6 +273,6 @@ def test_a_broken_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_time_ids_say_the_size(text: TextFeatures) -> None:
-    told = unet.conditions(text, torch.tensor([0]), 128)
-    assert told.time_ids.tolist() == [[128, 128, 0, 0, 128, 128]]
-    assert replace(told).pooled.shape == (1, TINY.projection)
+    conditioning = unet.conditions(text, torch.tensor([0]), 128)
+    assert conditioning.time_ids.tolist() == [[128, 128, 0, 0, 128, 128]]
+    assert replace(conditioning).pooled.shape == (1, TINY.projection)

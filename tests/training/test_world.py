@@ -1,5 +1,6 @@
 """The world: what is drawn, what is said of it, and what is kept out of training."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -66,18 +67,46 @@ def test_each_word_of_a_caption_is_one_token(tmp_path: Path) -> None:
     assert len(words("photograph").input_ids) > 3
 
 
-def test_another_view_shows_the_same_object_elsewhere() -> None:
-    scenes = pool.scenes(3000)
-    views = pool.Views(scenes)
+def test_an_image_prompt_shows_the_target_s_object_elsewhere() -> None:
+    scenes, shown = pool.scenes(3000), pool.prompts(10_000)
+    views = pool.Views(scenes, shown)
     rows = torch.arange(3000)
     generator = torch.Generator().manual_seed(0)
-    same = scenes[views.same_background(rows, generator)]
+    same = shown[views.same_background(rows, generator)]
     assert torch.equal(same.combination(), scenes.combination())
-    assert (same.x != scenes.x).float().mean() > 0.6
-    anywhere = scenes[views.any_background(rows, generator)]
+    anywhere = shown[views.any_background(rows, generator)]
     assert torch.equal(anywhere.shape, scenes.shape)
     assert torch.equal(anywhere.colour, scenes.colour)
     assert (anywhere.background != scenes.background).float().mean() > 0.5
-    other = scenes[views.any_shape(rows, generator)]
+    other = shown[views.any_shape(rows, generator)]
     assert torch.equal(other.background, scenes.background)
     assert (other.shape != scenes.shape).float().mean() > 0.5
+
+
+def test_the_pool_s_first_half_is_painted_in_the_clean_look() -> None:
+    both = pool.scenes(pool.PLAIN + 8)
+    assert len(both) == pool.PLAIN + 8
+    clean = pool.scenes(pool.PLAIN)[:8]
+    assert torch.equal(drawing.draw(both[:8], 64), drawing.draw(clean, 64))
+    wide = both[pool.PLAIN :]
+    assert not torch.equal(
+        drawing.distance(wide, 64), drawing.distance(replace(wide, looks=None), 64)
+    )
+
+
+def test_wide_pictures_show_the_same_attributes_in_many_looks() -> None:
+    generator = torch.Generator().manual_seed(2)
+    wide = world.sample(300, generator, wide=True)
+    drawn = drawing.draw(wide, 64)
+    assert (drawn != drawing.draw(replace(wide, looks=None), 64)).flatten(1).any(1).all()
+    assert not pairs(wide) & set(HELD_OUT)
+    angle, _, width, _ = wide.looks.stripes.T
+    assert angle.min() < 0.2
+    assert angle.max() > 2.9
+    assert width.min() < 0.06
+    assert width.max() > 0.13
+    assert wide.radius.min() < 0.17
+    assert wide.radius.max() > 0.43
+    over = drawing.distance(replace(wide, looks=None), 64)
+    edges = torch.stack([over[:, 0], over[:, -1], over[:, :, 0], over[:, :, -1]])
+    assert 0.02 < (edges.amin((0, 2)) < -0.01).float().mean() < 0.5

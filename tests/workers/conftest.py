@@ -14,7 +14,7 @@ from rq import Queue
 from service.core import redis_keys
 from service.core.job import Job, Status
 from service.core.metrics import WorkerMetrics
-from service.core.params import ImagePrompt
+from service.core.params import StoredUpload
 from service.core.queue import enqueue, open_queue
 from service.core.storage import Storage
 from service.core.transitions import Transitions
@@ -114,8 +114,8 @@ def add_job(queue: Queue, transitions: Transitions, storage: Storage) -> Callabl
         key = redis_keys.upload(job_id, "image-0.png")
         storage.put(key, out.getvalue(), "image/png")
         digest = hashlib.sha256(out.getvalue()).hexdigest()
-        prompt = ImagePrompt(key=key, sha256=digest, pixels_sha256=digest, width=8, height=8)
-        request = generate_request(images=(prompt,), **changes)
+        prompt = StoredUpload(key=key, sha256=digest, pixels_sha256=digest, width=8, height=8)
+        request = generate_request(image=(prompt,), **changes)
         job = Job(id=job_id, owner="test", status=Status.QUEUED, request=request, created_at=1.0)
         enqueue(queue, transitions, job)
         return job

@@ -13,7 +13,7 @@ from redis import Redis
 from rq import Callback, Queue, Worker
 from rq.serializers import JSONSerializer
 
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from service.core.errors import EngineFault
 from service.core.job import Status
 from service.core.queue import connect, open_queue

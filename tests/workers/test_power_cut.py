@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from redis import Redis
 
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from service.core import redis_keys
 from service.core.job import Job, Status
 from service.core.queue import connect, enqueue, open_queue

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from PIL import Image
 
-from service.core.params import Control, GenerateRequest, ImagePrompt
+from service.core.params import GenerateRequest, StoredUpload
 from workers.engine import preview
 from workers.engine.api import EngineJob, EngineTicket, NullObserver
 from workers.engine.batch import Batcher
@@ -50,21 +50,22 @@ def job(
     defaults = model.entry.defaults
     picture = noise(64, seed)
     pixels = digest(picture)
+    prompt = StoredUpload(
+        key="inputs/warm-up/0.png",
+        sha256=pixels,
+        pixels_sha256=pixels,
+        width=picture.width,
+        height=picture.height,
+    )
     request = GenerateRequest(
         model=name,
         adapter=adapter or defaults.adapter,
-        images=(
-            ImagePrompt(
-                key="inputs/warm-up/0.png",
-                sha256=pixels,
-                pixels_sha256=pixels,
-                width=picture.width,
-                height=picture.height,
-            ),
-        ),
-        control=Control(key="inputs/warm-up/1.png", sha256=pixels, type=control)
+        image=(prompt,),
+        image_weights=(1.0,),
+        control_image=(prompt.model_copy(update={"key": "inputs/warm-up/1.png"}),)
         if control
-        else None,
+        else (),
+        control_type=control,
         ip_scale=1.0,
         width=size[0],
         height=size[1],

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from service.core.errors import InvalidImage, UnsupportedMedia
-from service.submission.decoded import Picture, UploadKind
-from service.submission.decoder import AT_ONCE, LARGE_PIXELS, Decoder
+from service.core.upload_kind import UploadKind
+from service.submission.decoded import Picture
+from service.submission.decoder import AT_ONCE, LARGE_PIXELS, UploadDecoder
 from tests import corpus
 from tests import picture_files as files
 
@@ -28,11 +29,11 @@ def children() -> list[int]:
     return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
 
 
-async def decode(decoder: Decoder, data: bytes) -> Picture:
+async def decode(decoder: UploadDecoder, data: bytes, owner: str = "one") -> Picture:
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()
-        async with decoder.decode(file, UploadKind.PICTURE) as decoded:
+        async with decoder.decode(file, UploadKind.PICTURE, owner=owner) as decoded:
             assert _size(decoded.file) > 0
             return decoded.picture
 
@@ -41,12 +42,12 @@ def _size(file: IO[bytes]) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def run(test: Callable[[Decoder], Awaitable[None]], **options: float) -> None:
+def run(test: Callable[[UploadDecoder], Awaitable[None]], **options: float) -> None:
     """Run a test with a decoder; afterwards none of its processes is left."""
     before = children()
 
     async def whole() -> None:
-        decoder = Decoder(max_pixels=MAX_PIXELS, **options)
+        decoder = UploadDecoder(max_pixels=MAX_PIXELS, **options)
         try:
             await test(decoder)
         finally:
@@ -57,7 +58,7 @@ def run(test: Callable[[Decoder], Awaitable[None]], **options: float) -> None:
 
 
 def test_one_process_decodes_one_upload_after_another() -> None:
-    async def test(decoder: Decoder) -> None:
+    async def test(decoder: UploadDecoder) -> None:
         before = set(children())
         for data in (SMALL, corpus.saved(corpus.picture(), "JPEG"), SMALL):
             assert (await decode(decoder, data)).width == corpus.SIZE[0]
@@ -72,7 +73,7 @@ def test_one_process_decodes_one_upload_after_another() -> None:
 
 
 def test_uploads_that_come_together_are_decoded_by_a_few_processes() -> None:
-    async def test(decoder: Decoder) -> None:
+    async def test(decoder: UploadDecoder) -> None:
         before = set(children())
         pictures = await asyncio.gather(*[decode(decoder, SMALL) for _ in range(20)])
         assert len(set(pictures)) == 1
@@ -82,7 +83,7 @@ def test_uploads_that_come_together_are_decoded_by_a_few_processes() -> None:
 
 
 def test_an_idle_process_is_ended() -> None:
-    async def test(decoder: Decoder) -> None:
+    async def test(decoder: UploadDecoder) -> None:
         before = children()
         await decode(decoder, SMALL)
         async with asyncio.timeout(30):
@@ -95,7 +96,7 @@ def test_an_idle_process_is_ended() -> None:
 
 @pytest.mark.parametrize("name", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_was_killed_is_replaced(name: signal.Signals) -> None:
-    async def test(decoder: Decoder) -> None:
+    async def test(decoder: UploadDecoder) -> None:
         before = set(children())
         await decode(decoder, SMALL)
         (pid,) = set(children()) - before
@@ -111,7 +112,7 @@ def test_a_process_that_was_killed_is_replaced(name: signal.Signals) -> None:
 def test_a_process_that_is_killed_at_work_costs_no_upload() -> None:
     large = corpus.saved(Image.new("RGBA", (4000, 4000), (1, 2, 3, 4)), "PNG")
 
-    async def test(decoder: Decoder) -> None:
+    async def test(decoder: UploadDecoder) -> None:
         before = set(children())
         working = asyncio.create_task(decode(decoder, large))
         async with asyncio.timeout(30):
@@ -134,7 +135,7 @@ def _is_computing(pid: int) -> bool:
 def test_a_client_that_hangs_up_leaves_no_process_at_work() -> None:
     large = corpus.saved(Image.new("RGBA", (4000, 4000), (1, 2, 3, 4)), "PNG")
 
-    async def test(decoder: Decoder) -> None:
+    async def test(decoder: UploadDecoder) -> None:
         before = set(children())
         working = asyncio.create_task(decode(decoder, large))
         await decode(decoder, SMALL)
@@ -151,13 +152,29 @@ def test_small_pictures_do_not_wait_for_large_ones() -> None:
     large = corpus.saved(Image.new("RGBA", (3000, 3000), (1, 2, 3, 4)), "PNG")
     done: list[int] = []
 
-    async def one(decoder: Decoder, data: bytes) -> None:
+    async def one(decoder: UploadDecoder, data: bytes) -> None:
         done.append((await decode(decoder, data)).width)
 
-    async def test(decoder: Decoder) -> None:
+    async def test(decoder: UploadDecoder) -> None:
         await asyncio.gather(*[one(decoder, data) for data in (large, large, large, SMALL, SMALL)])
         assert done.index(corpus.SIZE[0]) < 2
         assert len(done) == 5
+
+    run(test)
+
+
+def test_one_owners_large_pictures_do_not_hold_back_anothers() -> None:
+    large = corpus.saved(Image.new("RGBA", (2100, 2100), (1, 2, 3, 4)), "PNG")
+    done: list[str] = []
+
+    async def one(decoder: UploadDecoder, owner: str) -> None:
+        await decode(decoder, large, owner)
+        done.append(owner)
+
+    async def test(decoder: UploadDecoder) -> None:
+        owners = ["many"] * 6 + ["other"]
+        await asyncio.gather(*[one(decoder, owner) for owner in owners])
+        assert done.index("other") <= 3
 
     run(test)
 
@@ -169,7 +186,7 @@ def test_a_file_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) 
     last = base.rindex(b"\xff\xda")
     data = base[:-2] + base[last:-2] * 85 + base[-2:]
 
-    async def test(decoder: Decoder) -> None:
+    async def test(decoder: UploadDecoder) -> None:
         with pytest.raises(InvalidImage, match="too long"):
             await decode(decoder, data)
         assert (await decode(decoder, SMALL)).width == corpus.SIZE[0]
@@ -183,7 +200,7 @@ def test_a_file_that_takes_too_much_memory_is_refused() -> None:
     at = heic.index(b"ispe") + 8
     heic[at : at + 8] = struct.pack(">II", 6000, 6000)
 
-    async def test(decoder: Decoder) -> None:
+    async def test(decoder: UploadDecoder) -> None:
         with pytest.raises(InvalidImage):
             await decode(decoder, bytes(heic))
         assert (await decode(decoder, SMALL)).width == corpus.SIZE[0]
@@ -196,7 +213,7 @@ def test_a_process_holds_its_memory_limit_and_not_the_services_secrets(
 ) -> None:
     monkeypatch.setenv("IMAGEPROMPT_REDIS_URL", "redis://:secret@127.0.0.1/0")
 
-    async def test(decoder: Decoder) -> None:
+    async def test(decoder: UploadDecoder) -> None:
         before = set(children())
         await decode(decoder, SMALL)
         (pid,) = set(children()) - before
@@ -220,7 +237,7 @@ def test_a_large_picture_leaves_no_memory_behind() -> None:
     data = corpus.saved(Image.new("RGBA", (side, side), (9,) * 4), "PNG")
     assert side**2 > LARGE_PIXELS
 
-    async def test(decoder: Decoder) -> None:
+    async def test(decoder: UploadDecoder) -> None:
         before = set(children())
         for _ in range(2):
             await decode(decoder, data)

@@ -132,7 +132,7 @@ def test_a_key_stays_taken_however_long_the_first_request_takes(
         client = aioredis.Redis.from_url(redis_url, decode_responses=True)
         marks = idempotency.Idempotency(client, kept_seconds=60)
         mark = await marks.begin("me", "key", "body")
-        assert isinstance(mark, idempotency.Mark)
+        assert isinstance(mark, idempotency.IdempotencyClaim)
         async with marks.kept(mark):
             await asyncio.sleep(2.5)
             with pytest.raises(IdempotencyInProgress):

@@ -3,7 +3,7 @@
 import pytest
 
 from service.core.params import OutputFormat
-from service.submission.preferences import Preferences, read_prefer, wanted_format
+from service.submission.preferences import Preferences, read_accept, read_prefer
 
 PNG, JPEG, WEBP = OutputFormat.PNG, OutputFormat.JPEG, OutputFormat.WEBP
 
@@ -56,4 +56,4 @@ def test_prefer(values: list[str], expected: Preferences) -> None:
     ],
 )
 def test_accept(accept: str, asked: OutputFormat | None, expected: OutputFormat | None) -> None:
-    assert wanted_format(accept, asked) is expected
+    assert read_accept(accept).picture_format(asked) is expected

@@ -1,0 +1,1 @@
+"""Manifests for Kubernetes, and what generates parts of them."""

@@ -1,0 +1,103 @@
+"""The queue as the API uses it: bounded, with an estimate of when it accepts jobs again."""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, Final
+
+import redis.asyncio as aioredis
+import structlog
+from anyio import to_thread
+from redis.exceptions import RedisError
+from rq import Queue
+
+from service.core import redis_keys
+from service.core.errors import DependencyUnavailable, QueueFull
+from service.core.job import Job
+from service.core.queue import enqueue, forget
+from service.core.transitions import Transitions
+from service.jobs.eta import Estimates
+from service.problems import UNAVAILABLE_RETRY_SECONDS
+
+OVERDUE_PER_STEP: Final = 500
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class JobQueue:
+    """Adds jobs to the queue and takes them out of it."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        redis: "aioredis.Redis",
+        transitions: Transitions,
+        estimates: Estimates,
+        *,
+        max_jobs: int,
+    ) -> None:
+        self._queue = queue
+        self._redis = redis
+        self._transitions = transitions
+        self._estimates = estimates
+        self._max_jobs = max_jobs
+
+    async def check_capacity(self) -> None:
+        """Raise `QueueFull` early, before a body is read that could not be used."""
+        if await self._redis.llen(self._queue.key) >= self._max_jobs:
+            raise await self._full()
+
+    async def add(self, job: Job, *, also: Callable[[Any], None], undo: AsyncExitStack) -> None:
+        """Write a job's record and queue it, in one transaction with what `also` adds.
+
+        Raises `QueueFull`, or `DependencyUnavailable` where the job may exist nevertheless; then
+        `undo` is emptied, so that no job loses its uploads. The sweep deletes leftovers.
+        """
+        write = partial(
+            enqueue, self._queue, self._transitions, job, most=self._max_jobs, also=also
+        )
+        try:
+            queued = await to_thread.run_sync(write)
+        except RedisError:
+            # The response may have been lost after the transaction: then the job is kept.
+            kept = undo.pop_all()
+            try:
+                queued = bool(await self._redis.exists(redis_keys.job(job.id)))
+            except RedisError:
+                raise DependencyUnavailable(
+                    "Redis does not respond; the job may be queued nevertheless. Repeat the "
+                    "request with the same Idempotency-Key, or add one, so that no further "
+                    "repetition creates another job",
+                    retry_after_seconds=UNAVAILABLE_RETRY_SECONDS,
+                ) from None
+            if not queued:
+                await kept.aclose()
+                raise
+        if not queued:  # other jobs came after the first check
+            raise await self._full()
+
+    async def cancel(self, job_id: str) -> None:
+        """End a job as canceled unless it is final, and take it out of the queue."""
+        await to_thread.run_sync(self._transitions.cancel, job_id)
+        await self.forget(job_id)
+
+    async def expire_overdue(self) -> None:
+        """Expire jobs that no worker has started in time, whether or not there is a worker.
+
+        Any number of processes may call it: a job expires once. Raises `redis.RedisError`.
+        """
+        await to_thread.run_sync(self._expire_overdue)
+
+    def _expire_overdue(self) -> None:
+        for job_id in self._transitions.overdue(OVERDUE_PER_STEP):
+            if self._transitions.expire(job_id):
+                forget(self._queue, job_id)
+                log.info("job expired in the queue", job_id=job_id)
+
+    async def forget(self, job_id: str) -> None:
+        """Take a job whose record is final out of the queue."""
+        await to_thread.run_sync(forget, self._queue, job_id)
+
+    async def _full(self) -> QueueFull:
+        seconds = await self._estimates.seconds_until_capacity()
+        return QueueFull(jobs=self._max_jobs, retry_after_seconds=seconds)

@@ -1,0 +1,184 @@
+"""Reads JSON bodies piece by piece: `data:` URIs are decoded into files while they are received.
+
+Everything else of the body is small and is kept as text, with a marker in place of each file. So
+memory stays flat, and a file is limited by its own size, as in a multipart form.
+"""
+
+import binascii
+import json
+import re
+import secrets
+from typing import Any, Final
+
+from service.core.errors import FieldError, InvalidField, MalformedBody, TooLarge
+from service.submission.form import MAX_TEXT_BYTES, FieldReader, FileSink
+
+MAX_REST_BYTES: Final = 8 * MAX_TEXT_BYTES
+"""Of all that is no file."""
+MAX_URI_HEAD_BYTES: Final = 256
+"""Of a `data:` URI up to its comma (RFC 2397)."""
+
+_URI_HEAD: Final = re.compile(rb"data:[^,\"\\]*(?:\\/[^,\"\\]*)?;base64,")
+_INSIDE: Final = re.compile(rb"[\"\\]")
+_OUTSIDE: Final = re.compile(rb"[\"{}\[\]:,]")
+_MALFORMED: Final = "The body is not well-formed JSON"
+
+
+class JsonParser:
+    """Parses one JSON object: its values, and files of a `FieldReader`."""
+
+    def __init__(self, fields: FieldReader) -> None:
+        self._fields = fields
+        self._marker = f"file:{secrets.token_hex(16)}:"
+        self._rest = bytearray()
+        self._unread = bytearray()
+        self._state = self._outside
+        self._depth = 0
+        self._string_at = 0
+        """Where the last string begins in `_rest`."""
+        self._key = ""
+        self._is_key = True
+        self._sink: FileSink | None = None
+        self._digits = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Parse a piece. Raises `MalformedBody`, `TooLarge` or `InvalidField`."""
+        self._unread += data
+        while self._unread and self._state():
+            pass
+        if len(self._rest) > MAX_REST_BYTES:
+            raise TooLarge(what="The body without its files", limit=MAX_REST_BYTES)
+
+    def finish(self) -> dict[str, Any]:
+        """The values of a body that has ended, without its files. Raises as `write`."""
+        try:
+            text = (self._rest + self._unread).decode()
+            content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            raise MalformedBody(_MALFORMED) from None
+        if not isinstance(content, dict):
+            raise MalformedBody("The body must be one JSON object")
+        values = {}
+        for name, value in content.items():
+            if not self._fields.is_file(name):
+                values[name] = value
+            elif value is not None and not self._are_files(value):
+                message = "must be a data: URI with base64 content, or a list of them"
+                raise InvalidField.of(FieldError(name, message))
+        return values
+
+    def _are_files(self, value: object) -> bool:
+        listed = value if isinstance(value, list) else [value]
+        return all(isinstance(one, str) and one.startswith(self._marker) for one in listed)
+
+    def _take(self, count: int) -> bytes:
+        taken = bytes(self._unread[:count])
+        del self._unread[:count]
+        return taken
+
+    def _outside(self) -> bool:
+        """Between strings: copy up to the next one, and count how deep it is nested."""
+        found = _OUTSIDE.search(self._unread)
+        if found is None:
+            self._rest += self._take(len(self._unread))
+            return False
+        self._rest += self._take(found.end())
+        sign = self._rest[-1:]
+        if sign == b'"':
+            self._string_at = len(self._rest) - 1
+            self._state = self._beginning
+        elif sign in b"{[":
+            self._depth += 1
+            self._is_key = sign == b"{"
+        elif sign in b"}]":
+            self._depth -= 1
+        elif sign == b":":
+            self._is_key = False
+            if self._depth == 1:
+                self._key = self._last_string()
+        else:
+            self._is_key = self._depth == 1
+        return True
+
+    def _last_string(self) -> str:
+        found = re.match(rb'"(?:[^"\\]|\\.)*"', self._rest[self._string_at :], re.DOTALL)
+        try:
+            return str(json.loads(found[0])) if found else ""
+        except ValueError:
+            raise MalformedBody(_MALFORMED) from None
+
+    def _beginning(self) -> bool:
+        """At the first bytes of a string: decide whether it is a file."""
+        head = _URI_HEAD.match(self._unread)
+        if head is not None and not self._is_key:
+            if not self._fields.is_file(self._key):
+                raise InvalidField.of(FieldError(self._key, "must not be a file"))
+            self._take(head.end())
+            self._sink = self._fields.open_file(self._key)
+            self._rest += f"{self._marker}{len(self._fields.files)}".encode()
+            self._state = self._file
+            return True
+        start = bytes(self._unread[:5])
+        may_be_head = start == b"data:"[: len(start)] and b"," not in self._unread
+        if may_be_head and len(self._unread) < MAX_URI_HEAD_BYTES and b'"' not in self._unread:
+            return False  # wait for more
+        self._state = self._text
+        return True
+
+    def _text(self) -> bool:
+        """Inside any other string: copy up to its end."""
+        found = _INSIDE.search(self._unread)
+        if found is None:
+            self._rest += self._take(len(self._unread))
+            return False
+        if found[0] == b'"':
+            self._rest += self._take(found.end())
+            self._state = self._outside
+            return True
+        if len(self._unread) < found.end() + 1:
+            self._rest += self._take(found.start())
+            return False  # an escape is copied whole
+        self._rest += self._take(found.end() + 1)
+        return True
+
+    def _file(self) -> bool:
+        """Inside a file: decode up to its end. Encoders may write a slash as two characters."""
+        end = self._unread.find(b'"')
+        self._digits += self._take(len(self._unread) if end < 0 else end)
+        split = end < 0 and self._digits.endswith(b"\\")  # its second character is yet to come
+        self._digits = self._digits.replace(b"\\/", b"/")
+        if end < 0:
+            self._decode(len(self._digits) // 4 * 4 - 4 - 4 * split)  # the last may be padding
+            return False
+        self._digits += b"=" * (-len(self._digits) % 4)
+        self._decode(len(self._digits))
+        self._rest += self._take(1)
+        self._state = self._outside
+        return True
+
+    def _decode(self, count: int) -> None:
+        assert self._sink is not None
+        if count <= 0:
+            return
+        try:
+            data = binascii.a2b_base64(self._digits[:count], strict_mode=True)
+        except binascii.Error:
+            self._refuse()
+        del self._digits[:count]
+        self._sink.write(data)
+
+    def _refuse(self) -> None:
+        raise InvalidField.of(FieldError(self._key[:100], "is not valid base64"))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidField.of(FieldError(name[:100], "was sent more than once"))
+        found[name] = value
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)

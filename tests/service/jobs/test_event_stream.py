@@ -1,0 +1,162 @@
+"""Server-sent events: in order, resumable, and ended by `done`."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+
+from service.core import redis_keys
+from service.jobs.event_stream import EventStreams
+from tests.running import KEEP, Running, until
+from tests.service.conftest import Api, problem, sse
+
+
+def test_events_tell_the_whole_story_and_end_with_the_job(api: Api) -> None:
+    job_id = api.job({"steps": 3})
+    claim = api.claim(job_id)
+    for step in (1, 2, 3):
+        api.transitions.progress(claim, step, 3)
+    api.transitions.preview(claim, {"image": "data:"})
+    api.transitions.hand_back(claim)
+    api.finish(job_id)
+    answer = api.client.get(f"/jobs/{job_id}/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = sse(answer.text)
+    assert [name for _, name, _ in events] == [
+        "status",
+        "status",
+        "progress",
+        "progress",
+        "progress",
+        "preview",
+        "status",
+        "status",
+        "status",
+        "done",
+    ]
+    assert events[3][2] == {"step": 2, "total": 3}
+    assert events[-1][2]["id"] == job_id
+    assert events[-1][2]["status"] == "succeeded"
+
+
+def test_events_come_as_they_happen(api: Api) -> None:
+    job_id = api.job()
+    with api.client.stream("GET", f"/jobs/{job_id}/events") as answer:
+        lines = (line for line in answer.iter_lines() if line.startswith("event: "))
+        assert next(lines) == "event: status"
+        api.finish(job_id)
+        assert list(lines) == ["event: status"] * 2 + ["event: done"]
+
+
+def test_a_stream_resumes_after_the_last_event_seen(api: Api) -> None:
+    job_id = api.job()
+    api.finish(job_id)
+    url = f"/jobs/{job_id}/events"
+    events = sse(api.client.get(url).text)
+    rest = sse(api.client.get(url, headers={"last-event-id": events[1][0]}).text)
+    assert rest == events[2:]
+
+
+def test_a_stream_resumed_after_the_last_event_ends_at_once(api: Api) -> None:
+    job_id = api.job()
+    api.finish(job_id)
+    url = f"/jobs/{job_id}/events"
+    last = sse(api.client.get(url).text)[-1]
+    again = api.client.get(url, headers={"last-event-id": last[0]})
+    assert (again.status_code, again.content) == (204, b""), "or an EventSource would come back"
+    api.redis.delete(redis_keys.events(job_id))
+    assert [name for _, name, _ in sse(api.client.get(url).text)] == ["done"]
+
+
+def test_a_stream_that_missed_the_last_event_of_a_deleted_job_ends(api: Api) -> None:
+    job_id = api.job()
+    with api.client.stream("GET", f"/jobs/{job_id}/events") as answer:
+        lines = answer.iter_lines()
+        assert "event: status" in lines
+        api.transitions.erase(job_id, "anonymous")
+        assert not [line for line in lines if line.startswith("event: ")]
+
+
+def test_a_stream_after_an_event_that_never_was_ends_with_its_job(api: Api) -> None:
+    job_id = api.job()
+    future = {"last-event-id": "9999999999999-0"}
+    with api.client.stream("GET", f"/jobs/{job_id}/events", headers=future) as answer:
+        lines = (line for line in answer.iter_lines() if line.startswith("event: "))
+        api.finish(job_id)
+        assert list(lines) == ["event: done"]
+
+
+def test_a_wrong_last_event_id_is_named(api: Api) -> None:
+    job_id = api.job()
+    answer = api.client.get(f"/jobs/{job_id}/events", headers={"last-event-id": "$"})
+    assert problem(answer, 422)["errors"][0]["field"] == "last-event-id"
+
+
+def test_streams_are_bounded_and_leave_room_for_the_rest(
+    api: Api, make_api: Callable[..., Running], tmp_path: Path
+) -> None:
+    settings = {
+        "redis_url": api.redis_url,
+        "storage_url": tmp_path.as_uri(),
+        "max_event_streams": 2,
+    }
+    job_id = api.job()
+    with (
+        make_api(**settings) as running,
+        httpx.Client(base_url=running.url, timeout=60, limits=KEEP) as client,
+    ):
+        url = f"/jobs/{job_id}/events"
+        with client.stream("GET", url) as one, client.stream("GET", url) as two:
+            lines = one.iter_lines(), two.iter_lines()  # kept, for a dropped one hangs up
+            assert [next(each) for each in lines] == ["retry: 2000"] * 2
+            answer = client.get(url)
+            assert int(answer.headers["retry-after"]) > 0
+            problem(answer, 503)
+            assert client.get(f"/jobs/{job_id}").status_code == 200
+            waited = client.post(
+                "/generate", headers={"prefer": "wait=5"}, files={"image": ("a", b"x")}
+            )
+            assert waited.status_code == 400
+
+
+def test_one_job_and_one_owner_leave_streams_to_the_others() -> None:
+    streams = EventStreams("redis://127.0.0.1:1/0", limit=32, stopping=asyncio.Event())
+    with ExitStack() as stack:
+
+        def opens(owner: str, job_id: str) -> bool:
+            return stack.enter_context(streams.subscriber_slot(owner, job_id))
+
+        assert [opens("a", "popular") for _ in range(6)] == [True] * 4 + [False] * 2
+        assert sum(opens("a", f"job-{number}") for number in range(32)) == 12, "half of all"
+        assert not streams.has_free_slot("a")
+        assert sum(opens("b", f"job-{number}") for number in range(32)) == 8, "half of the rest"
+        assert opens("c", "job")
+    with streams.subscriber_slot("a", "popular") as has_slot:
+        assert has_slot, "slots come back"
+
+
+def test_a_slot_comes_back_when_its_client_hangs_up(
+    api: Api, make_api: Callable[..., Running], tmp_path: Path
+) -> None:
+    """Also where so much was pipelined behind the request that its connection is not read."""
+    settings = {
+        "redis_url": api.redis_url,
+        "storage_url": tmp_path.as_uri(),
+        "max_event_streams": 1,
+    }
+    path = f"/jobs/{api.job()}/events"
+    request = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with make_api(**settings) as running:
+        for behind in (b"", b"x", request * 2000):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
+                connection.sendall(request + behind)
+                assert connection.recv(12) == b"HTTP/1.1 200"
+
+            def is_free() -> bool:
+                with httpx.stream("GET", running.url + path, timeout=60) as answer:
+                    return answer.status_code == 200
+
+            until(is_free, what="a free slot")

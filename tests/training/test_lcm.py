@@ -1,0 +1,117 @@
+"""The LoRA for few steps: its parts by the paper's formulas, its file, and that it learns."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from training import adapter, architecture, captions, diffusion, lcm, lora, pool
+from training.adapter import Frozen
+from training.lora import Lora
+from training.pool import TextFeatures
+
+SHAPE = architecture.TINY
+N = 8
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def text() -> TextFeatures:
+    rows = len(captions.SENTENCES) + 1
+    return TextFeatures(
+        torch.randn(rows, architecture.MAX_TOKENS, SHAPE.context, generator=generator()),
+        torch.randn(rows, SHAPE.projection, generator=generator()),
+    )
+
+
+def test_the_solver_s_step_is_ddim_s() -> None:
+    latents, velocity = torch.randn(2, 1, 4, 8, 8, generator=generator())
+    scheduler = DDIMScheduler(**architecture.SCHEDULER)
+    scheduler.set_timesteps(50)
+    for place in (0, 20, 49):
+        step = int(scheduler.timesteps[place])
+        wanted = scheduler.step(velocity, step, latents).prev_sample
+        steps = torch.tensor([step])
+        assert torch.allclose(
+            lcm.solver_step(latents, velocity, steps, steps - 20), wanted, atol=1e-5
+        )
+
+
+def test_at_the_end_the_latent_itself_is_the_picture() -> None:
+    latents, velocity = torch.randn(2, 3, 4, 8, 8, generator=generator())
+    none = torch.full((3,), -1)
+    assert torch.equal(lcm.consistent(latents, velocity, none), latents)
+    late = lcm.consistent(latents, velocity, torch.full((3,), 999))
+    signal = diffusion.schedule().alphas_cumprod[999]
+    picture = signal.sqrt() * latents - (1 - signal).sqrt() * velocity
+    assert torch.allclose(late, picture, atol=1e-3)
+
+
+def test_a_fresh_lora_changes_nothing_and_its_file_fuses_to_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    changed, plain = (architecture.unet(SHAPE).eval() for _ in range(2))
+    plain.load_state_dict(changed.state_dict())
+    given = {
+        "sample": torch.randn(2, 4, SHAPE.latent_size, SHAPE.latent_size, generator=generator()),
+        "timestep": torch.tensor([10, 500]),
+        "encoder_hidden_states": torch.randn(2, 16, SHAPE.context, generator=generator()),
+        "added_cond_kwargs": {
+            "text_embeds": torch.randn(2, SHAPE.projection, generator=generator()),
+            "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2),
+        },
+    }
+
+    def painted(model: torch.nn.Module) -> Tensor:
+        with torch.no_grad():
+            sample: Tensor = model(**given).sample
+        return sample
+
+    before = painted(changed)
+    trained = Lora(changed, 4, lora.EVERYTHING)
+    assert torch.equal(painted(changed), before)
+    for layer in trained.layers:
+        torch.nn.init.normal_(layer.weight, std=0.05)
+    after = painted(changed)
+    assert (after - before).abs().max() > 1e-2
+    trained.save(tmp_path / "lora.safetensors")
+    lora.fuse(plain, tmp_path / "lora.safetensors")
+    assert torch.allclose(painted(plain), after, atol=2e-3)
+
+
+def test_distillation_trains_the_lora_alone(
+    text: TextFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(architecture, "SHAPES", SHAPE)
+    first, second = (architecture.unet(SHAPE) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    shown = len(pool.prompts())
+    frozen = Frozen(
+        unet=first,
+        latents=torch.randn(2000, 4, SHAPE.latent_size, SHAPE.latent_size, generator=generator()),
+        text=text,
+        images=torch.randn(shown, SHAPE.projection, generator=generator()),
+        no_image=torch.zeros(SHAPE.projection),
+        words=torch.nn.Identity(),
+    )
+    beside = adapter.Adapter(first, SHAPE, plus=False)
+    distillation = lcm.Distillation(frozen, beside, second)
+    before = {key: weight.clone() for key, weight in second.state_dict().items()}
+    optimizer = torch.optim.AdamW(distillation.lora.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = distillation.loss(torch.arange(N), generator())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    after = second.state_dict()
+    changed = {key for key, weight in before.items() if not torch.equal(after[key], weight)}
+    assert changed
+    assert all(".lora_" in key for key in changed)
