@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, Request, Route, expect
 
+from service.core.picture_metadata import read_recipe
 from service.core.settings import ROOT
 from tests.browser.conftest import (
     Visitor,
@@ -27,7 +28,6 @@ from tests.browser.conftest import (
 )
 from tests.proxy import Mode, Proxy
 from tests.stack import Service
-from workers.images import read_parameters
 
 STAR = (ROOT / "examples" / "red-star.png").read_bytes()
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
@@ -60,7 +60,7 @@ def test_from_a_dropped_file_to_the_picture(page: Page, service: Service) -> Non
     expect(page.get_by_role("status")).to_have_text("Done: 1 picture")
     data = Path(download.value.path()).read_bytes()
     assert data == service.image(job_id)
-    made = read_parameters(Image.open(io.BytesIO(data)))
+    made = read_recipe(Image.open(io.BytesIO(data)))
     assert made is not None
     assert made["prompt"] == "on a teal background"
 

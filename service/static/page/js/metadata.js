@@ -85,30 +85,12 @@ function textOf(bytes) {
   return tiff && userComment(tiff);
 }
 
-/** By the names of the form, whichever way the picture tells them. */
-function byFormNames(found) {
-  if (!("images" in found)) return found;
-  const { images, control, ...rest } = found;
-  const named = { ...rest, image: images, image_weights: images.map((one) => one.weight) };
-  if (control) {
-    const { sha256, type, scale, start, end } = control;
-    Object.assign(named, {
-      control_image: { sha256 },
-      control_type: type,
-      control_scale: scale,
-      control_start: start,
-      control_end: end,
-    });
-  }
-  return named;
-}
-
 /** The settings in a file, by the names of the form; `null` where it was not made here. */
 export async function readSettings(file) {
   try {
     const text = textOf(new Uint8Array(await file.arrayBuffer()));
     const found = text === null ? null : JSON.parse(text);
-    return found && typeof found === "object" && "seed" in found ? byFormNames(found) : null;
+    return found && typeof found === "object" && "seed" in found ? found : null;
   } catch {
     return null; // damaged, or another program's
   }
