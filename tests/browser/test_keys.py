@@ -34,7 +34,7 @@ def test_it_asks_for_a_key_and_keeps_it_in_its_tab(
     setting(page, "steps", 4)
     page.get_by_role("button", name="Generate").click()
     dialog = page.get_by_role("dialog", name="API key")
-    expect(dialog).to_contain_text("This needs an API key")
+    expect(dialog).to_contain_text("Authorization: Bearer KEY")
     accessible(page)
     dialog.get_by_label("Key").fill(key)
     dialog.get_by_role("button", name="Use this key").click()
