@@ -16,7 +16,14 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service.api_keys import ANONYMOUS, Authenticator, Caller, Scope, anonymous_allowed
+from service.api_keys import (
+    ANONYMOUS,
+    Authenticator,
+    Caller,
+    KeysMark,
+    Scope,
+    anonymous_allowed,
+)
 from service.browser_access import BrowserAccess
 from service.connections import client_group
 from service.core.catalog import Catalog, load_catalog
@@ -31,7 +38,7 @@ from service.jobs.event_stream import EventStreams
 from service.jobs.queue import JobQueue
 from service.jobs.store import FoundJob, JobStore
 from service.jobs.views import JobView, job_view
-from service.periodic import StorageProbe
+from service.periodic import RedisMonitor, StorageProbe
 from service.rate_limits import RateLimits
 from service.signed_urls import SIGNATURE, SignedUrls
 from service.submission.body import BodyBudget
@@ -60,6 +67,7 @@ class Services:
     estimates: Estimates
     event_streams: EventStreams
     storage_probe: StorageProbe
+    redis_monitor: RedisMonitor
     body_budget: BodyBudget
     uploads: Uploads
     authenticator: Authenticator
@@ -80,6 +88,7 @@ async def open_services(
     pool = aioredis.BlockingConnectionPool.from_url(
         url,
         decode_responses=True,
+        encoding_errors="replace",  # a damaged record must not fail the answers of others
         max_connections=POLLING_CONNECTIONS,
         timeout=ANSWER_SECONDS,
         socket_connect_timeout=CONNECT_SECONDS,
@@ -107,6 +116,7 @@ async def open_services(
         on_end=metrics.ends.count,
     )
     estimates = Estimates(client, settings.queue, catalog)
+    redis_monitor = RedisMonitor(client)
     uploads = Uploads(storage, max_pixels=settings.max_image_pixels)
     try:
         yield Services(
@@ -119,6 +129,7 @@ async def open_services(
                 client,
                 transitions,
                 estimates,
+                server=redis_monitor,
                 max_jobs=settings.max_queued_jobs,
             ),
             transitions=transitions,
@@ -127,11 +138,14 @@ async def open_services(
             estimates=estimates,
             event_streams=event_streams,
             storage_probe=StorageProbe(storage),
+            redis_monitor=redis_monitor,
             body_budget=BodyBudget(BODIES_AT_ONCE * settings.max_body_bytes),
             uploads=uploads,
             authenticator=Authenticator(
                 client,
                 anonymous=BrowserAccess(settings) if anonymous_allowed(settings) else None,
+                mark=KeysMark(storage),
+                on_missing=metrics.api_keys_missing.set,
             ),
             signed_urls=SignedUrls(client, lifetime_seconds=settings.signed_url_seconds),
             rate_limits=RateLimits(client),
@@ -162,6 +176,7 @@ UseJobs = Annotated[JobStore, _part("jobs")]
 UseEstimates = Annotated[Estimates, _part("estimates")]
 UseEventStreams = Annotated[EventStreams, _part("event_streams")]
 UseStorageProbe = Annotated[StorageProbe, _part("storage_probe")]
+UseRedisMonitor = Annotated[RedisMonitor, _part("redis_monitor")]
 UseBodyBudget = Annotated[BodyBudget, _part("body_budget")]
 UseUploads = Annotated[Uploads, _part("uploads")]
 UseAuthenticator = Annotated[Authenticator, _part("authenticator")]
@@ -236,7 +251,7 @@ async def _show(base_url: BaseUrl, estimates: UseEstimates, signed_urls: UseSign
             job,
             base=base_url,
             ahead=found.ahead,
-            eta_seconds=await estimates.eta_seconds(job),
+            eta_seconds=await estimates.eta_seconds(job, found.ahead),
             signer=None if job.owner == ANONYMOUS else await signed_urls.signer(job.owner),
         )
 

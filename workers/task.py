@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from redis import Redis, RedisError
 
 from service.core import redis_keys, redis_server, tracing
-from service.core.errors import EngineFault, JobFailed, StorageFailed
-from service.core.job import Job, JobError, JobMetrics, StoredImage
+from service.core.errors import EngineFault, JobFailed, StorageFailed, UnservableRequest
+from service.core.job import Job, JobError, JobMetrics, JobWarning, StoredImage
 from service.core.metrics import STAGES, WorkerMetrics
 from service.core.queue import server_time
 from service.core.storage import Storage, StorageError
@@ -102,7 +102,8 @@ class _Generation:
             try:
                 job = Job.from_hash(self._record())
             except ValidationError:
-                return self._fail(EngineFault("The job's record is damaged."), JobMetrics())
+                unreadable = UnservableRequest("No worker could read the job's record.")
+                return self._fail(unreadable, JobMetrics())
             return self._run(job)
 
     def _record(self) -> dict[str, str]:
@@ -131,7 +132,7 @@ class _Generation:
                     "total_seconds": max(0.0, self._now() - job.created_at),
                 }
             )
-            return self._succeed(job, stored, metrics)
+            return self._succeed(job, stored, metrics, result.warnings)
         except (Canceled, retry.Interrupted):
             return self._stopped()
         except EngineDied:
@@ -200,16 +201,21 @@ class _Generation:
                     height=image.height,
                     seed=job.request.seed + index,
                     sha256=file.sha256,
+                    size_bytes=len(file.data),
                 )
             )
         return tuple(stored)
 
     def _succeed(
-        self, job: Job, images: tuple[StoredImage, ...], metrics: JobMetrics
+        self,
+        job: Job,
+        images: tuple[StoredImage, ...],
+        metrics: JobMetrics,
+        warnings: tuple[JobWarning, ...],
     ) -> TaskOutcome:
         steps = job.request.steps
         if not self._redis(
-            lambda: self._shared.transitions.succeed(self._claim, images, metrics, steps)
+            lambda: self._shared.transitions.succeed(self._claim, images, metrics, steps, warnings)
         ):
             self._discard(images)
             return self._lost_claim()

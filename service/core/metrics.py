@@ -103,10 +103,25 @@ class ApiMetrics:
             "Memory that Redis uses for its data.",
             registry=self.redis_registry,
         )
+        self.redis_evicts = Gauge(
+            "imageprompt_redis_may_evict",
+            "1 where Redis' maxmemory-policy lets it delete accepted jobs.",
+            registry=self.redis_registry,
+        )
+        self.redis_evicted_keys = Gauge(
+            "imageprompt_redis_evicted_keys",
+            "Keys that Redis has deleted for lack of memory since it started.",
+            registry=self.redis_registry,
+        )
         self.redis_memory_limit = Gauge(
             "imageprompt_redis_memory_limit_bytes",
             "Redis' maxmemory; 0 where it has none.",
             registry=self.redis_registry,
+        )
+        self.api_keys_missing = Gauge(
+            "imageprompt_api_keys_missing",
+            "1 where there have been API keys and Redis has none, though none was revoked.",
+            registry=self.registry,
         )
         self.webhook_outbox = Gauge(
             "imageprompt_webhook_outbox",

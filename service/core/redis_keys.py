@@ -46,6 +46,9 @@ def worker(name: str) -> str:
 API_KEYS = f"{PREFIX}apikeys"
 """Hash: the records of all API keys by their ids; the keys themselves as hashes only."""
 
+API_KEYS_REVOKED = f"{API_KEYS}:all-revoked"
+"""String: there is no API key, since the last one was revoked."""
+
 EMBEDDINGS = f"{PREFIX}embeddings"
 """Hash: cached embeddings of images and texts by their fingerprints."""
 
@@ -69,6 +72,9 @@ DEADLINES = f"{PREFIX}deadlines"
 
 SWEEP = f"{PREFIX}sweep"
 """String with a time to live: somebody has lately swept the storage."""
+
+STORAGE_OWNER = f"{PREFIX}storage-owner"
+"""String: the mark (`Storage.owner_mark`) of the storage folder whose jobs this Redis holds."""
 
 WORKERS = f"{PREFIX}workers"
 """Sorted set: names of registered workers by the time of their last heartbeat."""

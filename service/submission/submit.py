@@ -4,7 +4,6 @@ Routes and facades pass the collaborators in and render the `Submission`.
 """
 
 import secrets
-import time
 import uuid
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -21,7 +20,7 @@ from service.core.catalog import Catalog
 from service.core.errors import FieldError, InvalidField, RateLimited, ServiceError
 from service.core.job import Job, Status
 from service.core.metrics import ApiMetrics
-from service.core.params import MAX_IMAGES_PER_JOB, OutputFormat
+from service.core.param_types import MAX_IMAGES_PER_JOB, OutputFormat
 from service.core.settings import Settings
 from service.jobs.eta import Estimates
 from service.jobs.queue import JobQueue
@@ -71,8 +70,11 @@ async def submit(
     uploads: Uploads,
     queue: JobQueue,
     metrics: ApiMetrics,
+    requires_images: bool = True,
 ) -> Submission:
     """Read `body` and queue a job for it; the body is read only if a job may be accepted.
+
+    A form that was read already is passed as `contextlib.nullcontext(form)`.
 
     Raises the errors of the contract; after any of them nothing is left in storage or Redis.
     """
@@ -95,6 +97,7 @@ async def submit(
                 catalog,
                 seed=secrets.randbelow(2**32 - MAX_IMAGES_PER_JOB),  # so that each can be sent
                 output_format=_output_format(sent, origin.accept),
+                requires_images=requires_images,
             )
             _check_webhook(valid.values["webhook_url"], settings, caller)
             claim = None
@@ -114,7 +117,7 @@ async def submit(
             async with idempotency.kept(claim):
                 stored = await uploads.store(job_id, form, owner=caller.owner)
             undo.push_async_callback(uploads.discard, job_id)
-            now = time.time()
+            now = await queue.now()
             job = Job(
                 id=job_id,
                 owner=caller.owner,
