@@ -5,7 +5,10 @@
 
 import asyncio
 import contextlib
+import json
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -14,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+from service.core.settings import ROOT
 from tests import corpus
 from tests.running import KEEP, Running
 
@@ -198,35 +202,46 @@ DEEDS: dict[str, Deed] = {
 
 
 def besiege(running: Running, *, seconds: float, clients: int = 40, seed: int = 0) -> Siege:
-    """Let so many hostile clients at once do their deeds in turn for a while."""
-    return asyncio.run(_besiege(running, seconds, clients, seed))
+    """Let so many hostile clients at once do their deeds in turn for a while.
 
-
-async def _besiege(running: Running, seconds: float, clients: int, seed: int) -> Siege:
+    They are in a process of their own, or the honest client would wait for them in its own.
+    """
     siege = Siege(resident_before_kib=resident_kib(running))
     files = open_files(running)
-    await _honest(running, siege, min(5.0, seconds), siege.undisturbed_seconds)
-    until = time.monotonic() + seconds
-    hostile = [
-        asyncio.create_task(_hostile(running, siege, until, random.Random(seed + number)))
-        for number in range(clients)
-    ]
-    await _honest(running, siege, seconds, siege.polls_seconds)
-    await asyncio.gather(*hostile)
+    asyncio.run(_honest(running, siege, min(5.0, seconds), siege.undisturbed_seconds))
+    numbers = [str(number) for number in (running.port, seconds, clients, seed)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.hostile_clients", *numbers]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as hostile:
+        asyncio.run(_honest(running, siege, seconds, siege.polls_seconds))
+        siege.connections = Counter(json.loads(hostile.communicate()[0]))
     for _ in range(100):  # what has ended is noticed soon
         if open_files(running) <= files + 2:
             break
-        await asyncio.sleep(0.5)
+        time.sleep(0.5)
     siege.open_files = max(0, open_files(running) - files)
     return siege
 
 
-async def _hostile(running: Running, siege: Siege, until: float, chance: random.Random) -> None:
+async def _attack(port: int, seconds: float, clients: int, seed: int) -> Counter[str]:
+    until = time.monotonic() + seconds
+    connections: Counter[str] = Counter()
+    await asyncio.gather(
+        *(
+            _hostile(port, connections, until, random.Random(seed + number))
+            for number in range(clients)
+        )
+    )
+    return connections
+
+
+async def _hostile(
+    port: int, connections: Counter[str], until: float, chance: random.Random
+) -> None:
     while (left := until - time.monotonic()) > 0:
         name = chance.choice(list(DEEDS))
-        siege.connections[name] += 1
+        connections[name] += 1
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
                 async with asyncio.timeout(min(left, STAY_SECONDS)):
                     await DEEDS[name](reader, writer, chance)
@@ -253,3 +268,14 @@ async def _honest(running: Running, siege: Siege, seconds: float, times: list[fl
                 siege.failures[type(error).__name__] += 1
             siege.resident_most_kib = max(siege.resident_most_kib, resident_kib(running))
             await asyncio.sleep(HONEST_PAUSE_SECONDS)
+
+
+def main() -> None:
+    """Attack a port for some seconds; print how many connections of each kind there were."""
+    port, seconds, clients, seed = sys.argv[1:]
+    connections = asyncio.run(_attack(int(port), float(seconds), int(clients), int(seed)))
+    sys.stdout.write(json.dumps(connections))
+
+
+if __name__ == "__main__":
+    main()
