@@ -36,7 +36,7 @@ from service.jobs.store import FoundJob, JobStore
 from service.jobs.views import JobView
 from service.problems import outcome_if_unavailable
 from service.responses import JOB_EXAMPLE, failures, generate_body, header, success
-from service.routes.answers import download_name, job_response
+from service.routes.answers import download_name, job_response, whole_picture
 from service.submission.body import BodyBudget, BodyLimits, read_body
 from service.submission.form import Form
 from service.submission.idempotency import read_key
@@ -205,8 +205,8 @@ async def _picture(storage: Storage, found: FoundJob, accept: Accept) -> Respons
         return None
     image = job.images[0]
     try:
-        data = await storage.get_async(image.key)
-    except StorageError:
+        data = await whole_picture(storage, image)
+    except (StorageError, Gone):
         # The job is done and the client must learn its id: it gets JSON and can ask again.
         return None
     headers: dict[str, Any] = {
