@@ -16,7 +16,16 @@ from service.dependencies import Services, open_services
 from service.middleware import GracefulShutdown, RequestMiddleware
 from service.openapi import describe
 from service.periodic import StorageSweep, repeat
-from service.routes import events, generate, health, jobs, models, pages
+from service.routes import (
+    events,
+    generate,
+    health,
+    huggingface,
+    jobs,
+    models,
+    openai,
+    pages,
+)
 from service.webhooks.delivery import Delivery
 from service.webhooks.sender import Sender
 
@@ -76,9 +85,9 @@ def create_app(
         telemetry={"operation_spans": False},  # one span per request
     )
     app.add_middleware(RequestMiddleware, metrics=counted, shutdown=shutdown)
-    problems.install(app)
+    problems.install(app, {"/v1/images": openai.render_error})
     if side is not Side.ADMIN:
-        for part in (generate, jobs, events, models):
+        for part in (generate, jobs, events, models, openai, huggingface):
             _include(app, part.router, counted)
         if settings.page:
             _include(app, pages.page, counted)

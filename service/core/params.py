@@ -124,7 +124,6 @@ class GenerateRequest(_Record):
         Public(),
         Field(
             description="Image prompts: PNG, JPEG or WebP. Several are combined as one prompt.",
-            min_length=1,
             max_length=8,
         ),
     ]
@@ -269,6 +268,16 @@ class GenerateRequest(_Record):
         Public(),
         Field(description="Run alone, so that the same input gives the same bytes on one machine."),
     ] = False
+    preview_every: Annotated[
+        int | None,
+        Public(pictures=False),
+        Field(
+            ge=0,
+            le=100,
+            description="Steps between previews in the job's events; 0 for none. The server's "
+            "setting by default.",
+        ),
+    ] = None
     webhook_url: Annotated[
         HttpsUrl | None,
         Public(pictures=False),

@@ -14,9 +14,10 @@ from typing import Any
 
 import structlog
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 
 from service.api_keys import Caller
-from service.core import redis_keys
+from service.core import redis_keys, tracing
 from service.core.catalog import Catalog
 from service.core.errors import FieldError, InvalidField, RateLimited, ServiceError
 from service.core.job import Job, Status
@@ -27,7 +28,12 @@ from service.jobs.eta import Estimates
 from service.jobs.queue import JobQueue
 from service.rate_limits import RateLimits, concurrency_headers
 from service.submission.form import Form
-from service.submission.idempotency import Idempotency, IdempotencyClaim, fingerprint
+from service.submission.idempotency import (
+    Idempotency,
+    IdempotencyClaim,
+    fingerprint,
+    read_key,
+)
 from service.submission.preferences import Accept
 from service.submission.uploads import Uploads
 from service.submission.validate import validate
@@ -58,11 +64,22 @@ class Origin:
     """Decides the picture format where the response may be the picture itself."""
 
 
+def read_origin(headers: Headers, base_url: str, accept: Accept | None = None) -> Origin:
+    """What a job takes from the headers of its request. Raises `InvalidField`."""
+    return Origin(
+        base_url=base_url,
+        idempotency_key=read_key(headers),
+        traceparent=tracing.carried(headers),
+        accept=accept,
+    )
+
+
 async def submit(
-    body: AbstractAsyncContextManager[Form],
     caller: Caller,
+    body: AbstractAsyncContextManager[Form],
     origin: Origin,
     *,
+    image_required: bool = True,
     settings: Settings,
     catalog: Catalog,
     rate_limits: RateLimits,
@@ -73,6 +90,8 @@ async def submit(
     metrics: ApiMetrics,
 ) -> Submission:
     """Read `body` and queue a job for it; the body is read only if a job may be accepted.
+
+    Without `image_required` a prompt alone is enough.
 
     Raises the errors of the contract; after any of them nothing is left in storage or Redis.
     """
@@ -95,6 +114,7 @@ async def submit(
                 catalog,
                 seed=secrets.randbelow(2**32 - MAX_IMAGES_PER_JOB),  # so that each can be sent
                 output_format=_output_format(sent, origin.accept),
+                image_required=image_required,
             )
             _check_webhook(valid.values["webhook_url"], settings, caller)
             claim = None

@@ -31,7 +31,12 @@ class ValidRequest:
 
 
 def validate(
-    sent: BaseModel, files: Mapping[str, int], catalog: Catalog, **computed: Any
+    sent: BaseModel,
+    files: Mapping[str, int],
+    catalog: Catalog,
+    *,
+    image_required: bool = True,
+    **computed: Any,
 ) -> ValidRequest:
     """Check the sent parameters (`service.core.schema.sent_model`) and fill in all defaults.
 
@@ -54,6 +59,8 @@ def validate(
     values |= {key: value for key, value in computed.items() if values[key] is None}
     # Every value has been checked by itself; uploads are added when they have been stored.
     request = GenerateRequest.model_construct(**values)
+    if not image_required:
+        wrong = [error for error in wrong if error.field != "image"]
     for rule in (_images, _control, _adapter, _steps, _size):
         wrong += rule(request, given, files, entry)
     if wrong:
