@@ -11,7 +11,7 @@ DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-images lint format openapi bench bench-gpu bench-http \
-	bench-workers bench-scale faults soak overload train eval clean
+	bench-uploads bench-workers bench-scale faults soak overload train eval clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench-gpu: setup ## the same with full-size SDXL of random weights; needs CUDA; 
 
 bench-http: setup ## the HTTP layer against cog's and LitServe's; out/bench/
 	$(BIN)/python -m bench.http
+
+bench-uploads: setup ## what an upload costs to read, by kind; out/bench/
+	$(BIN)/python -m bench.uploads
 
 bench-workers: setup ## throughput of 1, 2 and 4 workers whose steps only sleep
 	$(BIN)/python -m bench.workers

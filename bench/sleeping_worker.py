@@ -14,6 +14,7 @@ from typing import Any, Final
 from PIL import Image
 from redis import Redis
 
+from service.core.catalog import Catalog
 from service.core.errors import JobFailed
 from service.core.params import GenerateRequest
 from workers import __main__ as worker
@@ -119,7 +120,7 @@ class SleepingEngine:
 class SleepingWorker(worker.Worker):
     """A worker in everything but its engine."""
 
-    def _load(self, _: Redis) -> Any:
+    def _load(self, _: Catalog, __: Redis) -> Any:
         return SleepingEngine()
 
 

@@ -32,7 +32,12 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("service")
 def _servers(settings: Settings, stopping: asyncio.Event, *, loopback_only: bool) -> list[Server]:
     metrics = ApiMetrics()
     capacity = connection_capacity(settings.max_connections + ADMIN_CONNECTIONS)
-    server = partial(Server, loopback_only=loopback_only, grace_seconds=settings.grace_seconds)
+    server = partial(
+        Server,
+        loopback_only=loopback_only,
+        grace_seconds=settings.grace_seconds,
+        proxies=settings.trusted_proxies,
+    )
     if settings.admin_port is None:
         app = create_app(settings, stopping, metrics=metrics)
         return [server(app, settings.host, settings.port, max_connections=capacity)]

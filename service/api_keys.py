@@ -20,6 +20,7 @@ import redis.asyncio as aioredis
 from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 
+from service.browser_access import BrowserAccess
 from service.core import redis_keys
 from service.core.errors import Unauthorized
 from service.core.settings import Settings
@@ -151,31 +152,53 @@ class Authenticator:
         self,
         redis: "aioredis.Redis",
         *,
-        allow_anonymous: bool,
+        anonymous: BrowserAccess | None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`anonymous` checks callers without a key; without it there are none."""
         self._redis = redis
-        self._allow_anonymous = allow_anonymous
+        self._anonymous = anonymous
         self._clock = clock
         self._known: dict[str, tuple[float, ApiKey]] = {}
         self._open: tuple[float, bool] = (0.0, False)
 
     async def authenticate(self, headers: Mapping[str, str]) -> Caller:
-        """The caller behind these headers. Raises `Unauthorized` and `redis.RedisError`."""
+        """The caller behind these headers.
+
+        Raises `Unauthorized`, `Forbidden` and `redis.RedisError`.
+        """
         key = _credential(headers)
+        record = await self._find(key) if key else None
+        if record is not None and record.is_valid(self._clock()):
+            return Caller(record.id, record)
+        # While no key exists, clients that insist on sending one may send any.
+        if key != "" and self._anonymous is not None and await self._no_keys():
+            self._anonymous.check(headers)
+            return Caller()
         if key is None:
-            if self._allow_anonymous and await self._no_keys():
-                return Caller()
             raise Unauthorized
-        record = await self._find(key)
+        raise Unauthorized("The API key is unknown, revoked or expired")
+
+    async def key_owner(self, record_id: str) -> Caller:
+        """The caller with the key of this id, for whom a URL was signed. Raises as above."""
+        record = await self._read(record_id)
         if record is None or not record.is_valid(self._clock()):
-            raise Unauthorized("The API key is unknown, revoked or expired")
+            raise Unauthorized("The API key of the signed URL is revoked or expired")
         return Caller(record.id, record)
+
+    async def is_valid(self, caller: Caller) -> bool:
+        """Whether a caller who was authenticated before still would be. Raises as above."""
+        if caller.key is None:
+            return self._anonymous is not None and await self._no_keys()
+        record = await self._read(caller.key.id)
+        return record is not None and record.is_valid(self._clock())
 
     async def _find(self, key: str) -> ApiKey | None:
         record_id = key_id(key)
-        if record_id is None:
-            return None
+        record = None if record_id is None else await self._read(record_id)
+        return record if record is not None and matches(key, record) else None
+
+    async def _read(self, record_id: str) -> ApiKey | None:
         now = self._clock()
         read_at, record = self._known.get(record_id, (0.0, None))
         if record is None or now - read_at > CACHE_SECONDS:
@@ -185,7 +208,7 @@ class Authenticator:
                 return None
             record = ApiKey.model_validate_json(text)
             self._known[record_id] = (now, record)
-        return record if matches(key, record) else None
+        return record
 
     async def _no_keys(self) -> bool:
         now = self._clock()

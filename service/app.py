@@ -8,14 +8,17 @@ from typing import TypedDict
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
 
 from service import problems
+from service.browser_access import CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS
 from service.core.metrics import ApiMetrics
 from service.core.settings import Settings
 from service.dependencies import Services, open_services
-from service.middleware import GracefulShutdown, RequestMiddleware
+from service.middleware import GracefulShutdown, HeadMiddleware, RequestMiddleware
 from service.openapi import describe
 from service.periodic import StorageSweep, repeat
+from service.public_url import ProxyMiddleware
 from service.routes import (
     events,
     generate,
@@ -84,7 +87,17 @@ def create_app(
         openapi_url=None if side is Side.PUBLIC else "/openapi.json",
         telemetry={"operation_spans": False},  # one span per request
     )
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestMiddleware, metrics=counted, shutdown=shutdown)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
+            allow_headers=CORS_REQUEST_HEADERS,
+            expose_headers=CORS_RESPONSE_HEADERS,
+        )
+    app.add_middleware(ProxyMiddleware, settings=settings)  # the outermost
     problems.install(app, {"/v1/images": openai.render_error})
     if side is not Side.ADMIN:
         for part in (generate, jobs, events, models, openai, huggingface):
@@ -116,6 +129,7 @@ async def _background(services: Services) -> AsyncIterator[None]:
         services.redis,
         Sender(settings.webhook_networks),
         services.metrics,
+        services.signed_urls,
         anonymous_secret=settings.webhook_secret,
     )
     sweep = StorageSweep(

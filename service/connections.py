@@ -1,8 +1,10 @@
 """Which connections are open: a bound for the process and one for each client address."""
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
+
+from service.public_url import Network, is_within
 
 IPV6_PREFIX_BITS: Final = 64
 """What one IPv6 client is usually assigned; single addresses would cost it nothing."""
@@ -26,7 +28,11 @@ class Connections(Generic[C]):
     nothing keep nobody out.
     """
 
-    def __init__(self, limit: int, limit_per_address: int) -> None:
+    def __init__(
+        self, limit: int, limit_per_address: int, *, proxies: Sequence[Network] = ()
+    ) -> None:
+        """The addresses of `proxies` have no limit of their own: many clients share them."""
+        self._proxies = proxies
         self._limit = limit
         self._limit_per_address = limit_per_address
         self._waiting: dict[str, dict[C, None]] = {}
@@ -40,7 +46,7 @@ class Connections(Generic[C]):
     def add(self, connection: C, address: str) -> bool:
         """Count a new connection, which waits for a request. False where it must be refused."""
         group = client_group(address)
-        if self._count(group) >= self._limit_per_address:
+        if self._count(group) >= self._limit_per_address and not is_within(group, self._proxies):
             if not self._evict_from([group]):
                 return False
         elif len(self) >= self._limit and not self._evict_from(self._waiting):

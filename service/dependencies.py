@@ -17,7 +17,9 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service.api_keys import Authenticator, Caller, Scope, anonymous_allowed
+from service.api_keys import ANONYMOUS, Authenticator, Caller, Scope, anonymous_allowed
+from service.browser_access import BrowserAccess
+from service.connections import client_group
 from service.core.catalog import Catalog, load_catalog
 from service.core.errors import Forbidden
 from service.core.metrics import ApiMetrics
@@ -33,6 +35,7 @@ from service.jobs.store import FoundJob, JobStore
 from service.jobs.views import JobView, job_view
 from service.periodic import StorageProbe
 from service.rate_limits import RateLimits
+from service.signed_urls import SIGNATURE, SignedUrls
 from service.submission.body import BodyBudget, BodyLimits, read_body, read_bytes
 from service.submission.form import MAX_TEXT_BYTES, Form
 from service.submission.idempotency import Idempotency
@@ -64,6 +67,7 @@ class Services:
     body_budget: BodyBudget
     uploads: Uploads
     authenticator: Authenticator
+    signed_urls: SignedUrls
     rate_limits: RateLimits
     idempotency: Idempotency
 
@@ -129,7 +133,11 @@ async def open_services(
             storage_probe=StorageProbe(storage),
             body_budget=BodyBudget(BODIES_AT_ONCE * settings.max_body_bytes),
             uploads=uploads,
-            authenticator=Authenticator(client, allow_anonymous=anonymous_allowed(settings)),
+            authenticator=Authenticator(
+                client,
+                anonymous=BrowserAccess(settings) if anonymous_allowed(settings) else None,
+            ),
+            signed_urls=SignedUrls(client, lifetime_seconds=settings.signed_url_seconds),
             rate_limits=RateLimits(client),
             idempotency=Idempotency(client, kept_seconds=settings.job_retention_seconds),
         )
@@ -161,6 +169,7 @@ UseStorageProbe = Annotated[StorageProbe, _part("storage_probe")]
 UseBodyBudget = Annotated[BodyBudget, _part("body_budget")]
 UseUploads = Annotated[Uploads, _part("uploads")]
 UseAuthenticator = Annotated[Authenticator, _part("authenticator")]
+UseSignedUrls = Annotated[SignedUrls, _part("signed_urls")]
 UseRateLimits = Annotated[RateLimits, _part("rate_limits")]
 UseIdempotency = Annotated[Idempotency, _part("idempotency")]
 
@@ -175,12 +184,40 @@ def _needing(scope: Scope) -> Any:
     return Depends(caller)
 
 
+async def _reading_by_signature(
+    request: Request, authenticator: UseAuthenticator, signed_urls: UseSignedUrls
+) -> Caller:
+    if SIGNATURE in request.query_params:
+        path = request.url.path.removeprefix(request.scope.get("root_path", "")).lstrip("/")
+        owner = await signed_urls.verify(path, request.query_params)
+        found = await authenticator.key_owner(owner)
+    else:
+        found = await authenticator.authenticate(request.headers)
+    if found.key is not None and Scope.READ not in found.key.scopes:
+        raise Forbidden(scope=Scope.READ.value)
+    return found
+
+
 MayGenerate = Annotated[Caller, _needing(Scope.GENERATE)]
 """The caller, who needs the scope `generate`."""
 MayRead = Annotated[Caller, _needing(Scope.READ)]
 """The caller, who needs the scope `read`."""
+MayReadBySignature = Annotated[Caller, Depends(_reading_by_signature)]
+"""The caller, who needs the scope `read` or a signed URL."""
 MayManage = Annotated[Caller, _needing(Scope.MANAGE)]
 """The caller, who needs the scope `manage`."""
+
+
+Share = Callable[[Caller], str]
+
+
+async def _share(request: Request) -> Share:
+    address = client_group(request.client.host) if request.client is not None else ""
+
+    def share(caller: Caller) -> str:
+        return caller.owner if caller.key is not None else f"{caller.owner} {address}"
+
+    return share
 
 
 async def _base_url(request: Request) -> str:
@@ -190,13 +227,22 @@ async def _base_url(request: Request) -> str:
 BaseUrl = Annotated[str, Depends(_base_url)]
 """The URL of this service in links, with a slash at its end."""
 
+UseShare = Annotated[Share, Depends(_share)]
+"""Tells with whom a caller shares slots and capacity: its key, or the address of an anonymous."""
+
 Show = Callable[[FoundJob], Awaitable[JobView]]
 
 
-async def _show(base_url: BaseUrl, estimates: UseEstimates) -> Show:
+async def _show(base_url: BaseUrl, estimates: UseEstimates, signed_urls: UseSignedUrls) -> Show:
     async def show(found: FoundJob) -> JobView:
-        eta = await estimates.eta_seconds(found.job)
-        return job_view(found.job, base=base_url, ahead=found.ahead, eta_seconds=eta)
+        job = found.job
+        return job_view(
+            job,
+            base=base_url,
+            ahead=found.ahead,
+            eta_seconds=await estimates.eta_seconds(job),
+            signer=None if job.owner == ANONYMOUS else await signed_urls.signer(job.owner),
+        )
 
     return show
 
@@ -220,11 +266,16 @@ Limits = Annotated[BodyLimits, Depends(_limits)]
 
 
 async def _receive(
-    request: Request, limits: Limits, budget: UseBodyBudget, metrics: UseMetrics
+    request: Request,
+    caller: MayGenerate,
+    share: UseShare,
+    limits: Limits,
+    budget: UseBodyBudget,
+    metrics: UseMetrics,
 ) -> Receive:
     @asynccontextmanager
     async def receive(declaration: Declaration) -> AsyncIterator[Form]:
-        with budget.count() as counted:
+        with budget.count(share(caller)) as counted:
             body = counted(request.stream())
             with await read_body(declaration, request.headers, body, limits) as form:
                 metrics.uploaded_bytes.inc(form.size_bytes)
@@ -238,13 +289,18 @@ UseReceive = Annotated[Receive, Depends(_receive)]
 
 
 async def _receive_bytes(
-    request: Request, limits: Limits, budget: UseBodyBudget, metrics: UseMetrics
+    request: Request,
+    caller: MayGenerate,
+    share: UseShare,
+    limits: Limits,
+    budget: UseBodyBudget,
+    metrics: UseMetrics,
 ) -> ReceiveBytes:
     one_file = replace(limits, max_body_bytes=limits.max_file_bytes * 4 // 3 + MAX_TEXT_BYTES)
 
     @asynccontextmanager
     async def receive() -> AsyncIterator[bytes]:
-        with budget.count() as counted:
+        with budget.count(share(caller)) as counted:
             received = await read_bytes(request.headers, counted(request.stream()), one_file)
             metrics.uploaded_bytes.inc(len(received))
             yield received

@@ -8,6 +8,7 @@ is not parsed before the one ahead of it is answered.
 import asyncio
 import contextvars
 import re
+import select
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
@@ -29,12 +30,11 @@ from service.http_refusals import (
     Refusal,
     RefusedError,
 )
+from service.public_url import HOST
 
 _END: Final = b"\r\n\r\n"
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
-_HOST: Final = re.compile(
-    rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?"
-)
+_HOST: Final = re.compile(HOST.pattern.encode())
 _CHUNKED_SLICE_BYTES: Final = 2**14
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -104,6 +104,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._body_bytes_left: int | None = None
         """Of a body with a Content-Length; `None` where it is chunked."""
         self._last_bytes = b""
+        self._is_pipeline_paused = False
         self._body_bytes = 0
         self._framing_bytes = 0
         self._framing_bytes_since_data = 0
@@ -179,6 +180,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _hold_pipelined(self) -> None:
         if len(self._unparsed) > self._limits.pipelined_bytes:
             self.flow.pause_reading()
+            self._is_pipeline_paused = True
         if len(self._unparsed) > 16 * self._limits.pipelined_bytes:  # the application resumed it
             self.transport.abort()
 
@@ -280,6 +282,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on with the next request."""
+        self._is_pipeline_paused = False
         self._enter(_Phase.DISCARD if self._in_body else _Phase.HEAD)
         super().on_response_complete()
         if self._unparsed and not self.transport.is_closing():
@@ -312,11 +315,20 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(TOO_SLOW if self._unparsed else None)
         elif self._phase is _Phase.BODY:
             self._check_body()
-        elif self._phase is _Phase.DISCARD and (
+        elif self._phase is _Phase.RESPONSE:
+            if self._is_pipeline_paused and self._has_hung_up():
+                self.transport.abort()
+        elif (
             self._phase_seconds > limits.discard_seconds
             or self._body_bytes - self._phase_body_bytes > limits.discard_bytes
         ):
             self.transport.abort()
+
+    def _has_hung_up(self) -> bool:
+        """Whether the client has closed its side, which is not read while reading is paused."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _check_body(self) -> None:
         window = self._limits.body_window_seconds

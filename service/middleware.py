@@ -128,6 +128,46 @@ class RequestMiddleware:
         log.info("request", route=route, method=method, status=status, seconds=round(seconds, 4))
 
 
+class HeadMiddleware:
+    """Serves HEAD by the handler of GET, without the body (RFC 9110, section 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        ended = asyncio.Event()
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+            elif not ended.is_set():
+                ended.set()
+                await send({"type": "http.response.body"})
+
+        async def receive_until_ended() -> Message:
+            if ended.is_set():
+                return {"type": "http.disconnect"}
+            receiving = asyncio.ensure_future(receive())
+            ending = asyncio.ensure_future(ended.wait())
+            try:
+                await asyncio.wait((receiving, ending), return_when=asyncio.FIRST_COMPLETED)
+                return receiving.result() if receiving.done() else {"type": "http.disconnect"}
+            finally:
+                receiving.cancel()
+                ending.cancel()
+
+        # A copy: the server itself needs the method. What the router adds, the log needs.
+        inner = {**scope, "method": "GET"}
+        try:
+            await self._app(inner, receive_until_ended, send_head)
+        finally:
+            scope["route"] = inner.get("route")
+
+
 def _failure(error: BaseException, request_id: str) -> Response:
     if isinstance(error, asyncio.CancelledError):  # the server's own shutdown period has ended, too
         return problems.respond_stopping(request_id)

@@ -23,6 +23,7 @@ from service.core import redis_keys
 from service.core.settings import Settings
 from service.http_protocol import HttpLimits, HttpProtocol
 from service.middleware import AFTER_BODIES_SECONDS
+from service.public_url import Network
 
 LOOPBACK: Final = "127.0.0.1"
 ACCEPT_BACKLOG: Final = 256
@@ -52,13 +53,16 @@ class Server(uvicorn.Server):
         loopback_only: bool,
         grace_seconds: float,
         max_connections: int,
+        proxies: Sequence[Network] = (),
         limits: HttpLimits = HttpLimits(),  # noqa: B008  frozen
     ) -> None:
         self._host = host
         protocol = partial(
             HttpProtocol,
             limits=limits,
-            open_connections=Connections(max_connections, max(1, max_connections // 2)),
+            open_connections=Connections(
+                max_connections, max(1, max_connections // 2), proxies=proxies
+            ),
         )
         config = uvicorn.Config(
             app,

@@ -4,7 +4,6 @@ Each hostile file says which status of the contract it must meet; each honest on
 first pixel must be after normalisation.
 """
 
-import io
 import pickle
 import struct
 import zlib
@@ -12,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, PngImagePlugin
+
+from tests import picture_files as files
+from tests.picture_files import png_chunk, saved
 
 SIZE = (24, 16)
 BOUNDARY = "corpus"
@@ -50,13 +52,6 @@ class HostileBody:
     status: int
 
 
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    """The bytes of a picture in the format `kind`."""
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
 def picture(seed: int = 0) -> Image.Image:
     """A small RGB picture that does not compress away."""
     image = Image.new("RGB", SIZE, (200, 30, 60))
@@ -66,11 +61,6 @@ def picture(seed: int = 0) -> Image.Image:
         draw.line((x, y, y, x % SIZE[1]), fill=(number * 20, 255 - number * 9, number * 3))
     image.putpixel((0, 0), (200, 30, 60))
     return image
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    """One chunk of a PNG, with its checksum."""
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_of(width: int, height: int, pixels: bytes, *extra: bytes) -> bytes:
@@ -118,7 +108,8 @@ def _around(jpeg: bytes, data: bytes) -> bytes:
 
 def hostile_files() -> list[HostileFile]:
     """Every file that must be refused."""
-    png, jpeg, webp = (saved(picture(), kind) for kind in ("PNG", "JPEG", "WEBP"))
+    png, jpeg, webp, avif = (saved(picture(), kind) for kind in ("PNG", "JPEG", "WEBP", "AVIF"))
+    heic = files.heic(picture())
     flipped = bytearray(png)
     flipped[len(flipped) // 2] ^= 0xFF
     kinds = {"GIF": 415, "BMP": 415, "TIFF": 415, "PDF": 415}
@@ -153,15 +144,29 @@ def hostile_files() -> list[HostileFile]:
         HostileFile("ZIP", b"PK\x03\x04" + bytes(200), 415),
         HostileFile("AVIF of nothing", b"\0\0\0\x1cftypavif" + bytes(200), 400),
         HostileFile("HEIC of nothing", b"\0\0\0\x1cftypheic" + bytes(200), 400),
+        HostileFile("animated AVIF", _animated("AVIF"), 400),
+        HostileFile("truncated AVIF", avif[: len(avif) * 2 // 3], 400),
+        HostileFile("truncated HEIC", heic[: len(heic) * 2 // 3], 400),
+        HostileFile(
+            "JPEG of 100,000 tables", files.jpeg_with(jpeg, b"\xff\xdb\0\2" * 100_000), 400
+        ),
+        HostileFile("PNG whose pixels lack", files.png_with(png[:33], png[-12:]), 400),
+        HostileFile("PNG of a wrong checksum", png[:-16] + bytes(4) + png[-12:], 400),
+        HostileFile("PSD", b"8BPS\0\1" + bytes(99), 415),
+        HostileFile("JPEG XL", b"\xff\x0a" + bytes(99), 415),
+        HostileFile("raw picture", b"II*\0\x10\0\0\0CR\2\0" + bytes(99), 415),
         HostileFile("MP4", b"\0\0\0\x1cftypisom" + bytes(200), 415),
         HostileFile("RIFF that is sound", b"RIFF\x24\0\0\0WAVEfmt " + bytes(60), 415),
     ]
 
 
-def _tagged(orientation: int, image: Image.Image) -> bytes:
+def _tagged(orientation: int, image: Image.Image, kind: str = "PNG") -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return saved(image, "PNG", exif=exif)
+    if kind == "HEIF":
+        return files.heic(image, exif=exif.tobytes())
+    exact = {"quality": 100, "subsampling": "4:4:4"} if kind == "AVIF" else {}
+    return saved(image, kind, exif=exif, **exact)
 
 
 def _alpha(mode: str) -> Image.Image:
@@ -184,8 +189,12 @@ def honest_files() -> list[HonestFile]:
     marked = picture()
     marked.putpixel((SIZE[0] - 1, 0), (1, 2, 3))
     grey16 = Image.new("I;16", SIZE, 0x8000)
-    profile = PngImagePlugin.PngInfo()
-    profile.add_text("Comment", "hello")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "hello")
+    bomb = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(80 * 2**20), 9))
+    padded = files.srgb_icc() + bytes(3 * 2**20)
+    large = png_chunk(b"iCCP", b"x\0\0" + zlib.compress(padded))
+    exif = files.segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0")
     cmyk = Image.new("RGB", SIZE, (0, 128, 255)).convert("CMYK")
     white = (255, 255, 255)
     return [
@@ -224,7 +233,35 @@ def honest_files() -> list[HonestFile]:
         ),
         HonestFile("mirrored by EXIF", _tagged(2, marked), (1, 2, 3)),
         HonestFile("turned by EXIF", _tagged(8, marked), (1, 2, 3), (SIZE[1], SIZE[0])),
-        HonestFile("with text", saved(picture(), "PNG", pnginfo=profile), red),
+        HonestFile("with text", saved(picture(), "PNG", pnginfo=text), red),
+        HonestFile("with a text bomb", files.png_with(png, bomb), red),
+        HonestFile("with a large profile", files.png_with(png, large), red),
+        HonestFile(
+            "JPEG of many Exif segments", files.jpeg_with(jpeg, exif * 3000), red, tolerance=60
+        ),
+        HonestFile(
+            "JPEG that hides scans",
+            files.jpeg_with_hidden_scans(3000, SIZE),
+            (128,) * 3,
+            tolerance=128,
+        ),
+        HonestFile("AVIF", saved(picture(), "AVIF", quality=95), red, tolerance=60),
+        HonestFile("clear AVIF", saved(_alpha("RGB"), "AVIF"), white, tolerance=3),
+        HonestFile(
+            "AVIF turned by EXIF",
+            _tagged(8, marked, "AVIF"),
+            (1, 2, 3),
+            (SIZE[1], SIZE[0]),
+            tolerance=30,
+        ),
+        HonestFile("HEIC", files.heic(picture()), red, tolerance=30),
+        HonestFile(
+            "HEIC turned by EXIF",
+            _tagged(8, marked, "HEIF"),
+            (1, 2, 3),
+            (SIZE[1], SIZE[0]),
+            tolerance=30,
+        ),
     ]
 
 

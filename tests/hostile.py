@@ -1,6 +1,7 @@
 """A storm of generated hostile uploads. `python -m tests.hostile 2000` prints what came of it.
 
-Every case is a body of the corpus or a picture of it, damaged by chance; the seed makes it again.
+Every case is a body of the corpus or a picture of it, damaged by chance: in its bytes, or in the
+order, number and content of its chunks and segments. The seed makes it again.
 """
 
 import functools
@@ -15,10 +16,11 @@ import httpx
 from redis import Redis
 
 from service.cli.processes import RedisServer
-from tests import corpus
+from tests import corpus, picture_files
 from tests.running import KEEP, Running, start_api
 
 ALLOWED = {202, 400, 413, 415, 422}
+FIELDS = ("image", "image", "control_image")
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,11 @@ def body(chance: random.Random) -> tuple[str, bytes]:
             picked = chance.choice(bodies)
             return picked.content_type, damaged(picked.body, chance)
         case 2:
+            damage = chance.choice((damaged, picture_files.rebuilt))
             parts = [
-                corpus.part("image", damaged(chance.choice(files), chance), filename="a.png")
+                corpus.part(
+                    chance.choice(FIELDS), damage(chance.choice(files), chance), filename="a"
+                )
                 for _ in range(chance.randint(1, 3))
             ]
         case _:

@@ -1,12 +1,18 @@
 """Picture files made piece by piece: chunks, segments and boxes as no encoder writes them."""
 
+import functools
 import io
+import itertools
+import random
+import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageCms
 
+MOST_BYTES = 4 * 2**20
+"""Of what one piece becomes when it is doubled many times."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 """Colour types of a PNG."""
@@ -73,6 +79,103 @@ def riff_chunk(kind: bytes, data: bytes) -> bytes:
 def webp_with(webp: bytes, chunks: bytes) -> bytes:
     """A WebP with further chunks before its own."""
     return riff_chunk(b"RIFF", b"WEBP" + chunks + webp[12:])
+
+
+def pieces(data: bytes) -> list[bytes]:
+    """A file cut where its format cuts it: chunks, segments or boxes; of others one piece."""
+    if data.startswith(PNG_SIGNATURE):
+        return _cut(data, 8, lambda at: 12 + int.from_bytes(data[at : at + 4]))
+    if data.startswith(b"\xff\xd8"):
+        starts = [match.start() for match in re.finditer(rb"\xff[\xc0-\xcf\xd9-\xfe]", data)]
+        edges = [0, *starts, len(data)]
+        return [data[a:b] for a, b in itertools.pairwise(edges)]
+    if data[:4] == b"RIFF":
+        return _cut(
+            data, 12, lambda at: 8 + -(-int.from_bytes(data[at + 4 : at + 8], "little") // 2) * 2
+        )
+    if data[4:8] == b"ftyp":
+        return _cut(data, 0, lambda at: max(8, int.from_bytes(data[at : at + 4])))
+    return [data]
+
+
+def _cut(data: bytes, start: int, length: Callable[[int], int]) -> list[bytes]:
+    edges = [0, start] if start else [0]
+    while (at := edges[-1]) < len(data):
+        edges.append(min(len(data), at + length(at)))
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def rebuilt(data: bytes, chance: random.Random) -> bytes:
+    """A file whose pieces were doubled, dropped, moved, flooded or made to lie about themselves.
+
+    The checksums of a PNG are right more often than not, so that damage reaches what is behind.
+    """
+    parts = [part for part in pieces(data) if part]
+    for _ in range(chance.randint(1, 4)):
+        if not parts:
+            return b""
+        at = chance.randrange(len(parts))
+        match chance.randrange(6):
+            case 0:
+                parts.insert(chance.randrange(len(parts)), parts[at])
+            case 1:
+                del parts[at]
+            case 2:
+                parts.insert(chance.randrange(len(parts)), parts.pop(at))
+            case 3:
+                parts[at] *= min(chance.choice((2, 50, 2000)), 1 + MOST_BYTES // len(parts[at]))
+            case 4:
+                parts.insert(chance.randint(1, len(parts)), _extra(data, chance) or b"x")
+            case _:
+                changed = bytearray(parts[at])
+                for _ in range(chance.randint(1, 3)):
+                    changed[chance.randrange(len(changed))] = chance.randrange(256)
+                parts[at] = bytes(changed)
+    if data.startswith(PNG_SIGNATURE) and chance.random() < 0.7:
+        parts = [_checked(part) for part in parts]
+    return b"".join(parts)
+
+
+def _checked(part: bytes) -> bytes:
+    return part[:-4] + struct.pack(">I", zlib.crc32(part[4:-4])) if len(part) >= 12 else part
+
+
+def _extra(data: bytes, chance: random.Random) -> bytes:
+    """A piece that does not belong to the picture: a bomb, a flood, a lie."""
+    noise = chance.randbytes(chance.choice((0, 9, 3000)))
+    if data.startswith(PNG_SIGNATURE):
+        kind = chance.choice(
+            (
+                b"iCCP",
+                b"eXIf",
+                b"tRNS",
+                b"PLTE",
+                b"IDAT",
+                b"acTL",
+                b"gAMA",
+                b"cHRM",
+                b"cICP",
+                b"zTXt",
+                b"iTXt",
+            )
+        )
+        return png_chunk(kind, chance.choice((noise, b"x\0\0" + _bomb(), b"x\0\1\0\0\0" + _bomb())))
+    if data.startswith(b"\xff\xd8"):
+        code = chance.choice((0xC0, 0xC4, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xE2, 0xEE, 0xFE, 0x02))
+        start = chance.choice((b"", b"Exif\0\0MM\0*", b"ICC_PROFILE\0\1\1", b"Adobe", b"JFIF\0"))
+        return segment(code, start + noise) * chance.choice((1, 1, 500))
+    if data[:4] == b"RIFF":
+        return riff_chunk(
+            chance.choice((b"VP8X", b"ICCP", b"ANMF", b"ALPH", b"EXIF", b"VP8 ")), noise
+        )
+    size = chance.choice((8 + len(noise), 0, 1, 2**31))
+    kind = chance.choice((b"meta", b"moov", b"colr", b"ispe", b"mdat", b"free"))
+    return struct.pack(">I", size) + kind + noise
+
+
+@functools.cache
+def _bomb() -> bytes:
+    return zlib.compress(bytes(30 * 2**20), 9)
 
 
 def jpeg_with_hidden_scans(count: int, size: tuple[int, int]) -> bytes:

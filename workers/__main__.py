@@ -19,7 +19,7 @@ import structlog
 from redis import Redis, RedisError
 
 from service.core import logging, redis_server, tracing, worker_registry
-from service.core.catalog import load_catalog
+from service.core.catalog import Catalog, load_catalog
 from service.core.errors import ConfigurationError
 from service.core.metrics import WorkerMetrics
 from service.core.queue import connect
@@ -32,6 +32,7 @@ from workers.eligibility import Eligibility, Quarantine
 from workers.embedding_store import RedisEmbeddingStore
 from workers.engine.api import Options
 from workers.engine.engine import Engine, load_engine
+from workers.images import PictureEncoder
 from workers.liveness import CHECK_SECONDS, REAP_SECONDS, LeaseReaper, PeriodicThread, Watchdog
 from workers.monitoring import HealthServer, MetricsObserver, watch_memory
 from workers.progress import ProgressWriter
@@ -72,7 +73,9 @@ class Worker:
         storage = Storage.from_settings(settings)
         with suppress(RedisError):  # it is waited for below
             redis_server.check(redis)
-        engine = self._load(redis)
+        catalog = load_catalog(settings.models)
+        pictures = PictureEncoder.from_settings(settings, catalog)
+        engine = self._load(catalog, redis)
         transitions = Transitions(
             redis,
             retention_seconds=settings.job_retention_seconds,
@@ -94,6 +97,7 @@ class Worker:
             metrics=self._metrics,
             worker_name=self._name,
             max_attempts=settings.max_attempts,
+            pictures=pictures,
         )
         consumer: Consumer = wait_for(
             "Redis",
@@ -137,9 +141,8 @@ class Worker:
             self._health.close()
         logger.info("worker ended", name=self._name)
 
-    def _load(self, redis: Redis) -> Engine:
+    def _load(self, catalog: Catalog, redis: Redis) -> Engine:
         settings, began = self._settings, time.monotonic()
-        catalog = load_catalog(settings.models)
         self._metrics.start_at_zero(catalog.models)
         engine = load_engine(
             catalog,

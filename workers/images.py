@@ -1,38 +1,37 @@
 """The pictures of a job: uploads read from storage, and finished pictures encoded as files.
 
-A finished picture carries the parameters that it was made with, as the JSON of `parameters`: a PNG
-in a text chunk named `imageprompt`, a JPEG or WebP in the UserComment of its EXIF data. From it the
-picture can be made again. It holds no job id and no time, so that the same request gives the same
-bytes.
+A finished picture carries what it was made with; `service/core/picture_metadata.py` says in which
+forms.
 """
 
 import hashlib
 import io
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from threading import Event
 from typing import Any, Final
 
 import structlog
-from PIL import ExifTags, UnidentifiedImageError
-from PIL.Image import Exif, Image
+from PIL import UnidentifiedImageError
+from PIL.Image import Image
 from PIL.Image import open as open_image
-from PIL.PngImagePlugin import PngInfo
 
+from service.core import picture_metadata, png
+from service.core.catalog import Catalog
 from service.core.errors import InputLost, StorageFailed
 from service.core.params import GenerateRequest, OutputFormat
-from service.core.schema import picture_metadata
+from service.core.schema import picture_metadata as public_fields
+from service.core.settings import Provenance, Settings
 from service.core.storage import ObjectMissing, Storage, StorageError
 from workers import retry
+from workers.content_credentials import ContentCredentials
+from workers.weights import revisions
 
 logger = structlog.get_logger(__name__)
 
 STORAGE_RETRY_SECONDS: Final = 300.0
 """How long reads and writes of the storage are retried before the attempt fails."""
-
-TEXT_CHUNK: Final = "imageprompt"
-_ASCII: Final = b"ASCII\0\0\0"  # EXIF 2.32, 4.6.5: the character code of a UserComment
 
 
 def read_upload(storage: Storage, key: str, *, interrupt: Event) -> Image:
@@ -79,38 +78,82 @@ class PictureFile:
     sha256: str
 
 
-def parameters(request: GenerateRequest, index: int) -> dict[str, Any]:
-    """Describe picture `index` of a job: all that is needed to make it again, JSON-ready."""
-    return picture_metadata(request) | {"seed": request.seed + index, "num_images": 1}
+class PictureEncoder:
+    """Encodes finished pictures, which then tell how they were made."""
 
+    def __init__(
+        self,
+        weights: Mapping[str, Mapping[str, str]] | None = None,
+        *,
+        provenance: Provenance = Provenance.XMP,
+        credentials: ContentCredentials | None = None,
+    ) -> None:
+        """`weights` has the revisions of each served model (`workers.weights.revisions`).
 
-def encode(image: Image, request: GenerateRequest, index: int) -> PictureFile:
-    """Encode picture `index` of a job in the format that the request asks for."""
-    text = json.dumps(parameters(request, index), separators=(",", ":"), sort_keys=True)
-    kind, out = request.output_format, io.BytesIO()
-    if kind is OutputFormat.PNG:
-        chunk = PngInfo()
-        chunk.add_text(TEXT_CHUNK, text)
-        # Level 3 takes a third of the default's time for a twentieth more bytes.
-        image.save(out, "PNG", pnginfo=chunk, compress_level=3)
-    else:
-        exif = Exif()
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _ASCII + text.encode("ascii")
-        if kind is OutputFormat.JPEG:
-            image.save(out, "JPEG", quality=95, subsampling=0, exif=exif)
+        `credentials` sign where `provenance` is `c2pa`.
+        """
+        self._weights = weights or {}
+        self._provenance = provenance
+        self._credentials = credentials
+
+    @classmethod
+    def from_settings(cls, settings: Settings, catalog: Catalog) -> "PictureEncoder":
+        """The encoder of a worker. Raises `ConfigurationError` where it is to sign but cannot."""
+        credentials = None
+        if settings.provenance is Provenance.C2PA:
+            credentials = ContentCredentials(settings.c2pa_certificates, settings.c2pa_key)
+        return cls(
+            {name: revisions(entry) for name, entry in catalog.models.items()},
+            provenance=settings.provenance,
+            credentials=credentials,
+        )
+
+    def encode(self, image: Image, request: GenerateRequest, index: int) -> PictureFile:
+        """Encode picture `index` of a job in the format that the request asks for."""
+        recipe = self.recipe(request, index)
+        text = picture_metadata.recipe_text(recipe)
+        description = picture_metadata.generation_parameters(recipe)
+        marked = self._provenance is not Provenance.NONE
+        kind = request.output_format
+        if kind is OutputFormat.PNG:
+            data = png.encode(image, chunks=_chunks(text, description, marked=marked))
         else:
-            image.save(out, "WEBP", quality=92, exif=exif)
-    data = out.getvalue()
-    return PictureFile(data, kind.content_type, kind.value, hashlib.sha256(data).hexdigest())
+            out = io.BytesIO()
+            options: dict[str, Any] = {"exif": picture_metadata.exif(text, description)}
+            if marked:
+                options["xmp"] = picture_metadata.XMP.encode()
+            if kind is OutputFormat.JPEG:
+                image.save(out, "JPEG", quality=95, subsampling=0, **options)
+            else:
+                image.save(out, "WEBP", quality=92, **options)
+            data = out.getvalue()
+        if self._credentials is not None:  # last: any later change would break the signature
+            data = self._credentials.sign(data, kind.content_type)
+        return PictureFile(data, kind.content_type, kind.value, hashlib.sha256(data).hexdigest())
+
+    def recipe(self, request: GenerateRequest, index: int) -> dict[str, Any]:
+        """All that is needed to make picture `index` of a job again, JSON-ready."""
+        return public_fields(request) | {
+            "seed": request.seed + index,
+            "num_images": 1,
+            "weights": self._weights_of(request),
+        }
+
+    def _weights_of(self, request: GenerateRequest) -> dict[str, str]:
+        """The revisions of the parts of the model that made a picture."""
+        used = {"base", "vae", f"adapter/{request.adapter}"}
+        if request.control is not None:
+            used.add(f"control/{request.control.type}")
+        known = self._weights.get(request.model, {})
+        return {name: revision for name, revision in known.items() if name in used}
 
 
-def read_parameters(image: Image) -> dict[str, Any] | None:
-    """Read back the parameters of an opened picture; `None` where it carries none."""
-    text = getattr(image, "text", {}).get(TEXT_CHUNK)
-    if text is None:
-        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-        if not isinstance(comment, bytes) or not comment.startswith(_ASCII):
-            return None
-        text = comment.removeprefix(_ASCII).decode("ascii")
-    content = json.loads(text)
-    return content if isinstance(content, dict) else None
+def _chunks(text: str, description: str, *, marked: bool) -> list[bytes]:
+    chunks = [
+        png.text_chunk(picture_metadata.PNG_RECIPE, text),
+        png.text_chunk(picture_metadata.PNG_PARAMETERS, description),
+    ]
+    if marked:
+        xmp = png.international_text_chunk(picture_metadata.PNG_XMP, picture_metadata.XMP)
+        chunks.append(xmp)
+    return chunks

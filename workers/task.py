@@ -66,6 +66,7 @@ class Collaborators:
     metrics: WorkerMetrics
     worker_name: str
     max_attempts: int
+    pictures: images.PictureEncoder = field(default_factory=images.PictureEncoder)
     tracer: Tracer = field(default_factory=tracing.process_tracer)
 
 
@@ -177,7 +178,7 @@ class _Generation:
 
         stored = []
         for index, image in enumerate(result.images):
-            file = images.encode(image, job.request, index)
+            file = self._shared.pictures.encode(image, job.request, index)
             key = redis_keys.result(job.id, f"{index}-{self._claim.token[:12]}.{file.extension}")
             try:
                 retry.with_backoff(

@@ -22,8 +22,8 @@ import httpx
 from PIL import Image, ImageFilter
 
 from bench.http import load, servers
+from service.core.upload_kind import UploadKind
 from service.submission import images
-from service.submission.decoded import UploadKind
 
 OUT: Final = Path("out/bench")
 UPLOAD_BYTES: Final = 300_000

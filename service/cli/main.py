@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from service.cli import again as again_command
 from service.cli import generate as generate_command
 from service.cli import keys as keys_command
 from service.cli.client import ClientError
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("generate")(generate_command.command())
+app.command("again")(again_command.again)
 app.command("demo")(generate_command.demo)
 app.add_typer(keys_command.app, name="keys")
 

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from service.core.schema import Computed, Files, ModelDefault, OnePerFile, OnlyWith, Public
+from service.core.upload_kind import UploadKind
 
 MAX_IMAGES_PER_JOB: Final = 4
 
@@ -86,7 +87,7 @@ class _Record(BaseModel):
 
 
 class StoredUpload(_Record):
-    """One upload in object storage, as an RGB PNG. Width and height in pixels, upright."""
+    """One upload in object storage, readable as RGB. Width and height in pixels, upright."""
 
     key: ObjectKey
     sha256: Sha256
@@ -123,7 +124,8 @@ class GenerateRequest(_Record):
         Files(at_least=1, at_most=8),
         Public(),
         Field(
-            description="Image prompts: PNG, JPEG or WebP. Several are combined as one prompt.",
+            description="Image prompts: PNG, JPEG, WebP, AVIF or HEIC. Several are combined as one "
+            "prompt.",
             max_length=8,
         ),
     ]
@@ -144,7 +146,7 @@ class GenerateRequest(_Record):
     ] = ""
     control_image: Annotated[
         tuple[StoredUpload, ...],
-        Files(),
+        Files(kind=UploadKind.MAP),
         Public(),
         Field(description="The ControlNet map; resized to the output size."),
     ] = ()

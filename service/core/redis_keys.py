@@ -55,6 +55,9 @@ EMBEDDINGS_LAST_USE = f"{EMBEDDINGS}:last-use"
 EMBEDDINGS_TOTAL_BYTES = f"{EMBEDDINGS}:total-bytes"
 """String: the size of all of them together."""
 
+URL_SECRETS = f"{PREFIX}url_secrets"
+"""Hash: the secrets that sign URLs, by their ids."""
+
 OUTBOX = f"{PREFIX}outbox"
 """Sorted set: ids of ended jobs whose webhook is still to be delivered, by when it is due."""
 

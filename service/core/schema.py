@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from service.core.errors import FieldError, InvalidField, MalformedBody
+from service.core.upload_kind import UploadKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +27,11 @@ class Public:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Marks an upload field, a tuple of stored uploads: how many files it takes."""
+    """Marks an upload field, a tuple of stored uploads: how many files it takes, and what for."""
 
     at_least: int = 0
     at_most: int = 1
+    kind: UploadKind = UploadKind.PICTURE
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,15 @@ IMAGEPROMPT_SECRETS_DIR=/run/secrets the file `imageprompt_redis_url` sets `redi
 
 import base64
 import binascii
+import json
 import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, IPvAnyNetwork, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,11 +35,30 @@ class AttentionBackend(StrEnum):
     SDPA = "sdpa"
 
 
+class Provenance(StrEnum):
+    """How a finished picture says that a model made it."""
+
+    NONE = "none"
+    XMP = "xmp"
+    """IPTC's DigitalSourceType in an XMP packet."""
+    C2PA = "c2pa"
+    """That, and Content Credentials signed with a certificate of the operator's."""
+
+
 class LogFormat(StrEnum):
     """Lines for machines or for people."""
 
     JSON = "json"
     TEXT = "text"
+
+
+def _listed(value: object) -> object:
+    """A list from the environment: JSON, or values with commas between them."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [item.strip() for item in value.split(",") if item.strip()]
 
 
 class Settings(BaseSettings):
@@ -55,6 +76,9 @@ class Settings(BaseSettings):
     folder is swept by the API, a bucket by nobody: it needs a lifecycle rule (k8s/README.md)."""
     storage_endpoint: str | None = None
     """Endpoint of an S3-compatible store other than AWS."""
+    storage_public_url: str | None = None
+    """Endpoint of the S3-compatible store as clients reach it, where `storage_endpoint` is reached
+    from inside only; presigned URLs are made for it."""
     storage_access_key_id: SecretStr | None = None
     storage_secret_access_key: SecretStr | None = None
     """Keys of an S3 store, best given as secret files; without them the environment is asked."""
@@ -85,6 +109,21 @@ class Settings(BaseSettings):
     takes a file descriptor, so the limit of open files (`ulimit -n`) bounds them too."""
     max_event_streams: Annotated[int, Field(gt=0)] = 200
     presigned_url_seconds: Annotated[int, Field(gt=0)] = 600
+    signed_url_seconds: Annotated[int, Field(gt=0)] = 3600
+    """How long a signed URL of a picture or of events is valid at least, and at most twice as
+    long. Jobs of API keys have them; jobs of anonymous callers need none."""
+
+    # How clients reach it
+    public_url: str | None = None
+    """URL under which clients reach the service, with the path prefix if there is one. Without it
+    links have the host that was asked for."""
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_listed)] = ()
+    """Networks of proxies whose `Forwarded` and `X-Forwarded-*` headers are believed."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = ()
+    """Origins (`https://app.example`) whose web pages may use the service."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = ()
+    """Host names by which the service may be used without an API key, beside addresses,
+    `localhost`, names without a dot and the host of `public_url`."""
 
     # Who may
     allow_anonymous: bool = False
@@ -93,7 +132,7 @@ class Settings(BaseSettings):
     until a key is made."""
     webhook_secret: SecretStr | None = None
     """Signs webhooks of requests without an API key (`whsec_` and base64); keys have their own."""
-    webhook_networks: tuple[IPvAnyNetwork, ...] = ()
+    webhook_networks: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_listed)] = ()
     """Networks that are not public and that webhooks may reach nevertheless."""
     admin_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Port for docs, metrics and health alone; without it they are on `port`."""
@@ -139,12 +178,38 @@ class Settings(BaseSettings):
     embedding_cache_bytes: Annotated[int, Field(ge=0)] = 128 * 2**20
     """How many bytes Redis keeps of them at most; one of an SDXL text has 0.3 MB, one for a Plus
     adapter 0.7 MB. It holds the jobs, too, and refuses them when it is full."""
+    provenance: Provenance = Provenance.XMP
+    c2pa_certificates: Path | None = None
+    """PEM file of the certificate that signs pictures, followed by its issuers."""
+    c2pa_key: Path | None = None
+    """PEM file of its private key."""
     preview_every_steps: Annotated[int, Field(ge=0)] = 0
     """Send a small preview event every so many steps; 0 sends none."""
 
     # Logs
     log_level: str = "INFO"
     log_format: LogFormat = LogFormat.JSON
+
+    @field_validator("public_url", "storage_public_url")
+    @classmethod
+    def _is_base_url(cls, url: str | None) -> str | None:
+        if not url:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+            raise ValueError("must be an http or https URL with a host and without credentials")
+        if parts.query or parts.fragment:
+            raise ValueError("must have no query and no fragment")
+        return url.rstrip("/")
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            if not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
+                raise ValueError(f"{origin!r} is no origin; write scheme://host or with a port")
+        return origins
 
     @field_validator("webhook_secret")
     @classmethod

@@ -34,9 +34,16 @@ class Storage:
     """
 
     def __init__(
-        self, store: ObjectStore, *, presigned_url_seconds: int, public: bool = True
+        self,
+        store: ObjectStore,
+        *,
+        presigned_url_seconds: int,
+        public: bool = True,
+        signing_store: ObjectStore | None = None,
     ) -> None:
+        """`signing_store` is the same storage under the endpoint that clients reach."""
         self._store = store
+        self._signing_store = signing_store or store
         self._presigned = timedelta(seconds=presigned_url_seconds)
         self._public = public
 
@@ -47,6 +54,7 @@ class Storage:
         return cls.open(
             settings.storage_url,
             endpoint=settings.storage_endpoint,
+            public_endpoint=settings.storage_public_url,
             access_key_id=key_id.get_secret_value() if key_id else None,
             secret_access_key=secret.get_secret_value() if secret else None,
             presigned_url_seconds=settings.presigned_url_seconds,
@@ -59,6 +67,7 @@ class Storage:
         url: str,
         *,
         endpoint: str | None = None,
+        public_endpoint: str | None = None,
         access_key_id: str | None = None,
         secret_access_key: str | None = None,
         presigned_url_seconds: int,
@@ -93,7 +102,9 @@ class Storage:
             "client_options": {
                 "timeout": "10s",
                 "connect_timeout": "3s",
-                "allow_http": bool(endpoint and endpoint.startswith("http://")),
+                "allow_http": any(
+                    one and one.startswith("http://") for one in (endpoint, public_endpoint)
+                ),
             },
             "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=15)},
         }
@@ -103,9 +114,19 @@ class Storage:
             options |= {"access_key_id": access_key_id, "secret_access_key": secret_access_key}
         try:
             store = from_url(url, **options)
+            signing_store = (
+                None
+                if public_endpoint is None
+                else from_url(url, **options | {"endpoint": public_endpoint})
+            )
         except (BaseError, ValueError) as error:
             raise ConfigurationError(f"IMAGEPROMPT_STORAGE_URL: {error}") from error
-        return cls(store, presigned_url_seconds=presigned_url_seconds, public=public)
+        return cls(
+            store,
+            presigned_url_seconds=presigned_url_seconds,
+            public=public,
+            signing_store=signing_store,
+        )
 
     @property
     def signs(self) -> bool:
@@ -178,7 +199,7 @@ class Storage:
 
     def sign(self, key: str) -> str:
         """A URL under which anybody may read the object for a while."""
-        store = cast("S3Store | GCSStore | AzureStore", self._store)
+        store = cast("S3Store | GCSStore | AzureStore", self._signing_store)
         return self._call(lambda: obstore.sign(store, "GET", key, self._presigned))
 
     def check(self) -> None:

@@ -5,6 +5,7 @@ their own, bounded in number, so that they never block requests that poll.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from redis.exceptions import RedisError
 
 from service.core import redis_keys
 from service.core.job import EventName
+from service.fair_share import FairShare
 
 BLOCK_SECONDS: Final = 2.0
+LEAST_SLOTS: Final = 2
+"""Of one owner and of one job, as long as any are free."""
 FIRST: Final = "0-0"
 """Id before the first event of every stream."""
 _EVENTS_AT_ONCE: Final = 100
@@ -51,7 +55,9 @@ class EventStreams:
                 retry=Retry(NoBackoff(), 0),
             )
         )
-        self._free_slots = limit
+        self._shares = FairShare(limit, at_least=LEAST_SLOTS)
+        self._per_job: Counter[str] = Counter()
+        self._limit_per_job = max(LEAST_SLOTS, limit // 8)
         self._stopping = stopping
 
     @property
@@ -64,21 +70,25 @@ class EventStreams:
         await self._redis.aclose()
 
     @contextmanager
-    def subscriber_slot(self) -> Iterator[bool]:
-        """Take a subscriber slot for the length of the context; `False` where none is free."""
-        if self._free_slots <= 0:
+    def subscriber_slot(self, owner: str, job_id: str) -> Iterator[bool]:
+        """Take a subscriber slot for the length of the context; `False` where none is free.
+
+        Slots are shared between owners, and one job has a part of them only.
+        """
+        if self._per_job[job_id] >= self._limit_per_job or not self._shares.take(owner):
             yield False
             return
-        self._free_slots -= 1
+        self._per_job[job_id] += 1
         try:
             yield True
         finally:
-            self._free_slots += 1
+            self._shares.release(owner)
+            self._per_job[job_id] -= 1
+            self._per_job += Counter()  # drops the zeros
 
-    @property
-    def has_free_slot(self) -> bool:
-        """Whether one more subscriber is allowed."""
-        return self._free_slots > 0
+    def has_free_slot(self, owner: str) -> bool:
+        """Whether one more subscriber of this owner is allowed."""
+        return self._shares.may_take(owner)
 
     async def has_event(self, job_id: str, after: str) -> bool:
         """Whether there is an event after the one with id `after`. Raises `redis.RedisError`."""
@@ -108,12 +118,12 @@ class EventStreams:
                 if fields["event"] == EventName.DONE:
                     return
 
-    async def wait(self, job_id: str, seconds: float) -> bool | None:
+    async def wait(self, job_id: str, seconds: float, *, owner: str) -> bool | None:
         """Wait at most `seconds` for the end of the job; whether it came.
 
         `None` where no subscriber slot is free, so that there was no wait.
         """
-        with self.subscriber_slot() as has_slot:
+        with self.subscriber_slot(owner, job_id) as has_slot:
             if not has_slot:
                 return None
             try:

@@ -10,6 +10,7 @@ from pydantic_core import CoreSchema
 from service.core.job import Job, JobError, JobMetrics, Status
 from service.core.params import GenerateRequest, Sha256
 from service.core.schema import input_model, show
+from service.signed_urls import Signer
 
 
 class Progress(BaseModel):
@@ -75,9 +76,24 @@ class JobPage(BaseModel):
     next: Annotated[str | None, Field(description="URL of the next page; null on the last one.")]
 
 
-def job_view(job: Job, *, base: str, ahead: int | None, eta_seconds: float | None) -> JobView:
-    """A job as its client sees it; `base` is the URL of the service with a slash at its end."""
-    url = f"{base}jobs/{job.id}"
+def job_view(
+    job: Job,
+    *,
+    base: str,
+    ahead: int | None,
+    eta_seconds: float | None,
+    signer: Signer | None = None,
+) -> JobView:
+    """A job as its client sees it; `base` is the URL of the service with a slash at its end.
+
+    With a `signer` the URLs of pictures and events need no API key.
+    """
+    path = f"jobs/{job.id}"
+    url = f"{base}{path}"
+
+    def signed(part: str) -> str:
+        return f"{url}/{part}" + (signer.sign(f"{path}/{part}") if signer else "")
+
     return JobView(
         id=job.id,
         status=job.status,
@@ -91,7 +107,7 @@ def job_view(job: Job, *, base: str, ahead: int | None, eta_seconds: float | Non
         input=show(job.request),
         images=[
             OutputImage(
-                url=f"{url}/images/{number}",
+                url=signed(f"images/{number}"),
                 content_type=image.content_type,
                 width=image.width,
                 height=image.height,
@@ -102,7 +118,7 @@ def job_view(job: Job, *, base: str, ahead: int | None, eta_seconds: float | Non
         ],
         error=job.error,
         metrics=job.metrics,
-        urls=Urls(self=url, cancel=f"{url}/cancel", events=f"{url}/events"),
+        urls=Urls(self=url, cancel=f"{url}/cancel", events=signed("events")),
     )
 
 

@@ -33,9 +33,9 @@ def download_name(job: Job, number: int) -> str:
     return f"{job.id}-{number}.{job.request.output_format.value}"
 
 
-def check_free_slot(event_streams: EventStreams) -> None:
+def check_free_slot(event_streams: EventStreams, share: str) -> None:
     """Raise `Busy` where a request could not wait for its job; to be asked before it is queued."""
-    if not event_streams.has_free_slot:
+    if not event_streams.has_free_slot(share):
         raise Busy("Too many requests are waiting for jobs", retry_after_seconds=BUSY_SECONDS)
 
 
@@ -48,14 +48,14 @@ async def stored_job(jobs: JobStore, job_id: str, owner: str) -> FoundJob:
 
 
 async def succeeded_job(
-    event_streams: EventStreams, jobs: JobStore, job_id: str, owner: str
+    event_streams: EventStreams, jobs: JobStore, job_id: str, *, owner: str, share: str
 ) -> FoundJob:
     """Wait until a job has pictures.
 
     Raises `NoPictures` where it ends without any, and `JobUnfinished` after `MAX_WAIT_SECONDS`.
     Neither response invites the client to send the request, which made a job, again.
     """
-    await event_streams.wait(job_id, MAX_WAIT_SECONDS)
+    await event_streams.wait(job_id, MAX_WAIT_SECONDS, owner=share)
     found = await stored_job(jobs, job_id, owner)
     job = found.job
     once = {"X-Job-Id": job_id, "x-should-retry": "false"}

@@ -7,13 +7,23 @@ from typing import Annotated, Any, Final
 
 import redis.asyncio as aioredis
 from fastapi import APIRouter, Depends, Header
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from redis.exceptions import RedisError
 
+from service.api_keys import Authenticator, Caller
 from service.core import redis_keys
 from service.core.errors import DependencyUnavailable, Gone, NotFound
 from service.core.job import EventName, Status
-from service.dependencies import MayRead, Show, UseEventStreams, UseJobs, UseRedis, UseShow
+from service.dependencies import (
+    MayReadBySignature,
+    Show,
+    UseAuthenticator,
+    UseEventStreams,
+    UseJobs,
+    UseRedis,
+    UseShare,
+    UseShow,
+)
 from service.jobs.event_stream import FIRST, Event, EventStreams
 from service.jobs.store import FoundJob, JobStore
 from service.responses import failures
@@ -38,24 +48,28 @@ class _Subscription:
     redis: "aioredis.Redis"
     event_streams: EventStreams
     show: Show
+    caller: Caller
+    authenticator: Authenticator
 
 
 async def _subscription(
-    caller: MayRead,
+    caller: MayReadBySignature,
+    share: UseShare,
     jobs: UseJobs,
     redis: UseRedis,
     event_streams: UseEventStreams,
+    authenticator: UseAuthenticator,
     show: UseShow,
     job_id: JobId,
 ) -> AsyncIterator[_Subscription]:
     """Hold a subscriber slot until the response has been sent or its client has disconnected."""
     found = await jobs.get(job_id, caller.owner)
-    with event_streams.subscriber_slot() as has_slot:
+    with event_streams.subscriber_slot(share(caller), job_id) as has_slot:
         if not has_slot:
             raise DependencyUnavailable(
                 "Too many event streams are open", retry_after_seconds=BUSY_SECONDS
             )
-        yield _Subscription(found, jobs, redis, event_streams, show)
+        yield _Subscription(found, jobs, redis, event_streams, show, caller, authenticator)
 
 
 @router.get(
@@ -73,6 +87,7 @@ async def _subscription(
                 }
             },
         },
+        204: {"description": "The job has ended and `Last-Event-ID` is its last event."},
         **failures(401, 403, 404, 410, 422, 503),
     },
 )
@@ -81,8 +96,14 @@ async def follow_job(
     last_event_id: Annotated[
         str | None, Header(description="Continue after this event.", pattern=_EVENT_ID)
     ] = None,
-) -> StreamingResponse:
+) -> Response:
     """Events `status`, `progress`, `preview`, and `done` with the whole job as the last one."""
+    if (
+        last_event_id is not None
+        and subscription.found.job.status.is_terminal
+        and await _is_over(subscription, last_event_id)
+    ):
+        return Response(status_code=204)  # an EventSource reconnects until it is told so
     return StreamingResponse(
         _stream(subscription, last_event_id or FIRST),
         media_type="text/event-stream",
@@ -98,6 +119,8 @@ async def _stream(subscription: _Subscription, after: str) -> AsyncIterator[str]
         return
     sent_at = time.monotonic()
     async for event in subscription.event_streams.events(job.id, after):
+        if not await _may_go_on(subscription):
+            return
         if event is not None:
             last = event.id
             if event.name == EventName.DONE:
@@ -112,6 +135,14 @@ async def _stream(subscription: _Subscription, after: str) -> AsyncIterator[str]
         else:
             yield ": heartbeat\n\n"
         sent_at = time.monotonic()
+
+
+async def _may_go_on(subscription: _Subscription) -> bool:
+    """Whether the client's API key is still valid; `True` while Redis is unavailable."""
+    try:
+        return await subscription.authenticator.is_valid(subscription.caller)
+    except RedisError:
+        return True
 
 
 async def _is_over(subscription: _Subscription, last: str) -> bool:

@@ -14,6 +14,7 @@ from service.dependencies import (
     UseEventStreams,
     UseJobs,
     UseReceive,
+    UseShare,
     UseShow,
     UseStorage,
     UseSubmit,
@@ -85,6 +86,7 @@ router = APIRouter()
 async def generate(
     request: Request,
     caller: MayGenerate,
+    share: UseShare,
     base_url: BaseUrl,
     receive: UseReceive,
     submit: UseSubmit,
@@ -96,19 +98,20 @@ async def generate(
     """Queue a job; with `Prefer: wait`, respond with its result."""
     prefer = read_prefer(request.headers.getlist("prefer"))
     accept = read_accept(request.headers.get("accept", ""))
-    waits = bool(prefer.wait_seconds) and event_streams.has_free_slot
+    waits = bool(prefer.wait_seconds) and event_streams.has_free_slot(share(caller))
     submission = await submit(
         receive(GenerateRequest),
         read_origin(request.headers, base_url, accept if waits else None),
     )
     with outcome_if_unavailable(f"the job is queued as {submission.job_id}"):
         if submission.replayed:
-            await stored_job(
-                jobs, submission.job_id, caller.owner
-            )  # a deleted job has no end to wait for
+            # A deleted job has no end to wait for.
+            await stored_job(jobs, submission.job_id, caller.owner)
         ended = None
         if waits:
-            ended = await event_streams.wait(submission.job_id, float(prefer.wait_seconds or 0))
+            ended = await event_streams.wait(
+                submission.job_id, float(prefer.wait_seconds or 0), owner=share(caller)
+            )
         found = await stored_job(jobs, submission.job_id, caller.owner)
         response = await _picture(storage, found, accept) if ended else None
         if response is None:

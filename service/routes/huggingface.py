@@ -26,6 +26,7 @@ from service.dependencies import (
     UseEventStreams,
     UseJobs,
     UseReceiveBytes,
+    UseShare,
     UseStorage,
     UseSubmit,
 )
@@ -101,6 +102,7 @@ async def infer(
     request: Request,
     model: str,
     caller: MayGenerate,
+    share: UseShare,
     base_url: BaseUrl,
     receive_bytes: UseReceiveBytes,
     submit: UseSubmit,
@@ -109,7 +111,7 @@ async def infer(
     storage: UseStorage,
 ) -> Response:
     """Make one picture and respond with its bytes."""
-    check_free_slot(event_streams)
+    check_free_slot(event_streams, share(caller))
 
     @asynccontextmanager
     async def body() -> AsyncIterator[Form]:
@@ -118,7 +120,9 @@ async def infer(
                 yield form
 
     submission = await submit(body(), read_origin(request.headers, base_url), image_required=False)
-    found = await succeeded_job(event_streams, jobs, submission.job_id, caller.owner)
+    found = await succeeded_job(
+        event_streams, jobs, submission.job_id, owner=caller.owner, share=share(caller)
+    )
     image = found.job.images[0]
     headers = {
         **submission.headers,

@@ -14,6 +14,7 @@ from service.dependencies import (
     BaseUrl,
     MayManage,
     MayRead,
+    MayReadBySignature,
     UseJobs,
     UseQueue,
     UseShow,
@@ -138,7 +139,7 @@ async def delete_job(
     openapi_extra={"parameters": [header("If-None-Match", "ETag of a cached picture.", '"cdcd"')]},
 )
 async def get_image(
-    caller: MayRead,
+    caller: MayReadBySignature,
     jobs: UseJobs,
     storage: UseStorage,
     job_id: JobId,

@@ -28,6 +28,7 @@ from service.dependencies import (
     UseEventStreams,
     UseJobs,
     UseReceive,
+    UseShare,
     UseShow,
     UseStorage,
     UseSubmit,
@@ -116,6 +117,7 @@ def _error(message: str, kind: str, code: str, field: str | None = None) -> dict
 async def create_images(
     request: Request,
     caller: MayGenerate,
+    share: UseShare,
     base_url: BaseUrl,
     receive: UseReceive,
     submit: UseSubmit,
@@ -125,7 +127,7 @@ async def create_images(
     show: UseShow,
 ) -> Response:
     """Make pictures of image prompts, of a text, or of both, and respond with them."""
-    check_free_slot(event_streams)
+    check_free_slot(event_streams, share(caller))
     options: list[Any] = []
 
     @asynccontextmanager
@@ -139,10 +141,12 @@ async def create_images(
     job_id, sent = submission.job_id, options[0]
     if sent.stream:
         kind = "image_edit" if request.url.path.endswith("edits") else "image_generation"
-        pictures = _Pictures(job_id, caller.owner, event_streams, jobs, storage)
+        pictures = _Pictures(job_id, caller.owner, share(caller), event_streams, jobs, storage)
         events = pictures.stream(kind, partial_images=sent.partial_images)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-    found = await succeeded_job(event_streams, jobs, job_id, caller.owner)
+    found = await succeeded_job(
+        event_streams, jobs, job_id, owner=caller.owner, share=share(caller)
+    )
     if sent.response_format == "url":
         shown = await show(found)
         data = [{"url": image.url, "seed": image.seed} for image in shown.images]
@@ -186,12 +190,14 @@ class _Pictures:
         self,
         job_id: str,
         owner: str,
+        share: str,
         event_streams: EventStreams,
         jobs: JobStore,
         storage: Storage,
     ) -> None:
         self._job_id = job_id
         self._owner = owner
+        self._share = share
         self._event_streams = event_streams
         self._jobs = jobs
         self._storage = storage
@@ -199,7 +205,7 @@ class _Pictures:
     async def stream(self, kind: str, *, partial_images: int) -> AsyncIterator[str]:
         """Previews while the job runs, at most `partial_images`, then every finished picture."""
         job, drawn = (await self._jobs.get(self._job_id, self._owner)).job, 0
-        with self._event_streams.subscriber_slot():
+        with self._event_streams.subscriber_slot(self._share, self._job_id):
             async for event in self._event_streams.events(self._job_id):
                 if event is None:
                     yield HEARTBEAT
@@ -208,7 +214,9 @@ class _Pictures:
                     yield _event(job, f"{kind}.partial_image", picture, partial_image_index=drawn)
                     drawn += 1
         try:
-            found = await succeeded_job(self._event_streams, self._jobs, self._job_id, self._owner)
+            found = await succeeded_job(
+                self._event_streams, self._jobs, self._job_id, owner=self._owner, share=self._share
+            )
         except ServiceError as error:
             content = {"error": _error(error.detail, "server_error", error.code)}
             yield f"event: error\ndata: {json.dumps(content)}\n\n"

@@ -1,6 +1,7 @@
 """Receives a request body as a stream, within limits on its size and duration."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,21 +28,31 @@ class BodyBudget:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._held_bytes = 0
+        self._bodies: dict[str, int] = {}
+        """How many bodies of each owner are being received."""
+        self._bytes: Counter[str] = Counter()
 
     @contextmanager
-    def count(self) -> Iterator[Counted]:
+    def count(self, owner: str) -> Iterator[Counted]:
         """Give what counts one body; its bytes are released at the end of the context.
 
-        The counting stream raises `Busy` where the budget is used up.
+        The counting stream raises `Busy` where the budget is used up: all of it, or the half of
+        it that one owner may use with more than one body.
         """
         own_bytes = 0
+        self._bodies[owner] = self._bodies.get(owner, 0) + 1
 
         async def counted(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             nonlocal own_bytes
             async for chunk in body:
-                if self._held_bytes + len(chunk) > self._limit_bytes:
+                size = len(chunk)
+                is_over_share = self._bytes[owner] + size > self._limit_bytes // 2
+                if self._held_bytes + size > self._limit_bytes or (
+                    self._bodies[owner] > 1 and is_over_share
+                ):
                     raise Busy(retry_after_seconds=BUSY_SECONDS)
-                self._held_bytes += len(chunk)
+                self._held_bytes += size
+                self._bytes[owner] += size
                 own_bytes += len(chunk)
                 yield chunk
 
@@ -49,6 +60,10 @@ class BodyBudget:
             yield counted
         finally:
             self._held_bytes -= own_bytes
+            self._bytes[owner] -= own_bytes
+            self._bodies[owner] -= 1
+            if not self._bodies[owner]:
+                del self._bodies[owner], self._bytes[owner]
 
 
 @dataclass(frozen=True, slots=True)

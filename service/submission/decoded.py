@@ -9,17 +9,6 @@ MESSAGE_BYTES: Final = 2**16
 DAMAGED: Final = "cannot be decoded; it is damaged or cut off"
 
 
-class UploadKind(StrEnum):
-    """What an upload is used for, which decides what its transparent parts become."""
-
-    PICTURE = "picture"
-    """Shown over white, in the colours that its profile says."""
-    MAP = "map"
-    """Numbers rather than colours: transparent is black, and a colour profile is ignored."""
-    MASK = "mask"
-    """As a map; with an alpha channel it is white where the file is transparent."""
-
-
 class Format(StrEnum):
     """The kinds of files that are decoded, by their names in Pillow."""
 

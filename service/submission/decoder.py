@@ -23,7 +23,9 @@ from typing import IO, Any, Final
 import structlog
 
 from service.core.errors import Busy, InvalidImage, ServiceError, UnsupportedMedia
-from service.submission.decoded import DAMAGED, MESSAGE_BYTES, Format, Picture, UploadKind
+from service.core.upload_kind import UploadKind
+from service.submission.decoded import DAMAGED, MESSAGE_BYTES, Format, Picture
+from service.submission.fair_share import FairSemaphore
 
 MODULE: Final = "service.submission.decoder_process"
 """What a decoder process runs; it is not imported here, since the API needs no Pillow."""
@@ -55,32 +57,35 @@ class UploadDecoder:
     def __init__(self, *, max_pixels: int, idle_seconds: float = IDLE_SECONDS) -> None:
         self._max_pixels = max_pixels
         self._idle_seconds = idle_seconds
-        self._free = asyncio.Semaphore(AT_ONCE)
-        self._large = asyncio.Lock()
+        self._free = FairSemaphore(AT_ONCE)
+        self._large = FairSemaphore(1)
         self._idle: list[tuple[_Process, asyncio.TimerHandle]] = []
 
     @asynccontextmanager
-    async def decode(self, source: IO[bytes], kind: UploadKind) -> AsyncIterator[Decoded]:
+    async def decode(
+        self, source: IO[bytes], kind: UploadKind, *, owner: str
+    ) -> AsyncIterator[Decoded]:
         """Decode an open file whole; what is given is open within the context.
 
+        Uploads of one `owner` wait for each other before those of another wait for them.
         Raises `InvalidImage` for what is damaged, over a limit or too costly, `UnsupportedMedia`
         for other kinds of files, and `Busy` where no decoder can be had.
         """
         with os.fdopen(os.memfd_create("upload"), "w+b") as small:
-            answer = await self._ask(source, small, kind, most_pixels=LARGE_PIXELS)
+            answer = await self._ask(source, small, kind, owner, LARGE_PIXELS)
             if "pixels" not in answer:
                 yield Decoded(small, _picture(answer))
                 return
-        async with self._large:
+        async with self._large.hold(owner):
             with TemporaryFile() as large:
-                answer = await self._ask(source, large, kind, most_pixels=self._max_pixels)
+                answer = await self._ask(source, large, kind, owner, self._max_pixels)
                 yield Decoded(large, _picture(answer))
 
     async def _ask(
-        self, source: IO[bytes], target: IO[bytes], kind: UploadKind, *, most_pixels: int
+        self, source: IO[bytes], target: IO[bytes], kind: UploadKind, owner: str, most_pixels: int
     ) -> dict[str, Any]:
         request = {"kind": kind, "most_pixels": most_pixels, "max_pixels": self._max_pixels}
-        async with self._free:
+        async with self._free.hold(owner):
             for _ in range(_ATTEMPTS):
                 process = self._start()
                 answer = None

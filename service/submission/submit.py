@@ -132,7 +132,7 @@ async def submit(
                 await _reserve(rate_limits, estimates, caller.owner, job_id, caller.key.max_jobs)
                 undo.push_async_callback(rate_limits.release, caller.owner, job_id)
             async with idempotency.kept(claim):
-                stored = await uploads.store(job_id, form.files)
+                stored = await uploads.store(job_id, form, owner=caller.owner)
             undo.push_async_callback(uploads.discard, job_id)
             now = time.time()
             job = Job(

@@ -1,5 +1,6 @@
 """Stores the uploads of a request: decoded a few at a time, then written, or deleted again."""
 
+import io
 import mmap
 import os
 from collections.abc import Iterator
@@ -13,18 +14,17 @@ from anyio import fail_after, to_thread
 from service.core import redis_keys
 from service.core.errors import FieldError, InvalidImage, ServiceError, UnsupportedMedia
 from service.core.params import StoredUpload
+from service.core.schema import Files, marked
 from service.core.storage import Storage, StorageError
-from service.submission.decoded import Format, UploadKind
+from service.core.upload_kind import UploadKind
+from service.submission.decoded import Format
 from service.submission.decoder import Decoded, UploadDecoder
-from service.submission.form import IN_MEMORY_BYTES, Upload
+from service.submission.form import Form, Upload
 
 WRITE_SECONDS: Final = 6
 """A client hears of a silent storage after this and `DISCARD_SECONDS`. The storage's own retries,
 which a worker waits for, go on for 20 s, and twice as long where an object goes in parts."""
 DISCARD_SECONDS: Final = 2
-
-_KINDS: Final = {"control_image": UploadKind.MAP}
-"""Of the fields that are not shown as pictures."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -36,35 +36,34 @@ class Uploads:
         self._storage = storage
         self._decoder = UploadDecoder(max_pixels=max_pixels)
 
-    async def store(
-        self, job_id: str, files: dict[str, list[Upload]]
-    ) -> dict[str, list[StoredUpload]]:
-        """Decode and write all files; where one of them fails, none is left.
+    async def store(self, job_id: str, form: Form, *, owner: str) -> dict[str, list[StoredUpload]]:
+        """Decode and write all files of a form; where one of them fails, none is left.
 
         Raises `InvalidImage`, `UnsupportedMedia`, `Busy` or `StorageError`.
         """
+        kinds = {field: files.kind for field, files in marked(form.declaration, Files).items()}
         try:
             return {
                 field: [
-                    await self._store_one(job_id, upload, field, number, len(uploads))
+                    await self._store_one(job_id, upload, kinds[field], number, len(uploads), owner)
                     for number, upload in enumerate(uploads)
                 ]
-                for field, uploads in files.items()
+                for field, uploads in form.files.items()
             }
         except BaseException:
             await self.discard(job_id)
             raise
 
     async def _store_one(
-        self, job_id: str, upload: Upload, field: str, number: int, count: int
+        self, job_id: str, upload: Upload, kind: UploadKind, number: int, count: int, owner: str
     ) -> StoredUpload:
-        kind = _KINDS.get(field, UploadKind.PICTURE)
+        name = upload.field
         try:
             with _on_disk(upload) as source:
-                async with self._decoder.decode(source, kind) as decoded:
-                    return await self._write(job_id, upload, f"{field}-{number}", decoded)
+                async with self._decoder.decode(source, kind, owner=owner) as decoded:
+                    return await self._write(job_id, upload, f"{name}-{number}", decoded)
         except (InvalidImage, UnsupportedMedia) as error:
-            raise _named(error, field if count == 1 else f"{field}[{number}]") from None
+            raise _named(error, name if count == 1 else f"{name}[{number}]") from None
 
     async def _write(
         self, job_id: str, upload: Upload, name: str, decoded: Decoded
@@ -114,12 +113,12 @@ _FILE_TYPES: Final = {
 @contextmanager
 def _on_disk(upload: Upload) -> Iterator[IO[bytes]]:
     """The upload as a file that another process can read; a small one is copied once."""
-    if upload.size_bytes > IN_MEMORY_BYTES:
+    if not isinstance(upload.content, io.BytesIO):
         upload.content.flush()
         yield upload.content
         return
     with os.fdopen(os.memfd_create("upload"), "w+b") as file:
-        file.write(upload.content.read())
+        file.write(upload.content.getbuffer())
         file.flush()
         yield file
 

@@ -46,3 +46,13 @@ def test_the_cost_of_the_service_is_told_apart_from_the_model(
     monkeypatch.setattr(service, "JOBS", 3)
     seconds = service.cost(subject.tiny_size(tmp_path), compiled=False)
     assert 0 < seconds < 60
+
+
+def test_the_bench_of_uploads_measures_every_kind(tmp_path: Path) -> None:
+    small = ("--width", "64", "--height", "48", "--turns", "1")
+    bench("bench.uploads", *small, "--out", str(tmp_path))
+    table = (tmp_path / "uploads.md").read_text()
+    stored = dict(re.findall(r"^\| (\w[\w ,]+) \|.* \| (PNG|JPEG|WEBP) \|", table, re.MULTILINE))
+    assert stored["JPEG"] == "JPEG"
+    assert stored["HEIC"] == stored["JPEG, turned"] == "PNG"
+    assert len(stored) == 8

@@ -19,9 +19,10 @@ from redis import Redis
 
 from service.cli import processes
 from service.core import redis_keys
+from service.core.picture_metadata import read_recipe
 from tests.extended import ExtendedRequest
 from tests.running import KEEP, Running
-from workers.images import encode, read_parameters
+from workers.images import PictureEncoder
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,8 +115,8 @@ def test_a_declared_field_reaches_the_worker_and_its_public_part_the_client(
         wanted = request.model_copy(
             update={"output_format": request.output_format.__class__(output_format)}
         )
-        file = encode(Image.new("RGB", (8, 8)), wanted, 0)
-        found = read_parameters(Image.open(io.BytesIO(file.data)))
+        file = PictureEncoder().encode(Image.new("RGB", (8, 8)), wanted, 0)
+        found = read_recipe(Image.open(io.BytesIO(file.data)))
         assert found is not None
         assert found["glow"] == 0.5
         assert [one["sha256"] for one in found["glow_image"]] == [glow["sha256"]] * 2

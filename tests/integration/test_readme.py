@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from service.core.picture_metadata import read_recipe
 from tests.stack import Service
-from workers.images import read_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -119,7 +119,7 @@ def test_the_others_leave_a_picture_that_was_made_as_asked(
     image = Image.open(io.BytesIO((tmp_path / MADE.search(command)[1]).read_bytes()))
     image.load()
     assert (image.format, image.size) == ("PNG", (128, 128))
-    made = read_parameters(image)
+    made = read_recipe(image)
     text = TEXT.search(command)
     assert made["prompt"] == (text[1] if text else "")
     assert (made["control_image"] is not None) == (MAP in command)

@@ -1,15 +1,19 @@
 """From the client's upload to the finished picture, through real processes."""
 
 import io
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 from PIL import Image
 
+from service.core.picture_metadata import read_recipe
+from service.core.settings import ROOT
 from tests.running import redis_client, until
 from tests.stack import Service, metric, picture, pixels
-from workers.images import read_parameters
 
 
 def opened(data: bytes) -> Image.Image:
@@ -22,9 +26,9 @@ def test_image_prompt_alone_gives_a_picture_that_tells_how_it_was_made(service: 
     job = service.succeeded(service.submit(image=picture(1), seed=5))
     image = opened(service.image(job["id"]))
     assert image.size == (64, 64)
-    found = read_parameters(image)
+    found = read_recipe(image)
     asked = job["input"]
-    assert found["images"][0]["sha256"] == asked["image"][0]["sha256"]
+    assert found["image"][0]["sha256"] == asked["image"][0]["sha256"]
     for name in ("seed", "steps", "scheduler", "guidance_scale", "ip_scale", "model", "width"):
         assert found[name] == asked[name]
 
@@ -62,7 +66,45 @@ def test_formats_and_counts_are_as_asked(service: Service) -> None:
         assert [image["seed"] for image in job["images"]] == [8, 9]
         images = [opened(service.image(job["id"], number)) for number in (0, 1)]
         assert {image.format for image in images} == {kind.upper()}
-        assert [read_parameters(image)["seed"] for image in images] == [8, 9]
+        assert [read_recipe(image)["seed"] for image in images] == [8, 9]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_a_picture_is_made_again_from_what_it_says(
+    service: Service, tmp_path: Path, kind: str
+) -> None:
+    """The same bytes, from the file alone and the uploads in any order."""
+    files = {"a.png": picture(6), "b.png": picture(7), "map.png": picture(9, (64, 64))}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    answer = service.client.post(
+        "/generate",
+        files=[
+            ("image", ("a", files["a.png"])),
+            ("image", ("b", files["b.png"])),
+            ("control_image", ("c", files["map.png"])),
+        ],
+        data={
+            "deterministic": "true",
+            "prompt": "a red star \N{ROCKET}",
+            "image_weights": "1,0.3",
+            "control_scale": "0.7",
+            "steps": "3",
+            "num_images": "2",
+            "output_format": kind,
+        },
+    )
+    job = service.succeeded(answer.json()["id"])
+    made = tmp_path / f"made.{kind}"
+    made.write_bytes(service.image(job["id"], 1))
+    target = tmp_path / f"again.{kind}"
+    command = [sys.executable, "-m", "service.cli.main", "again", str(made)]
+    command += [str(tmp_path / name) for name in ("map.png", "b.png", "a.png")]
+    command += ["--out", str(target), "--url", service.api.url]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert "the same bytes" in run.stderr
+    assert target.read_bytes() == made.read_bytes()
 
 
 def test_picture_can_be_had_in_one_request(service: Service) -> None:
@@ -106,7 +148,7 @@ def test_hundred_jobs_at_once_each_get_their_own_picture(service: Service) -> No
     assert max(job["metrics"]["max_batch"] for job in jobs) > 2
     together = [opened(service.image(job_id)) for job_id in ids]
     for image, fields in zip(together, requests, strict=True):
-        assert read_parameters(image)["seed"] == fields["seed"]
+        assert read_recipe(image)["seed"] == fields["seed"]
     for n in range(0, 100, 9):
         alone = service.succeeded(service.submit(**requests[n]))
         lone = opened(service.image(alone["id"]))

@@ -8,6 +8,8 @@ from dataclasses import replace
 import httpx
 import pytest
 
+from service.core.settings import Settings
+from service.core.storage import Storage
 from tests.buckets import Bucket
 from tests.proxy import Mode, Proxy
 from tests.running import KEEP, Running
@@ -70,3 +72,14 @@ def test_who_uploads_to_a_silent_storage_hears_of_it_soon(
             assert httpx.get(f"{running.url}/jobs", timeout=60).json()["jobs"] == []
             proxy.mode = Mode.PASS
             assert httpx.post(f"{running.url}/generate", files=FILES, timeout=60).status_code == 202
+
+
+def test_presigned_urls_lead_to_the_public_endpoint(bucket: Bucket) -> None:
+    """The host is part of the signature, so a proxy cannot put it there afterwards."""
+    with contextlib.closing(Proxy(bucket.endpoint)) as proxy:
+        settings = Settings(**bucket.settings, storage_public_url=proxy.url)
+        storage = Storage.from_settings(settings)
+        storage.put("results/1/0.png", PNG, "image/png")
+        url = storage.sign("results/1/0.png")
+        assert url.startswith(f"{proxy.url}/")
+        assert httpx.get(url, timeout=60).content == PNG

@@ -1,12 +1,16 @@
 """Server-sent events: in order, resumable, and ended by `done`."""
 
+import asyncio
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 
 from service.core import redis_keys
-from tests.running import KEEP, Running
+from service.jobs.event_stream import EventStreams
+from tests.running import KEEP, Running, until
 from tests.service.conftest import Api, problem, sse
 
 
@@ -61,8 +65,8 @@ def test_a_stream_resumed_after_the_last_event_ends_at_once(api: Api) -> None:
     api.finish(job_id)
     url = f"/jobs/{job_id}/events"
     last = sse(api.client.get(url).text)[-1]
-    again = sse(api.client.get(url, headers={"last-event-id": last[0]}).text)
-    assert [name for _, name, _ in again] == ["done"]
+    again = api.client.get(url, headers={"last-event-id": last[0]})
+    assert (again.status_code, again.content) == (204, b""), "or an EventSource would come back"
     api.redis.delete(redis_keys.events(job_id))
     assert [name for _, name, _ in sse(api.client.get(url).text)] == ["done"]
 
@@ -116,3 +120,43 @@ def test_streams_are_bounded_and_leave_room_for_the_rest(
                 "/generate", headers={"prefer": "wait=5"}, files={"image": ("a", b"x")}
             )
             assert waited.status_code == 400
+
+
+def test_one_job_and_one_owner_leave_streams_to_the_others() -> None:
+    streams = EventStreams("redis://127.0.0.1:1/0", limit=32, stopping=asyncio.Event())
+    with ExitStack() as stack:
+
+        def opens(owner: str, job_id: str) -> bool:
+            return stack.enter_context(streams.subscriber_slot(owner, job_id))
+
+        assert [opens("a", "popular") for _ in range(6)] == [True] * 4 + [False] * 2
+        assert sum(opens("a", f"job-{number}") for number in range(32)) == 12, "half of all"
+        assert not streams.has_free_slot("a")
+        assert sum(opens("b", f"job-{number}") for number in range(32)) == 8, "half of the rest"
+        assert opens("c", "job")
+    with streams.subscriber_slot("a", "popular") as has_slot:
+        assert has_slot, "slots come back"
+
+
+def test_a_slot_comes_back_when_its_client_hangs_up(
+    api: Api, make_api: Callable[..., Running], tmp_path: Path
+) -> None:
+    """Also where so much was pipelined behind the request that its connection is not read."""
+    settings = {
+        "redis_url": api.redis_url,
+        "storage_url": tmp_path.as_uri(),
+        "max_event_streams": 1,
+    }
+    path = f"/jobs/{api.job()}/events"
+    request = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with make_api(**settings) as running:
+        for behind in (b"", b"x", request * 2000):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
+                connection.sendall(request + behind)
+                assert connection.recv(12) == b"HTTP/1.1 200"
+
+            def is_free() -> bool:
+                with httpx.stream("GET", running.url + path, timeout=60) as answer:
+                    return answer.status_code == 200
+
+            until(is_free, what="a free slot")

@@ -252,11 +252,43 @@ def test_bodies_are_refused_where_others_use_up_the_budget() -> None:
 
     async def run() -> None:
         budget = BodyBudget(100)
-        with budget.count() as first, budget.count() as second:
+        with budget.count("a") as first, budget.count("b") as second:
             assert await length(first(chunks(6))) == 60
             with pytest.raises(Busy):
                 await length(second(chunks(5)))
-        with budget.count() as third:
+        with budget.count("a") as third:
             assert await length(third(chunks(10))) == 100
+
+    asyncio.run(run())
+
+
+def test_bodies_of_one_owner_leave_half_of_the_budget_to_the_others() -> None:
+    async def send(budget: BodyBudget, owner: str, gate: asyncio.Event, counts: list[int]) -> None:
+        async def chunks() -> AsyncIterator[bytes]:
+            while True:
+                yield bytes(10)
+                await asyncio.sleep(0)
+
+        with budget.count(owner) as counted:
+            try:
+                async for chunk in counted(chunks()):
+                    counts += [len(chunk)]
+            except Busy:
+                await gate.wait()
+
+    async def run() -> None:
+        budget, gate = BodyBudget(100), asyncio.Event()
+        greedy: list[int] = []
+        tasks = [asyncio.create_task(send(budget, "greedy", gate, greedy)) for _ in range(4)]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert sum(greedy) == 50
+        other: list[int] = []
+        tasks.append(asyncio.create_task(send(budget, "other", gate, other)))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert sum(other) == 50
+        gate.set()
+        await asyncio.gather(*tasks)
 
     asyncio.run(run())

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from service.core.errors import InvalidImage, UnsupportedMedia
-from service.submission.decoded import Picture, UploadKind
+from service.core.upload_kind import UploadKind
+from service.submission.decoded import Picture
 from service.submission.decoder import AT_ONCE, LARGE_PIXELS, UploadDecoder
 from tests import corpus
 from tests import picture_files as files
@@ -28,11 +29,11 @@ def children() -> list[int]:
     return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
 
 
-async def decode(decoder: UploadDecoder, data: bytes) -> Picture:
+async def decode(decoder: UploadDecoder, data: bytes, owner: str = "one") -> Picture:
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()
-        async with decoder.decode(file, UploadKind.PICTURE) as decoded:
+        async with decoder.decode(file, UploadKind.PICTURE, owner=owner) as decoded:
             assert _size(decoded.file) > 0
             return decoded.picture
 
@@ -158,6 +159,22 @@ def test_small_pictures_do_not_wait_for_large_ones() -> None:
         await asyncio.gather(*[one(decoder, data) for data in (large, large, large, SMALL, SMALL)])
         assert done.index(corpus.SIZE[0]) < 2
         assert len(done) == 5
+
+    run(test)
+
+
+def test_one_owners_large_pictures_do_not_hold_back_anothers() -> None:
+    large = corpus.saved(Image.new("RGBA", (2100, 2100), (1, 2, 3, 4)), "PNG")
+    done: list[str] = []
+
+    async def one(decoder: UploadDecoder, owner: str) -> None:
+        await decode(decoder, large, owner)
+        done.append(owner)
+
+    async def test(decoder: UploadDecoder) -> None:
+        owners = ["many"] * 6 + ["other"]
+        await asyncio.gather(*[one(decoder, owner) for owner in owners])
+        assert done.index("other") <= 3
 
     run(test)
 

@@ -1,5 +1,7 @@
 """POST /generate by its bytes: hostile, endless and damaged ones, and clients that hang up."""
 
+import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests import corpus
 from tests.running import Running
@@ -123,3 +126,38 @@ def test_a_client_that_hangs_up_while_sending_leaves_nothing(api: Api) -> None:
     stop_halfway()
     assert api.client.get("/healthz/live").status_code == 200
     assert api.leftovers() == before
+
+
+def test_a_map_and_an_image_prompt_are_read_each_in_its_way(api: Api) -> None:
+    """White lines on a transparent background: white on black as a map, white on white as a
+    picture."""
+    image = Image.new("RGBA", (16, 16), (255, 255, 255, 0))
+    image.putpixel((0, 0), (255, 255, 255, 255))
+    lines = corpus.saved(image, "PNG")
+    answer = api.post(files=[("image", ("a", lines)), ("control_image", ("b", lines))])
+    job_id = answer.json()["id"]
+    found = {}
+    for path in (api.folder / "uploads" / job_id).iterdir():
+        stored = Image.open(path).convert("RGB")
+        found[path.name] = (stored.getpixel((0, 0)), stored.getpixel((9, 9)))
+    white, black = (255,) * 3, (0,) * 3
+    assert found == {"image-0.png": (white, white), "control-image-0.png": (white, black)}
+
+
+def test_a_file_that_is_fit_is_stored_as_it_came(api: Api) -> None:
+    sent = corpus.saved(Image.effect_noise((900, 900), 80).convert("RGB"), "JPEG", quality=95)
+    assert len(sent) > 512 * 1024, "it went to disk while it was received"
+    job_id = api.post(files=[("image", ("a", sent))]).json()["id"]
+    (path,) = (api.folder / "uploads" / job_id).iterdir()
+    assert path.name == "image-0.jpeg"
+    assert path.read_bytes() == sent
+
+
+def test_uploads_outlive_a_decoder_process_that_is_killed(api: Api) -> None:
+    assert api.post().status_code == 202
+    children = Path(f"/proc/{api.running.process.pid}/task").glob("*/children")
+    pids = [int(pid) for file in children for pid in file.read_text().split()]
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert api.post().status_code == 202

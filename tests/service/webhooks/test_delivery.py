@@ -22,6 +22,7 @@ from service.core.job import Job, JobMetrics, Status
 from service.core.metrics import ApiMetrics
 from service.core.queue import enqueue, open_queue
 from service.core.transitions import Claim, Transitions
+from service.signed_urls import SignedUrls
 from service.webhooks import url_policy
 from service.webhooks.delivery import (
     DEFERRED_PER_SECOND,
@@ -77,6 +78,7 @@ class Desk:
                 client,
                 sender(),
                 self.metrics,
+                SignedUrls(client, lifetime_seconds=3600),
                 anonymous_secret=SecretStr(WEBHOOK_SECRET),
                 jitter=lambda: jitter,
             )
