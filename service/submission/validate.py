@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from service.core.catalog import Catalog, ModelEntry
 from service.core.errors import FieldError, InvalidField
 from service.core.params import GenerateRequest, StoredUpload
-from service.core.schema import fill_in
+from service.core.schema import Files, fill_in, marked
 
 IP_SCALE_WITHOUT_PROMPT: Final = 1.0
 """Default lambda without a prompt, and with one: the paper's own values (section 4.3)."""
@@ -27,7 +27,8 @@ class ValidRequest:
 
     def with_uploads(self, stored: Mapping[str, Sequence[StoredUpload]]) -> GenerateRequest:
         """The whole request."""
-        return GenerateRequest.model_validate({**self.values, **stored})
+        absent = dict.fromkeys(marked(GenerateRequest, Files), ())
+        return GenerateRequest.model_validate({**absent, **self.values, **stored})
 
 
 def validate(
