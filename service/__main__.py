@@ -7,13 +7,15 @@ from functools import partial
 
 import structlog
 import uvloop
+from redis.exceptions import RedisError
 
 from service.api_keys import is_loopback
 from service.app import Side, create_app
-from service.core import logging, malloc, tracing
+from service.core import logging, malloc, redis_server, tracing
 from service.core.catalog import load_catalog
 from service.core.errors import ConfigurationError
 from service.core.metrics import ApiMetrics
+from service.core.queue import connect
 from service.core.settings import Settings, load_settings
 from service.server import (
     Server,
@@ -98,6 +100,17 @@ async def _serve(settings: Settings) -> bool:
     return listening and all(server.started for server in servers)
 
 
+def _check_redis(settings: Settings) -> None:
+    """Raises `ConfigurationError` for a Redis that cannot serve; one that is down may come."""
+    redis = connect(settings.redis_url.get_secret_value())
+    try:
+        redis_server.check(redis)
+    except RedisError as error:
+        log.warning("Redis is not available yet", cause=redis_server.explain(error))
+    finally:
+        redis.close()
+
+
 def main() -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status."""
     malloc.trim_freed()
@@ -106,6 +119,7 @@ def main() -> int:
     try:
         load_catalog(settings.models)
         tracing.configure("imageprompt-api")
+        _check_redis(settings)
     except ConfigurationError as error:
         log.error("cannot start", cause=str(error))  # noqa: TRY400 - the message is complete
         return USAGE_ERROR

@@ -33,7 +33,7 @@ from service.jobs.event_stream import EventStreams
 from service.jobs.queue import JobQueue
 from service.jobs.store import FoundJob, JobStore
 from service.jobs.views import JobView, job_view
-from service.periodic import StorageProbe
+from service.periodic import RedisMonitor, StorageProbe
 from service.rate_limits import RateLimits
 from service.signed_urls import SIGNATURE, SignedUrls
 from service.submission.body import BodyBudget, BodyLimits, read_body, read_bytes
@@ -64,6 +64,7 @@ class Services:
     estimates: Estimates
     event_streams: EventStreams
     storage_probe: StorageProbe
+    redis_monitor: RedisMonitor
     body_budget: BodyBudget
     uploads: Uploads
     authenticator: Authenticator
@@ -84,6 +85,7 @@ async def open_services(
     pool = aioredis.BlockingConnectionPool.from_url(
         url,
         decode_responses=True,
+        encoding_errors="replace",  # a damaged record must not fail the answers of others
         max_connections=POLLING_CONNECTIONS,
         timeout=ANSWER_SECONDS,
         socket_connect_timeout=CONNECT_SECONDS,
@@ -111,6 +113,7 @@ async def open_services(
         on_end=metrics.ends.count,
     )
     estimates = Estimates(client, settings.queue, catalog)
+    redis_monitor = RedisMonitor(client)
     uploads = Uploads(storage, max_pixels=settings.max_image_pixels)
     try:
         yield Services(
@@ -123,6 +126,7 @@ async def open_services(
                 client,
                 transitions,
                 estimates,
+                server=redis_monitor,
                 max_jobs=settings.max_queued_jobs,
             ),
             transitions=transitions,
@@ -131,6 +135,7 @@ async def open_services(
             estimates=estimates,
             event_streams=event_streams,
             storage_probe=StorageProbe(storage),
+            redis_monitor=redis_monitor,
             body_budget=BodyBudget(BODIES_AT_ONCE * settings.max_body_bytes),
             uploads=uploads,
             authenticator=Authenticator(
@@ -166,6 +171,7 @@ UseJobs = Annotated[JobStore, _part("jobs")]
 UseEstimates = Annotated[Estimates, _part("estimates")]
 UseEventStreams = Annotated[EventStreams, _part("event_streams")]
 UseStorageProbe = Annotated[StorageProbe, _part("storage_probe")]
+UseRedisMonitor = Annotated[RedisMonitor, _part("redis_monitor")]
 UseBodyBudget = Annotated[BodyBudget, _part("body_budget")]
 UseUploads = Annotated[Uploads, _part("uploads")]
 UseAuthenticator = Annotated[Authenticator, _part("authenticator")]
@@ -240,7 +246,7 @@ async def _show(base_url: BaseUrl, estimates: UseEstimates, signed_urls: UseSign
             job,
             base=base_url,
             ahead=found.ahead,
-            eta_seconds=await estimates.eta_seconds(job),
+            eta_seconds=await estimates.eta_seconds(job, found.ahead),
             signer=None if job.owner == ANONYMOUS else await signed_urls.signer(job.owner),
         )
 

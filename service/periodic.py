@@ -1,17 +1,20 @@
 """Work beside the requests: expired files of a local storage, and the health of the storage."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import redis.asyncio as aioredis
 import structlog
 from anyio import CapacityLimiter, to_thread
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from service.core import redis_keys
-from service.core.storage import Storage, StorageError
+from service.core.redis_server import ServerInfo, explain, warn
+from service.core.storage import OWNER_MARK, Storage, StorageError
 
 ORPHAN_SECONDS: Final = 3600
 """Younger uploads without a job may belong to a request that is still being processed."""
@@ -19,6 +22,7 @@ PROBE_TIMEOUT_SECONDS: Final = 8
 """A dependency that has not answered by then is unavailable."""
 PROBE_CACHE_SECONDS: Final = 1.0
 _FOLDERS: Final = ("uploads", "results")
+_KEYS_AT_ONCE: Final = 1000
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -32,7 +36,7 @@ async def repeat(step: Callable[[], Awaitable[None]], *, every_seconds: float, n
             log.warning(
                 "periodic task postponed: a dependency is unavailable",
                 task=name,
-                cause=type(error).__name__,
+                cause=explain(error) if isinstance(error, RedisError) else str(error),
             )
         except Exception:
             log.exception("periodic task failed", task=name)
@@ -52,14 +56,12 @@ class StorageSweep:
         *,
         every_seconds: float,
         index_seconds: float,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """`index_seconds` is how long after its creation a job may still be asked for."""
         self._redis = redis
         self._storage = storage
         self._every_seconds = every_seconds
         self._index_seconds = index_seconds
-        self._clock = clock
 
     async def step(self) -> None:
         """Sweep, unless another process did so recently. Raises `RedisError`, `StorageError`."""
@@ -69,27 +71,90 @@ class StorageSweep:
         await self._trim_owner_indexes()
         if self._storage.has_lifecycle:
             return
-        for folder in _FOLDERS:
-            newest = await to_thread.run_sync(self._storage.folders, folder)
-            for job_id, modified_at in newest.items():
-                if await self._is_expired(job_id, modified_at):
+        newest = {
+            folder: await to_thread.run_sync(self._storage.folders, folder) for folder in _FOLDERS
+        }
+        if not await self._owns({job_id for found in newest.values() for job_id in found}):
+            log.warning(
+                "nothing is swept: the storage folder belongs to jobs that this Redis does not "
+                "know. If Redis lost its data for good, delete the file in the folder",
+                file=OWNER_MARK,
+            )
+            return
+        before = await to_thread.run_sync(self._storage.now) - ORPHAN_SECONDS
+        await to_thread.run_sync(partial(self._storage.delete_partial, before=before))
+        for folder, found in newest.items():
+            for job_id, modified_at in found.items():
+                if await self._is_expired(job_id, orphaned=modified_at < before):
                     prefix = f"{folder}/{job_id}"
                     await to_thread.run_sync(self._storage.delete_folder, prefix)
                     log.info("deleted expired files", folder=folder, job_id=job_id)
 
-    async def _is_expired(self, job_id: str, modified_at: float) -> bool:
-        now = self._clock()
-        answer: Any = await self._redis.hmget(redis_keys.job(job_id), "status", "expires_at")
-        status, expires_at = answer
+    async def _owns(self, job_ids: set[str]) -> bool:
+        """Whether the files in the folder are of jobs of this Redis: it may have lost its data.
+
+        Both keep the same mark. It is made where the folder is empty, or Redis knows a job in it.
+        """
+        mark = await to_thread.run_sync(lambda: self._storage.owner_mark)
+        known: Any = await self._redis.get(redis_keys.STORAGE_OWNER)
+        if mark is not None:
+            return bool(mark == known)
+        if job_ids and not await self._knows_any(job_ids):
+            return False
+        if known is None:
+            known = secrets.token_hex(16)
+            await self._redis.set(redis_keys.STORAGE_OWNER, known)
+        await to_thread.run_sync(self._storage.mark_owner, known)
+        return True
+
+    async def _knows_any(self, job_ids: set[str]) -> bool:
+        names = [name for job_id in job_ids for name in (redis_keys.job(job_id),)]
+        for start in range(0, len(names), _KEYS_AT_ONCE):
+            if await self._redis.exists(*names[start : start + _KEYS_AT_ONCE]):
+                return True
+        return False
+
+    async def _is_expired(self, job_id: str, *, orphaned: bool) -> bool:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.hmget(redis_keys.job(job_id), "status", "expires_at")
+            pipeline.time()
+            (status, expires_at), (seconds, _) = await pipeline.execute()
         if status is None:
-            return modified_at < now - ORPHAN_SECONDS
-        return expires_at is not None and float(expires_at) <= now
+            return orphaned
+        return expires_at is not None and float(expires_at) <= seconds
 
     async def _trim_owner_indexes(self) -> None:
         """Remove jobs whose record has expired from the lists of their owners."""
-        oldest = self._clock() - self._index_seconds
+        seconds, _ = await self._redis.time()
+        oldest = seconds - self._index_seconds
         async for index in self._redis.scan_iter(match=redis_keys.owner_jobs("*"), count=500):
             await self._redis.zremrangebyscore(index, "-inf", oldest)
+
+
+class RedisMonitor:
+    """What Redis says of itself, at most a second old: its role, its memory, its policy."""
+
+    def __init__(self, redis: "aioredis.Redis") -> None:
+        self._redis = redis
+        self._info = ServerInfo()
+        self._read_at = -PROBE_CACHE_SECONDS
+
+    async def info(self) -> ServerInfo:
+        """Raises `redis.RedisError`."""
+        if time.monotonic() - self._read_at > PROBE_CACHE_SECONDS:
+            info = await read_info(self._redis)
+            if info.evicts and not self._info.evicts:
+                warn(info)
+            self._info, self._read_at = info, time.monotonic()
+        return self._info
+
+
+async def read_info(redis: "aioredis.Redis") -> ServerInfo:
+    """`INFO` of a server; the defaults where its user may not call it. Raises `RedisError`."""
+    try:
+        return ServerInfo.parse(await redis.info())
+    except NoPermissionError:
+        return ServerInfo()
 
 
 class StorageProbe:

@@ -9,7 +9,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 from starlette.exceptions import HTTPException
 
 from service.core.errors import (
@@ -20,6 +20,7 @@ from service.core.errors import (
     ServiceError,
     Stopping,
 )
+from service.core.redis_server import explain
 from service.core.storage import StorageError
 
 MEDIA_TYPE = "application/problem+json"
@@ -142,7 +143,14 @@ def outcome_if_unavailable(outcome: str) -> Iterator[None]:
 
 
 def _unavailable(error: Exception, outcome: str) -> DependencyUnavailable:
-    log.warning("dependency unavailable", cause=type(error).__name__, exc_info=error)
+    if isinstance(error, OutOfMemoryError | ReadOnlyError):
+        refusal = "is full" if isinstance(error, OutOfMemoryError) else "is a read-only replica"
+        log.warning("dependency unavailable", dependency="Redis", cause=explain(error))
+        return DependencyUnavailable(
+            f"Redis {refusal}; {outcome}", retry_after_seconds=UNAVAILABLE_RETRY_SECONDS
+        )
+    cause = explain(error) if isinstance(error, RedisError) else str(error)
+    log.warning("dependency unavailable", cause=cause, exc_info=error)
     return DependencyUnavailable(
         dependency="Redis" if isinstance(error, RedisError) else "The object storage",
         outcome=outcome,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from redis import Redis, RedisError
@@ -31,12 +31,14 @@ from workers.consumer import Consumer
 from workers.eligibility import Eligibility, Quarantine
 from workers.embedding_store import RedisEmbeddingStore
 from workers.engine.api import Options
-from workers.engine.engine import Engine, load_engine
 from workers.images import PictureEncoder
 from workers.liveness import CHECK_SECONDS, REAP_SECONDS, LeaseReaper, PeriodicThread, Watchdog
 from workers.monitoring import HealthServer, MetricsObserver, watch_memory
 from workers.progress import ProgressWriter
 from workers.task import Collaborators, generate
+
+if TYPE_CHECKING:  # torch and diffusers log while they are imported: after `logging.configure`
+    from workers.engine.engine import Engine
 
 logger = structlog.get_logger("workers")
 
@@ -59,6 +61,7 @@ class Worker:
                 self._metrics.registry,
                 live=lambda: self._watchdog is None or self._watchdog.healthy(),
                 ready=self._is_ready,
+                fall_back="worker_metrics_port" not in settings.model_fields_set,
             )
         except OSError as error:
             raise ConfigurationError(
@@ -127,7 +130,12 @@ class Worker:
             signal.signal(number, lambda *_: consumer.stop())
         for thread in (progress, *threads):
             thread.start()
-        logger.info("worker ready", name=self._name, models=sorted(engine.models))
+        logger.info(
+            "worker ready",
+            name=self._name,
+            models=sorted(engine.models),
+            metrics_port=self._health.port,
+        )
         try:
             wait_for("Redis", heartbeat, RedisError)
             consumer.work_until_stopped(settings.drain_seconds)
@@ -141,7 +149,9 @@ class Worker:
             self._health.close()
         logger.info("worker ended", name=self._name)
 
-    def _load(self, catalog: Catalog, redis: Redis) -> Engine:
+    def _load(self, catalog: Catalog, redis: Redis) -> "Engine":
+        from workers.engine.engine import load_engine  # noqa: PLC0415  see above
+
         settings, began = self._settings, time.monotonic()
         self._metrics.start_at_zero(catalog.models)
         engine = load_engine(
@@ -165,11 +175,12 @@ class Worker:
             compile=settings.compile,
         )
         engine.warm_up()
+        logging.mute_library_warnings("diffusers", "transformers")
         watch_memory(self._metrics, engine.device)
         logger.info("engine warm", seconds=round(time.monotonic() - began, 2), device=engine.device)
         return engine
 
-    def _heartbeat(self, redis: Redis, consumer: Consumer, engine: Engine) -> None:
+    def _heartbeat(self, redis: Redis, consumer: Consumer, engine: "Engine") -> None:
         consumer.heartbeat()
         worker_registry.register(
             redis,

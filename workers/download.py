@@ -19,6 +19,7 @@ from typing import Final
 import structlog
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from service import __version__
 from service.core import logging
@@ -112,6 +113,7 @@ def main(arguments: list[str]) -> int:
     """Download, wait with `--wait`, or upload with `--upload URL`; the exit status."""
     settings = load_settings()
     logging.configure(settings.log_level, settings.log_format)
+    disable_progress_bars()
     done = marker(settings.models)
     if arguments == ["--wait"]:
         logger.info("waiting for models", marker=str(done))

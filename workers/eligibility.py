@@ -1,8 +1,8 @@
 """Whether and beside whom a job may start on this worker.
 
-Requeue: while a new `models.yaml` is rolled out, the API may accept models that some workers do
-not serve yet. Such a job is not started: it goes to the end of the queue, until a worker that
-serves it takes it or its deadline passes.
+Requeue: while a new release or `models.yaml` is rolled out, the API may accept what some workers
+cannot read or do not serve yet. Such a job is not started: it goes to the end of the queue, until a
+worker that serves it takes it or its deadline passes.
 
 Quarantine: a job during which two workers have ended runs alone. It could otherwise end the
 attempts of all jobs that share a batch with it.
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from redis import Redis
 
 from service.core import worker_registry
-from service.core.job import Job
+from service.core.job import Job, Status
 from service.core.params import GenerateRequest
 from service.core.queue import server_time
 
@@ -49,13 +49,23 @@ class Eligibility:
         try:
             job = Job.from_hash(record)
         except ValidationError:
-            return False  # gone or damaged: the claim handles it
+            return self._may_be_newer(record)
         if job.status.is_terminal or self._serves(job.request):
             return False
         if server_time(self._redis) <= (job.deadline_at or 0.0):
             return True
         model = job.request.model
         return model not in self._models and worker_registry.is_served(self._redis, model)
+
+    def _may_be_newer(self, record: dict[str, str]) -> bool:
+        """Whether a worker of a newer version may read a record that this one cannot."""
+        if record.get("status") not in (Status.QUEUED, Status.PROCESSING):
+            return False
+        try:
+            deadline = float(record.get("deadline_at", 0))
+        except ValueError:
+            return False
+        return server_time(self._redis) <= deadline
 
 
 class Quarantine:

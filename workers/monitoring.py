@@ -4,20 +4,25 @@ Live means that the engine makes progress, not that a thread still runs: a worke
 and finishes no step for too long answers 503, and its watchdog ends it.
 """
 
+import errno
 import importlib
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from service.core.metrics import WorkerMetrics
 
 if TYPE_CHECKING:  # exists for type checkers alone
     from wsgiref.types import StartResponse, WSGIEnvironment
+
+logger = structlog.get_logger(__name__)
 
 JSON: Final = [("Content-Type", "application/json")]
 
@@ -65,13 +70,43 @@ def watch_memory(metrics: WorkerMetrics, device: str) -> None:
         metrics.device_memory.labels(kind).set_function(read)
 
 
+MOST_CONNECTIONS: Final = 16
+"""Of the health server at once; further ones are closed."""
+CONNECTION_SECONDS: Final = 5.0
+"""How long a connection may take to send its request, or to read the answer."""
+
+
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
 
-class _Quiet(WSGIRequestHandler):
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer on a thread of its own, if one is free."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Free the place of a connection when it ends."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  the base's
+        """Log a connection that broke off, which is no fault of the worker's."""
+        logger.debug("health request failed", cause=repr(sys.exception()))
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = CONNECTION_SECONDS
+
     def log_message(self, *_args: object) -> None:
-        """Say nothing: probes come every few seconds."""
+        """Log nothing: probes come every few seconds."""
 
 
 class HealthServer:
@@ -85,16 +120,33 @@ class HealthServer:
         *,
         live: Callable[[], bool],
         ready: Callable[[], bool],
+        fall_back: bool = False,
     ) -> None:
-        """Bind at once; port 0 takes a free one. Raises `OSError` where it is taken."""
+        """Bind at once; port 0 takes a free one, as does a taken one with `fall_back`.
+
+        Raises `OSError` where the port cannot be used.
+        """
         self._metrics = make_wsgi_app(registry)
         self._checks = {"/healthz/live": live, "/healthz/ready": ready}
-        self._server = make_server(host, port, self._answer, _Server, _Quiet)
+        try:
+            self._server = self._listen(host, port)
+        except OSError as error:
+            if not fall_back or error.errno != errno.EADDRINUSE:
+                raise
+            self._server = self._listen(host, 0)
+            logger.warning(
+                "the default port is taken; metrics and health are on another one",
+                taken=port,
+                port=self._server.server_port,
+            )
         self.port = int(self._server.server_port)
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="health", daemon=True
         )
         self._thread.start()
+
+    def _listen(self, host: str, port: int) -> WSGIServer:
+        return make_server(host, port, self._answer, _Server, _QuietHandler)
 
     def close(self) -> None:
         """Stop serving."""

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from redis import Redis, RedisError
 
 from service.core import redis_keys, redis_server, tracing
-from service.core.errors import EngineFault, JobFailed, StorageFailed
+from service.core.errors import EngineFault, JobFailed, StorageFailed, UnservableRequest
 from service.core.job import Job, JobError, JobMetrics, StoredImage
 from service.core.metrics import STAGES, WorkerMetrics
 from service.core.queue import server_time
@@ -102,7 +102,8 @@ class _Generation:
             try:
                 job = Job.from_hash(self._record())
             except ValidationError:
-                return self._fail(EngineFault("The job's record is damaged."), JobMetrics())
+                unreadable = UnservableRequest("No worker could read the job's record.")
+                return self._fail(unreadable, JobMetrics())
             return self._run(job)
 
     def _record(self) -> dict[str, str]:
@@ -200,6 +201,7 @@ class _Generation:
                     height=image.height,
                     seed=job.request.seed + index,
                     sha256=file.sha256,
+                    size_bytes=len(file.data),
                 )
             )
         return tuple(stored)

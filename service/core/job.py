@@ -3,11 +3,15 @@
 Only the named transitions in `service/core/transitions.py` change a job.
 """
 
+import json
+from contextlib import suppress
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from service.core import records
 from service.core.params import GenerateRequest
 
 
@@ -49,6 +53,8 @@ class StoredImage(_StoredModel):
     height: int
     seed: int
     sha256: str
+    size_bytes: int | None = None
+    """Of the file; release 0.1.0 did not store it."""
 
 
 class JobError(_StoredModel):
@@ -97,33 +103,64 @@ class Job(_StoredModel):
 
     def to_hash(self) -> dict[str, str]:
         """The fields of the Redis hash; absent ones are left out."""
-        return {
+        own = {
             name: encode_field(name, value)
             for name in type(self).model_fields
-            if (value := getattr(self, name)) is not None
+            if name != records.REQUEST and (value := getattr(self, name)) is not None
         }
+        return own | records.write(self.request)
 
     @classmethod
     def from_hash(cls, fields: dict[str, str]) -> "Job":
         """The record behind the fields of a Redis hash.
 
-        Raises `pydantic.ValidationError` where somebody else wrote the hash.
+        Raises `pydantic.ValidationError` where this release cannot read it.
         """
-        return cls.model_validate(
-            {
-                name: _JSON_FIELDS[name].validate_json(text) if name in _JSON_FIELDS else text
-                for name, text in fields.items()
-                if name in cls.model_fields
-            }
-        )
+        values: dict[str, Any] = {
+            name: _JSON_FIELDS[name].validate_json(text) if name in _JSON_FIELDS else text
+            for name, text in fields.items()
+            if name in cls.model_fields and name != records.REQUEST
+        }
+        return cls.model_validate(values | {records.REQUEST: records.read(fields)})
+
+    @classmethod
+    def read(cls, fields: dict[str, str]) -> "Job":
+        """As `from_hash`, for showing or ending a job of another release: see `read_leniently`.
+
+        Raises `records.UnreadableRecord` for a damaged one.
+        """
+        with suppress(ValidationError):
+            return cls.from_hash(fields)
+        request = records.read_leniently(fields)
+        values: dict[str, Any] = {}
+        for name, text in fields.items():
+            if name in cls.model_fields and name != records.REQUEST:
+                with suppress(ValidationError):
+                    values[name] = _adapter(name).validate_python(_parsed(name, text))
+        missing = {"id", "owner", "status", "created_at"} - set(values)
+        if missing:
+            raise records.UnreadableRecord
+        return cls.model_construct(**values, request=request)
 
 
 _JSON_FIELDS: dict[str, TypeAdapter[Any]] = {
-    "request": TypeAdapter(GenerateRequest),
     "images": TypeAdapter(tuple[StoredImage, ...]),
     "error": TypeAdapter(JobError),
     "metrics": TypeAdapter(JobMetrics),
 }
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    kind: Any = Job.model_fields[name].annotation
+    return TypeAdapter(kind)
+
+
+def _parsed(name: str, text: str) -> Any:
+    try:
+        return json.loads(text) if name in _JSON_FIELDS else text
+    except ValueError:
+        return None
 
 
 def encode_field(name: str, value: object) -> str:

@@ -103,6 +103,16 @@ class ApiMetrics:
             "Memory that Redis uses for its data.",
             registry=self.redis_registry,
         )
+        self.redis_evicts = Gauge(
+            "imageprompt_redis_may_evict",
+            "1 where Redis' maxmemory-policy lets it delete accepted jobs.",
+            registry=self.redis_registry,
+        )
+        self.redis_evicted_keys = Gauge(
+            "imageprompt_redis_evicted_keys",
+            "Keys that Redis has deleted for lack of memory since it started.",
+            registry=self.redis_registry,
+        )
         self.redis_memory_limit = Gauge(
             "imageprompt_redis_memory_limit_bytes",
             "Redis' maxmemory; 0 where it has none.",

@@ -86,6 +86,21 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+def from_version_1(record: Any) -> Any:
+    """The JSON of a request as this release nests it, from what release 0.1.0 stored."""
+    if not isinstance(record, dict) or "images" not in record:
+        return record
+    images, control = record["images"], record.get("control")
+    record = {name: record[name] for name in record if name not in ("images", "control")}
+    record |= {"image": images, "image_weights": [one.get("weight", 1) for one in images]}
+    if control:
+        size = {"width": record["width"], "height": record["height"]}
+        record["control_image"] = [{"pixels_sha256": control["sha256"], **size, **control}]
+        parts = ("type", "scale", "start", "end")
+        record |= {f"control_{part}": control[part] for part in parts}
+    return record
+
+
 class StoredUpload(_Record):
     """One upload in object storage, readable as RGB. Width and height in pixels, upright."""
 
@@ -289,18 +304,7 @@ class GenerateRequest(_Record):
     @model_validator(mode="before")
     @classmethod
     def _read_version_1(cls, record: Any) -> Any:
-        """Records of release 0.1.0 nest uploads; they live for `job_retention_seconds`."""
-        if not isinstance(record, dict) or "images" not in record:
-            return record
-        images, control = record["images"], record.get("control")
-        record = {name: record[name] for name in record if name not in ("images", "control")}
-        record |= {"image": images, "image_weights": [one.get("weight", 1) for one in images]}
-        if control:
-            size = {"width": record["width"], "height": record["height"]}
-            record["control_image"] = [{"pixels_sha256": control["sha256"], **size, **control}]
-            parts = ("type", "scale", "start", "end")
-            record |= {f"control_{part}": control[part] for part in parts}
-        return record
+        return from_version_1(record)
 
     @property
     def images(self) -> tuple[ImagePrompt, ...]:

@@ -70,6 +70,9 @@ DEADLINES = f"{PREFIX}deadlines"
 SWEEP = f"{PREFIX}sweep"
 """String with a time to live: somebody has lately swept the storage."""
 
+STORAGE_OWNER = f"{PREFIX}storage-owner"
+"""String: the mark (`Storage.owner_mark`) of the storage folder whose jobs this Redis holds."""
+
 WORKERS = f"{PREFIX}workers"
 """Sorted set: names of registered workers by the time of their last heartbeat."""
 

@@ -118,6 +118,16 @@ class ServerInfo:
         return not self.max_bytes or self.used_bytes < (1 - HEADROOM) * self.max_bytes
 
     @property
+    def supported(self) -> bool:
+        """Whether it is one Redis, neither a cluster nor a Sentinel."""
+        return self.mode == "standalone"
+
+    @property
+    def refuses_writes(self) -> bool:
+        """Whether writes fail now."""
+        return self.read_only or 0 < self.max_bytes <= self.used_bytes
+
+    @property
     def unfit(self) -> str | None:
         """Why no job can be accepted now; `None` where one can."""
         if self.read_only:

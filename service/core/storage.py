@@ -3,10 +3,12 @@
 Stands on obstore. Keys come from `service.core.redis_keys`; nothing here knows what they mean.
 """
 
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 import obstore
@@ -17,6 +19,10 @@ from service.core.errors import ConfigurationError
 from service.core.settings import Settings
 
 R = TypeVar("R")
+OWNER_MARK: Final = ".owner"
+"""File of a local store that names the Redis whose jobs its objects belong to."""
+_PARTIAL: Final = re.compile(r"#\d+$")
+"""How obstore names a local file until it is written whole."""
 
 
 class StorageError(Exception):
@@ -40,10 +46,15 @@ class Storage:
         presigned_url_seconds: int,
         public: bool = True,
         signing_store: ObjectStore | None = None,
+        folder: Path | None = None,
     ) -> None:
-        """`signing_store` is the same storage under the endpoint that clients reach."""
+        """`signing_store` is the same storage under the endpoint that clients reach.
+
+        `folder` is where a local store keeps its files.
+        """
         self._store = store
         self._signing_store = signing_store or store
+        self._folder = folder
         self._presigned = timedelta(seconds=presigned_url_seconds)
         self._public = public
 
@@ -87,6 +98,7 @@ class Storage:
             return cls(
                 LocalStore(folder, automatic_cleanup=True),
                 presigned_url_seconds=presigned_url_seconds,
+                folder=folder,
             )
         if (access_key_id is None) != (secret_access_key is None):
             raise ConfigurationError(
@@ -158,6 +170,15 @@ class Storage:
         except BaseError as error:
             raise StorageError(type(error).__name__) from error
 
+    async def size_async(self, key: str) -> int:
+        """Bytes of one object."""
+        try:
+            return int((await obstore.head_async(self._store, key))["size"])
+        except (NotFoundError, FileNotFoundError) as error:
+            raise ObjectMissing(key) from error
+        except BaseError as error:
+            raise StorageError(type(error).__name__) from error
+
     def delete(self, key: str) -> None:
         """Delete one object; one that is not there is no error."""
         try:
@@ -196,6 +217,38 @@ class Storage:
             return newest
 
         return self._call(find)
+
+    def now(self) -> float:
+        """The time (epoch) by the clock that dates the objects of a local store."""
+        self.check()
+        return self._local("health/check").stat().st_mtime
+
+    @property
+    def owner_mark(self) -> str | None:
+        """What `mark_owner` wrote into a local store, `None` where nothing did."""
+        try:
+            return self._local(OWNER_MARK).read_text("utf-8").strip() or None
+        except FileNotFoundError:
+            return None
+
+    def mark_owner(self, mark: str) -> None:
+        """Write into a local store to whom its objects belong."""
+        self._local(OWNER_MARK).write_text(f"{mark}\n", "utf-8")
+
+    def delete_partial(self, *, before: float) -> int:
+        """Delete what writes to a local store left that were killed before a time (epoch)."""
+        deleted = 0
+        for path in self._local("").rglob("*#*"):
+            with suppress(OSError):  # its writer may have renamed it
+                if _PARTIAL.search(path.name) and path.stat().st_mtime < before:
+                    path.unlink()
+                    deleted += 1
+        return deleted
+
+    def _local(self, key: str) -> Path:
+        if self._folder is None:
+            raise StorageError("this is no local folder")
+        return self._folder / key
 
     def sign(self, key: str) -> str:
         """A URL under which anybody may read the object for a while."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import redis.asyncio as aioredis
+from pydantic import ValidationError
 
 from service.core import redis_keys
 from service.core.catalog import Catalog
@@ -26,6 +27,8 @@ STEPS_PER_OBSERVATION: Final = 3
 """The pace is measured over this many steps of a job; over fewer it would be noise."""
 UNKNOWN_SECONDS: Final = 30.0
 """`Retry-After` of a full queue while nothing is known."""
+SIMULATED: Final = 2000
+"""Waiting jobs whose ends are simulated one by one; those behind them are extrapolated."""
 _JOBS_CACHED: Final = 20_000
 _DECAY: Final = 0.9
 """Weight of all earlier observations at each new one."""
@@ -33,6 +36,8 @@ _WARM_ROWS: Final = 16.0
 """Workers measure their rate at about this batch size; small batches take longer per row."""
 _WARM_OVERHEAD_SECONDS: Final = 0.3
 _MAX_CORRECTION: Final = 3.0
+_UNREADABLE_ROWS: Final = 2.0
+_UNREADABLE_STEPS: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,14 @@ class Snapshot:
     waiting: int = 0
     running: int = 0
     oldest_created_at: float | None = None
+    horizon_seconds: float = 0.0
+    """Until the last simulated job ends."""
+
+    def extrapolated(self, ahead: int | None) -> float | None:
+        """Seconds until a job ends that is behind the simulated ones; `None` while unknown."""
+        if ahead is None or ahead < SIMULATED or not self.seconds_to_end:
+            return None
+        return self.horizon_seconds * (ahead + 1) / SIMULATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +204,19 @@ class Estimates:
         self._snapshot = Snapshot(at=0.0)
         self._lock = asyncio.Lock()
 
-    async def eta_seconds(self, job: Job) -> float | None:
-        """Seconds until the job ends; `None` once it has, or while no pace is known."""
+    async def eta_seconds(self, job: Job, ahead: int | None) -> float | None:
+        """Seconds until the job ends; `None` once it has, or while no pace is known.
+
+        `ahead` is the number of jobs before it in the queue.
+        """
         if job.status.is_terminal:
             return None
         snapshot = await self.snapshot()
-        if job.id not in snapshot.seconds_to_end:
+        if job.id not in snapshot.seconds_to_end and (ahead or 0) < SIMULATED:
             snapshot = await self.snapshot(after=job.created_at)
         seconds = snapshot.seconds_to_end.get(job.id)
+        if seconds is None:
+            seconds = snapshot.extrapolated(ahead)
         if seconds is None:
             return None
         return round(self._left(snapshot, seconds), 1)
@@ -245,12 +263,14 @@ class Estimates:
     async def _take(self, now: float) -> Snapshot:
         ready = [presence for presence in await self.presences() if presence.ready]
         async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.lrange(self._list, 0, -1)
+            pipeline.lrange(self._list, 0, SIMULATED - 1)
+            pipeline.llen(self._list)
             pipeline.lrange(self._dequeued, 0, -1)
             pipeline.zrange(self._running, 0, -1)
-            waiting, dequeued, running = await pipeline.execute()
+            waiting, length, dequeued, running = await pipeline.execute()
         held = list(dict.fromkeys([*(name.partition(":")[0] for name in running), *dequeued]))
-        waiting = [job_id for job_id in waiting if job_id not in set(held)]
+        known = set(held)
+        waiting = [job_id for job_id in waiting if job_id not in known]
         await self._learn_works([*held, *waiting])
         steps = await self._steps(held)
         await self._learn_pace(now, steps, sum(presence.row_steps_per_second for presence in ready))
@@ -275,9 +295,10 @@ class Estimates:
             at=now,
             seconds_to_end=ends,
             workers_ready=len(ready),
-            waiting=len(waiting),
+            waiting=length if length > SIMULATED else len(waiting),
             running=len(held),
-            oldest_created_at=float(oldest) if oldest else None,
+            oldest_created_at=_number(oldest) if oldest else None,
+            horizon_seconds=max(ends.values(), default=0.0),
         )
 
     async def _learn_works(self, job_ids: Sequence[str]) -> None:
@@ -297,7 +318,10 @@ class Estimates:
     def _work(self, job_id: str, text: str | None) -> RemainingWork:
         if text is None:
             return RemainingWork(job_id, 0.0, 0)
-        request = GenerateRequest.model_validate_json(text)
+        try:
+            request = GenerateRequest.model_validate_json(text)
+        except ValidationError:  # of another release, or damaged: it counts as an ordinary job
+            return RemainingWork(job_id, _UNREADABLE_ROWS, _UNREADABLE_STEPS)
         entry = self._catalog.models.get(request.model)
         native = entry.defaults.width * entry.defaults.height if entry else 0
         area = request.width * request.height / native if native else 1.0
@@ -311,7 +335,7 @@ class Estimates:
             for job_id in job_ids:
                 pipeline.hget(redis_keys.job(job_id), "step")
             answers = await pipeline.execute()
-        return {job_id: int(step or 0) for job_id, step in zip(job_ids, answers, strict=True)}
+        return {job_id: int(_number(step)) for job_id, step in zip(job_ids, answers, strict=True)}
 
     async def _learn_pace(self, now: float, steps: dict[str, int], warm_rate: float) -> None:
         self._pace.seed(warm_rate)
@@ -342,9 +366,20 @@ class Estimates:
         status, metrics, completed_at = answer
         if status != Status.SUCCEEDED:
             return
-        spent = JobMetrics.model_validate_json(metrics)
+        try:
+            spent = JobMetrics.model_validate_json(metrics or "{}")
+        except ValidationError:
+            return
         overhead = spent.total_seconds - spent.queue_seconds - spent.denoise_seconds
         self._pace.observe_overhead(max(0.0, overhead))
         if prediction is not None:
             first_at, seconds = prediction
-            self._pace.observe_end(seconds, float(completed_at) - first_at)
+            self._pace.observe_end(seconds, _number(completed_at) - first_at)
+
+
+def _number(text: bytes | str | None) -> float:
+    """A number of a record; 0 where there is none."""
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0.0

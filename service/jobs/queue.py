@@ -17,6 +17,7 @@ from service.core.job import Job
 from service.core.queue import enqueue, forget
 from service.core.transitions import Transitions
 from service.jobs.eta import Estimates
+from service.periodic import RedisMonitor
 from service.problems import UNAVAILABLE_RETRY_SECONDS
 
 OVERDUE_PER_STEP: Final = 500
@@ -34,16 +35,33 @@ class JobQueue:
         transitions: Transitions,
         estimates: Estimates,
         *,
+        server: RedisMonitor,
         max_jobs: int,
     ) -> None:
         self._queue = queue
         self._redis = redis
         self._transitions = transitions
         self._estimates = estimates
+        self._server = server
         self._max_jobs = max_jobs
 
+    async def now(self) -> float:
+        """Redis' time (epoch), by which deadlines and expiry go."""
+        seconds, microseconds = await self._redis.time()
+        return float(seconds + microseconds / 1e6)
+
     async def check_capacity(self) -> None:
-        """Raise `QueueFull` early, before a body is read that could not be used."""
+        """Refuse early, before a body is read that could not be used.
+
+        Raises `QueueFull`, and `DependencyUnavailable` for a Redis that takes no new job: what is
+        left of its memory is for jobs that were accepted.
+        """
+        unfit = (await self._server.info()).unfit
+        if unfit is not None:
+            raise DependencyUnavailable(
+                f"{unfit}; no new jobs are accepted",
+                retry_after_seconds=UNAVAILABLE_RETRY_SECONDS,
+            )
         if await self._redis.llen(self._queue.key) >= self._max_jobs:
             raise await self._full()
 

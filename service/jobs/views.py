@@ -103,7 +103,7 @@ def job_view(
         expires_at=None if job.expires_at is None else _moment(job.expires_at),
         queue_position=ahead,
         eta_seconds=eta_seconds,
-        progress=Progress(step=job.step, total=job.request.steps),
+        progress=Progress(step=job.step, total=_count(job.request.steps)),
         input=show(job.request),
         images=[
             OutputImage(
@@ -120,6 +120,11 @@ def job_view(
         metrics=job.metrics,
         urls=Urls(self=url, cancel=f"{url}/cancel", events=signed("events")),
     )
+
+
+def _count(steps: object) -> int:
+    """The steps of a request; 0 where this release cannot read them."""
+    return steps if isinstance(steps, int) else 0
 
 
 def _moment(seconds: float) -> datetime:

@@ -1,15 +1,21 @@
 """Waits for jobs and renders them; shared by all routes that answer with one."""
 
+import hashlib
 import math
 from typing import Final
 
+import structlog
+from anyio import to_thread
 from fastapi.responses import Response
 
 from service.core.errors import Busy, Gone, JobUnfinished, NoPictures, NotFound
-from service.core.job import Job, Status
+from service.core.job import Job, Status, StoredImage
+from service.core.storage import ObjectMissing, Storage
 from service.jobs.event_stream import EventStreams
 from service.jobs.store import FoundJob, JobStore
 from service.jobs.views import JobView
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 MAX_POLL_SECONDS: Final = 30
 MAX_WAIT_SECONDS: Final = 600.0
@@ -30,7 +36,33 @@ def job_response(shown: JobView, status: int = 200) -> Response:
 
 def download_name(job: Job, number: int) -> str:
     """The file name that a browser suggests for a picture."""
-    return f"{job.id}-{number}.{job.request.output_format.value}"
+    return f"{job.id}-{number}.{job.images[number].content_type.rpartition('/')[2]}"
+
+
+async def whole_picture(storage: Storage, image: StoredImage) -> bytes:
+    """The bytes of a finished picture, if they are those of its record. Raises `Gone` if not."""
+    try:
+        data = await storage.get_async(image.key)
+    except ObjectMissing:
+        raise Gone("The picture has expired") from None
+    if (await to_thread.run_sync(hashlib.sha256, data)).hexdigest() != image.sha256:
+        raise _damaged(image, len(data))
+    return data
+
+
+async def check_size(storage: Storage, image: StoredImage) -> None:
+    """Raise `Gone` where a finished picture in storage has another size than its record says."""
+    try:
+        size_bytes = await storage.size_async(image.key)
+    except ObjectMissing:
+        raise Gone("The picture has expired") from None
+    if image.size_bytes is not None and size_bytes != image.size_bytes:
+        raise _damaged(image, size_bytes)
+
+
+def _damaged(image: StoredImage, size_bytes: int) -> Gone:
+    log.error("a picture is damaged in storage", key=image.key, size_bytes=size_bytes)
+    return Gone("The picture is damaged in storage; the same parameters make it again")
 
 
 def check_free_slot(event_streams: EventStreams, share: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from service.core.errors import Gone
 from service.core.job import Status
 from service.core.params import GenerateRequest, OutputFormat
 from service.core.storage import Storage, StorageError
@@ -23,7 +24,7 @@ from service.jobs.store import FoundJob
 from service.jobs.views import JobView
 from service.problems import outcome_if_unavailable
 from service.responses import JOB_EXAMPLE, failures, generate_body, header, success
-from service.routes.answers import download_name, job_response, stored_job
+from service.routes.answers import download_name, job_response, stored_job, whole_picture
 from service.submission.preferences import Accept, Preferences, read_accept, read_prefer
 from service.submission.submit import read_origin
 
@@ -141,8 +142,8 @@ async def _picture(storage: Storage, found: FoundJob, accept: Accept) -> Respons
         return None
     image = job.images[0]
     try:
-        data = await storage.get_async(image.key)
-    except StorageError:
+        data = await whole_picture(storage, image)
+    except (StorageError, Gone):
         # The job is done and the client must learn its id: it gets JSON and can ask again.
         return None
     headers: dict[str, Any] = {

@@ -1,7 +1,6 @@
 """Liveness, readiness and metrics."""
 
 import asyncio
-import time
 
 import redis.asyncio as aioredis
 from fastapi import APIRouter
@@ -12,9 +11,15 @@ from redis.exceptions import RedisError
 
 from service.core import redis_keys
 from service.core.metrics import ApiMetrics
-from service.dependencies import UseEstimates, UseMetrics, UseRedis, UseStorageProbe
+from service.dependencies import (
+    UseEstimates,
+    UseMetrics,
+    UseRedis,
+    UseRedisMonitor,
+    UseStorageProbe,
+)
 from service.jobs.eta import Estimates
-from service.periodic import PROBE_TIMEOUT_SECONDS, StorageProbe
+from service.periodic import PROBE_TIMEOUT_SECONDS, RedisMonitor, StorageProbe
 from service.responses import success
 
 router = APIRouter()
@@ -54,9 +59,13 @@ async def live() -> Alive:
     },
     response_model=Readiness,
 )
-async def ready(estimates: UseEstimates, storage_probe: UseStorageProbe) -> Response:
-    """Whether Redis, the storage and at least one warm worker respond."""
-    workers, storage = await asyncio.gather(_workers(estimates), storage_probe.answers())
+async def ready(
+    estimates: UseEstimates, storage_probe: UseStorageProbe, redis_monitor: UseRedisMonitor
+) -> Response:
+    """Whether Redis takes writes, and the storage and at least one warm worker respond."""
+    workers, storage = await asyncio.gather(
+        _workers(estimates, redis_monitor), storage_probe.answers()
+    )
     state = Readiness(
         ready=bool(workers) and storage,
         redis=workers is not None,
@@ -83,17 +92,26 @@ async def ready(estimates: UseEstimates, storage_probe: UseStorageProbe) -> Resp
     },
 )
 async def metrics(
-    figures: UseMetrics, estimates: UseEstimates, redis: UseRedis, storage_probe: UseStorageProbe
+    figures: UseMetrics,
+    estimates: UseEstimates,
+    redis: UseRedis,
+    storage_probe: UseStorageProbe,
+    redis_monitor: UseRedisMonitor,
 ) -> Response:
     """Metrics for Prometheus. Without Redis, only those of the process itself."""
     read, storage = await asyncio.gather(
-        _read_redis(figures, estimates, redis), _storage_answers(storage_probe)
+        _read_redis(figures, estimates, redis, redis_monitor), _storage_answers(storage_probe)
     )
     figures.storage_ready.set(storage)
     return Response(generate_latest(figures.registry) + read, media_type=CONTENT_TYPE_LATEST)
 
 
-async def _read_redis(figures: ApiMetrics, estimates: Estimates, redis: "aioredis.Redis") -> bytes:
+async def _read_redis(
+    figures: ApiMetrics,
+    estimates: Estimates,
+    redis: "aioredis.Redis",
+    redis_monitor: RedisMonitor,
+) -> bytes:
     """The gauges that every replica reads from Redis.
 
     None where it does not respond: with 0 or an old value, KEDA would see an empty queue.
@@ -102,7 +120,8 @@ async def _read_redis(figures: ApiMetrics, estimates: Estimates, redis: "aioredi
         async with asyncio.timeout(SCRAPE_TIMEOUT_SECONDS):
             snapshot = await estimates.snapshot()
             outbox = await redis.zcard(redis_keys.OUTBOX)
-            memory = await redis.info("memory")
+            seconds, _ = await redis.time()
+            info = await redis_monitor.info()
     except (RedisError, TimeoutError):
         return b""
     oldest = snapshot.oldest_created_at
@@ -110,9 +129,11 @@ async def _read_redis(figures: ApiMetrics, estimates: Estimates, redis: "aioredi
     figures.queue_depth.set(snapshot.waiting)
     figures.running_jobs.set(snapshot.running)
     figures.workers_ready.set(snapshot.workers_ready)
-    figures.oldest_seconds.set(0 if oldest is None else time.time() - oldest)
-    figures.redis_memory.set(memory["used_memory"])
-    figures.redis_memory_limit.set(memory["maxmemory"])
+    figures.oldest_seconds.set(0 if oldest is None else max(0.0, seconds - oldest))
+    figures.redis_memory.set(info.used_bytes)
+    figures.redis_memory_limit.set(info.max_bytes)
+    figures.redis_evicts.set(info.evicts)
+    figures.redis_evicted_keys.set(info.evicted_keys)
     return generate_latest(figures.redis_registry)
 
 
@@ -125,10 +146,13 @@ async def _storage_answers(storage_probe: StorageProbe) -> bool:
         return False
 
 
-async def _workers(estimates: Estimates) -> int | None:
-    """Number of warm workers; `None` where Redis does not respond."""
+async def _workers(estimates: Estimates, redis_monitor: RedisMonitor) -> int | None:
+    """Number of warm workers; `None` where Redis does not respond or takes no writes."""
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
+            info = await redis_monitor.info()
+            if info.refuses_writes or not info.supported:
+                return None
             return sum(presence.ready for presence in await estimates.presences())
     except (RedisError, TimeoutError):
         return None

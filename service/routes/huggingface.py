@@ -30,7 +30,7 @@ from service.dependencies import (
     UseStorage,
     UseSubmit,
 )
-from service.routes.answers import check_free_slot, succeeded_job
+from service.routes.answers import check_free_slot, succeeded_job, whole_picture
 from service.submission.form import Form, Upload
 from service.submission.submit import read_origin
 
@@ -129,5 +129,5 @@ async def infer(
         "X-Job-Id": submission.job_id,
         "X-Seed": str(image.seed),
     }
-    data = await storage.get_async(image.key)
+    data = await whole_picture(storage, image)
     return Response(data, media_type=image.content_type, headers=headers)

@@ -6,10 +6,9 @@ from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import RedirectResponse, Response
 
-from service.core.errors import Gone, NotFound
+from service.core.errors import NotFound
 from service.core.job import Status
 from service.core.params import MAX_IMAGES_PER_JOB, OutputFormat
-from service.core.storage import ObjectMissing
 from service.dependencies import (
     BaseUrl,
     MayManage,
@@ -25,7 +24,7 @@ from service.jobs.store import read_cursor, write_cursor
 from service.jobs.views import JobPage, JobView
 from service.problems import outcome_if_unavailable
 from service.responses import JOB_EXAMPLE, failures, header, success
-from service.routes.answers import download_name, job_response
+from service.routes.answers import check_size, download_name, job_response, whole_picture
 
 router = APIRouter()
 
@@ -80,12 +79,10 @@ async def cancel_job(
     caller: MayManage, jobs: UseJobs, queue: UseQueue, show: UseShow, job_id: JobId
 ) -> Response:
     """Cancel a job. A job that has already ended stays as it is."""
-    found = await jobs.get(job_id, caller.owner)
-    if not found.job.status.is_terminal:
+    if not (await jobs.status(job_id, caller.owner)).is_terminal:
         with outcome_if_unavailable("the job may be canceled; check its status"):
             await queue.cancel(job_id)
-            found = await jobs.get(job_id, caller.owner)
-    return job_response(await show(found))
+    return job_response(await show(await jobs.get(job_id, caller.owner)))
 
 
 @router.delete(
@@ -110,7 +107,7 @@ async def delete_job(
     Cached embeddings of image prompts and texts stay for a time that the operator sets; they are
     shared by all jobs and are stored under a hash.
     """
-    await jobs.get(job_id, caller.owner)
+    await jobs.status(job_id, caller.owner)
     with outcome_if_unavailable("the job may be canceled; delete it again"):
         # Its worker sees the cancellation and stops before the record is gone.
         await to_thread.run_sync(transitions.cancel, job_id)
@@ -157,6 +154,7 @@ async def get_image(
         raise NotFound(f"The job has no picture {number}{state}")
     image = job.images[number]
     if storage.signs and redirect:
+        await check_size(storage, image)
         url = await to_thread.run_sync(storage.sign, image.key)
         return RedirectResponse(url, status_code=307)
     etag = f'"{image.sha256}"'
@@ -168,8 +166,5 @@ async def get_image(
     known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
     if not known.isdisjoint({etag, "*"}):
         return Response(status_code=304, headers=headers)
-    try:
-        data = await storage.get_async(image.key)
-    except ObjectMissing:
-        raise Gone("The picture has expired") from None
+    data = await whole_picture(storage, image)
     return Response(data, media_type=image.content_type, headers=headers)

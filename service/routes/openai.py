@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 
 from service.core.errors import FieldError, InvalidField, ServiceError
-from service.core.job import EventName, Job
+from service.core.job import EventName, Job, StoredImage
 from service.core.params import GenerateRequest, StoredUpload
 from service.core.schema import Files, marked, parameters
 from service.core.storage import Storage
@@ -36,7 +36,7 @@ from service.dependencies import (
 from service.jobs.event_stream import EventStreams
 from service.jobs.store import JobStore
 from service.problems import Problem
-from service.routes.answers import check_free_slot, succeeded_job
+from service.routes.answers import check_free_slot, succeeded_job, whole_picture
 from service.submission.form import Form
 from service.submission.submit import read_origin
 
@@ -152,7 +152,7 @@ async def create_images(
         data = [{"url": image.url, "seed": image.seed} for image in shown.images]
     else:
         data = [
-            {"b64_json": await _base64(storage, image.key), "seed": image.seed}
+            {"b64_json": await _base64(storage, image), "seed": image.seed}
             for image in found.job.images
         ]
     content = {"created": int(found.job.created_at), "id": job_id, "data": data}
@@ -168,8 +168,8 @@ async def list_models(catalog: UseCatalog) -> dict[str, Any]:
     return {"object": "list", "data": models}
 
 
-async def _base64(storage: Storage, key: str) -> str:
-    return base64.b64encode(await storage.get_async(key)).decode()
+async def _base64(storage: Storage, image: StoredImage) -> str:
+    return base64.b64encode(await whole_picture(storage, image)).decode()
 
 
 def _described(job: Job) -> dict[str, Any]:
@@ -222,7 +222,7 @@ class _Pictures:
             yield f"event: error\ndata: {json.dumps(content)}\n\n"
             return
         for image in found.job.images:
-            picture = await _base64(self._storage, image.key)
+            picture = await _base64(self._storage, image)
             yield _event(found.job, f"{kind}.completed", picture, seed=image.seed)
         yield "data: [DONE]\n\n"
 

@@ -4,7 +4,6 @@ Routes and facades pass the collaborators in and render the `Submission`.
 """
 
 import secrets
-import time
 import uuid
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -134,7 +133,7 @@ async def submit(
             async with idempotency.kept(claim):
                 stored = await uploads.store(job_id, form, owner=caller.owner)
             undo.push_async_callback(uploads.discard, job_id)
-            now = time.time()
+            now = await queue.now()
             job = Job(
                 id=job_id,
                 owner=caller.owner,

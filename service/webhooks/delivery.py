@@ -143,7 +143,7 @@ class Delivery:
 
     async def _attempt(self, job_id: str, attempt: int) -> None:
         fields: Any = await self._redis.hgetall(redis_keys.job(job_id))
-        job = Job.from_hash(fields) if fields else None
+        job = Job.read(fields) if fields else None
         secret = None if job is None else await self._secret(job.owner)
         if job is None or secret is None or job.request.webhook_url is None:
             await self._outbox.remove(job_id)  # the job or its key was deleted meanwhile

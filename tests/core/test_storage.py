@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -10,8 +13,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from service.core.errors import ConfigurationError
+from service.core.settings import ROOT
 from service.core.storage import ObjectMissing, Storage, StorageError
 from tests.buckets import REGION, Bucket
+from tests.running import until
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -122,3 +127,40 @@ def test_azure_without_an_account_is_refused_by_the_setting_name(
 def test_another_kind_of_url_is_refused_by_the_setting_name(url: str) -> None:
     with pytest.raises(ConfigurationError, match="IMAGEPROMPT_STORAGE_URL"):
         Storage.open(url, presigned_url_seconds=60)
+
+
+def test_what_a_killed_write_left_is_deleted(tmp_path: Path) -> None:
+    """No list of objects shows it, so that no other sweep would find it."""
+    storage = Storage.open((tmp_path / "s").as_uri(), presigned_url_seconds=60)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS_WRITES, (tmp_path / "s").as_uri()],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    partial = until(lambda: list((tmp_path / "s").rglob("*#*")), seconds=60)
+    writer.kill()
+    writer.wait()
+    storage.put("uploads/a/whole.png", b"x", "image/png")
+    if not partial[0].exists():  # it was killed between two writes
+        partial[0].write_bytes(b"x")
+    assert storage.delete_partial(before=storage.now() - 3600) == 0
+    assert storage.delete_partial(before=storage.now() + 1) >= 1
+    assert list((tmp_path / "s").rglob("*#*")) == []
+    assert storage.get("uploads/a/whole.png") == b"x"
+
+
+ENDLESS_WRITES = """
+import sys
+from service.core.storage import Storage
+storage = Storage.open(sys.argv[1], presigned_url_seconds=60)
+while True:
+    storage.put("uploads/a/0.png", bytes(2**27), "image/png")
+"""
+
+
+def test_a_folder_keeps_the_mark_of_its_owner(tmp_path: Path) -> None:
+    storage = Storage.open(tmp_path.as_uri(), presigned_url_seconds=60)
+    assert storage.owner_mark is None
+    storage.mark_owner("of one Redis")
+    again = Storage.open(tmp_path.as_uri(), presigned_url_seconds=60)
+    assert again.owner_mark == "of one Redis"

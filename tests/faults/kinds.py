@@ -3,10 +3,12 @@
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import httpx
+from redis import Redis
 
+from tests import previous_release, redis_kinds
 from tests.faults.load import Tally, send
 from tests.faults.place import Place
 from tests.proxy import Mode
@@ -82,6 +84,65 @@ def _storage(place: Place, mode: Mode, seconds: float) -> Tally:
     return _judged(place, sent)
 
 
+def skew_clock(place: Place) -> Tally:
+    """A worker whose clock is 40 s behind or 2 h ahead takes part; then one with the right time."""
+    offset = random.choice((-40, 7200))
+    skewed = ("-m", "tests.integration.skewed", "workers")
+    return _beside(place, {"CLOCK_OFFSET": offset}, skewed)
+
+
+def roll_back_worker(place: Place) -> Tally:
+    """A worker of the previous release takes part; then it is replaced by one of this release."""
+    settings = {"PYTHONPATH": place.previous_release()}
+    return _beside(place, settings, previous_release.WORKER)
+
+
+def _beside(place: Place, settings: Mapping[str, object], command: Sequence[str]) -> Tally:
+    usual = place.service.settings
+    place.service.workers[0].stop()
+    place.service.settings = {**usual, **settings}
+    place.replace_worker(0, command=command)
+    place.service.settings = usual
+    place.service.wait_ready()
+    tally = _judged(place, send(place.service, JOBS))
+    sent = send(place.service, JOBS)
+    place.moment()
+    place.service.workers[-1].stop()
+    place.replace_worker(len(place.service.workers) - 1)
+    tally += _judged(place, sent)
+    return tally
+
+
+def fill_redis(place: Place) -> Tally:
+    """Redis takes no more writes for five seconds: what was accepted ends, new jobs get 503."""
+    place.service.wait_ready()
+    sent = send(place.service, JOBS)
+    place.moment()
+    with Redis.from_url(place.redis.url) as redis:
+        redis_kinds.fill(redis)
+        try:
+            refused = place.service.post()
+            tally = place.judge.judge(place.service, sent)
+            tally.wrong += refused.status_code != httpx.codes.SERVICE_UNAVAILABLE
+        finally:
+            redis.config_set("maxmemory", 0)
+    return tally
+
+
+def lose_redis(place: Place) -> Tally:
+    """Redis loses everything while jobs run: they are gone, and new ones are served."""
+    place.service.wait_ready()
+    gone = send(place.service, JOBS)
+    place.moment()
+    with Redis.from_url(place.redis.url) as redis:
+        redis.flushall()
+    _wait_ready(place)
+    known = [job for job in gone if place.service.client.get(f"/jobs/{job}").status_code != 404]
+    tally = _judged(place, send(place.service, JOBS))
+    tally.wrong += len(known)
+    return tally
+
+
 def cancel_against_finish(place: Place) -> Tally:
     """Cancel jobs about when they end: one final state each, that never changes again."""
     tally = Tally()
@@ -104,10 +165,19 @@ KINDS: dict[str, Callable[[Place], Tally]] = {
     "storage answers 500 for 3 s": fail_storage,
     "storage hangs for 30 s": hang_storage,
     "cancel against finish": cancel_against_finish,
+    "a worker's clock 40 s behind or 2 h ahead": skew_clock,
+    "a worker of the previous release": roll_back_worker,
+    "full Redis": fill_redis,
+    "Redis loses everything": lose_redis,
 }
 
 
 def _judged(place: Place, sent: dict[str, int]) -> Tally:
+    _wait_ready(place)
+    return place.judge.judge(place.service, sent)
+
+
+def _wait_ready(place: Place) -> None:
     def ready() -> bool:
         try:
             return place.service.client.get("/healthz/ready").is_success
@@ -117,4 +187,3 @@ def _judged(place: Place, sent: dict[str, int]) -> Tally:
     until = time.monotonic() + 60
     while not ready() and time.monotonic() < until:
         time.sleep(0.2)
-    return place.judge.judge(place.service, sent)

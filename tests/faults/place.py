@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 from moto.server import ThreadedMotoServer
 
 from service.cli.processes import RedisServer
+from tests import previous_release
 from tests.faults.load import Judge
 from tests.proxy import Proxy
 from tests.stack import Service
@@ -27,15 +29,24 @@ class Place:
     judge: Judge
     redis: RedisServer
     proxy: Proxy
+    folder: Path
 
     def moment(self, most_seconds: float = 1.0) -> None:
         """Wait a random time, so that the fault meets another state each time."""
         time.sleep(random.uniform(0, most_seconds))
 
-    def replace_worker(self, index: int) -> None:
-        """Start a worker in place of one that has ended."""
-        self.service.add_worker(wait=False)
+    def replace_worker(self, index: int, **options: Any) -> None:
+        """Start a worker in place of one that has ended; `options` are of `start_worker`."""
+        self.service.add_worker(wait=False, **options)
         del self.service.workers[index]
+
+    def previous_release(self) -> Path:
+        """Folder with the code of the previous release."""
+        folder = self.folder / "previous"
+        if not folder.exists():
+            folder.mkdir()
+            previous_release.extract(folder)
+        return folder
 
 
 @contextmanager
@@ -67,7 +78,7 @@ def opened(folder: Path, fsync: str) -> Iterator[Place]:
     service = Service(settings, folder)
     try:
         service.start(workers=2)
-        yield Place(service, Judge(service), redis, proxy)
+        yield Place(service, Judge(service), redis, proxy, folder)
     finally:
         service.stop()
         proxy.close()

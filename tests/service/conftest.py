@@ -1,6 +1,7 @@
 """A running API (a real process, a real Redis, a storage folder) and a hand that plays worker."""
 
 import base64
+import hashlib
 import json
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from service.cli import processes
 from service.cli.processes import RedisServer
 from service.core import redis_keys
 from service.core.job import JobMetrics, StoredImage
-from service.core.storage import Storage
+from service.core.storage import OWNER_MARK, Storage
 from service.core.transitions import Claim, Transitions
 from service.core.worker_registry import register, unregister
 from tests import corpus
@@ -24,8 +25,11 @@ from tests.worker_info import worker_info
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
 PNG = corpus.saved(corpus.picture(), "PNG")
-PASSING = (redis_keys.WORKERS, redis_keys.worker(""), redis_keys.rate(""), redis_keys.SWEEP)
-"""What Redis keys begin with that come and go by themselves."""
+PASSING = (
+    *(redis_keys.WORKERS, redis_keys.worker(""), redis_keys.rate("")),
+    *(redis_keys.SWEEP, redis_keys.STORAGE_OWNER),
+)
+"""What Redis keys begin with that belong to no job."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class Api:
                     width=24,
                     height=16,
                     seed=7 + number,
-                    sha256="ab" * 32,
+                    sha256=hashlib.sha256(data).hexdigest(),
+                    size_bytes=len(data),
                 )
             )
         assert self.transitions.succeed(claim, tuple(stored), JobMetrics(total_seconds=1), 30)
@@ -84,7 +89,7 @@ class Api:
         }
         names = {key.decode() for key in self.redis.keys("*")}
         return (
-            {file for file in files if not file.startswith("health/")},
+            {file for file in files if not file.startswith(("health/", OWNER_MARK))},
             {name for name in names if not name.startswith(PASSING)},
         )
 

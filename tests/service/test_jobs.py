@@ -15,6 +15,7 @@ from redis import Redis
 from service.core import redis_keys
 from service.core.errors import EngineFault
 from service.core.job import JobError, JobMetrics, Status
+from service.jobs.store import POSITIONS_SEARCHED
 from tests.running import Running
 from tests.service.conftest import PNG, Api, announce_warm, problem
 
@@ -124,6 +125,9 @@ def test_an_expired_job_is_410_and_later_404(api: Api) -> None:
     problem(api.client.get(f"/jobs/{job_id}/images/0"), 410)
     assert job_id not in api.client.get("/jobs?limit=100").text
     api.redis.delete(redis_keys.job(job_id))
+    problem(api.client.get(f"/jobs/{job_id}"), 410)
+    problem(api.client.delete(f"/jobs/{job_id}"), 410)
+    api.redis.delete(redis_keys.tombstone(job_id))
     problem(api.client.get(f"/jobs/{job_id}"), 404)
 
 
@@ -222,3 +226,31 @@ def test_status_is_final_once(api: Api) -> None:
     job_id = api.job()
     api.finish(job_id)
     assert api.transitions.cancel(job_id) is Status.SUCCEEDED
+
+
+def test_a_picture_that_is_damaged_in_storage_is_not_served(api: Api) -> None:
+    """Neither a part of it nor other bytes of its length."""
+    job_id = api.job()
+    api.finish(job_id)
+    assert api.client.get(f"/jobs/{job_id}/images/0").content == PNG
+    for damaged in (PNG[:-9], PNG[:-1] + b"x"):
+        api.storage.put(redis_keys.result(job_id, "0.png"), damaged, "image/png")
+        detail = problem(api.client.get(f"/jobs/{job_id}/images/0"), 410)["detail"]
+        assert "damaged" in str(detail)
+
+
+def test_positions_near_both_ends_of_a_long_queue_are_exact(api: Api) -> None:
+    queue, before = "rq:queue:imageprompt", 3 * POSITIONS_SEARCHED
+    job_id = api.job()
+    try:
+        for ahead, shown in ((0, 0), (7, 7), (before // 2, (before + 10) // 2), (before, before)):
+            api.redis.delete(queue)
+            ids = [f"other-{number}" for number in range(before + 10)]
+            ids[ahead] = job_id
+            api.redis.rpush(queue, *ids)
+            job = api.client.get(f"/jobs/{job_id}").json()
+            assert job["queue_position"] == shown
+            assert api.client.get("/jobs?limit=1").json()["jobs"][0]["queue_position"] == shown
+    finally:
+        api.redis.delete(queue)
+        api.client.delete(f"/jobs/{job_id}")

@@ -57,14 +57,12 @@ def storage(tmp_path: Path) -> Storage:
     return Storage.open((tmp_path / "storage").as_uri(), presigned_url_seconds=60)
 
 
-def sweep(redis_url: str, storage: Storage, now: float) -> None:
-    """One sweep at the time `now`."""
+def sweep(redis_url: str, storage: Storage) -> None:
+    """One sweep."""
 
     async def run() -> None:
         client = aioredis.Redis.from_url(redis_url, decode_responses=True)
-        await StorageSweep(
-            client, storage, every_seconds=60, index_seconds=1000, clock=lambda: now
-        ).step()
+        await StorageSweep(client, storage, every_seconds=60, index_seconds=1000).step()
         await client.aclose()
 
     asyncio.run(run())
@@ -86,15 +84,16 @@ def test_pictures_go_with_their_job_and_not_before(
         for path in (tmp_path / "storage").glob(f"*/{job_id}/*"):
             os.utime(path, (old, old))
     redis.zadd(redis_keys.owner_jobs("me"), {"gone": now - 2000, kept: now - 10})
-    sweep(redis_url, storage, now)
+    sweep(redis_url, storage)
     for folder in ("uploads", "results"):
         left = {path.name for path in (tmp_path / "storage" / folder).iterdir()}
         assert left == {kept, running, fresh}
     assert redis.zrange(redis_keys.owner_jobs("me"), 0, -1) == [kept.encode()]
-    sweep(redis_url, storage, now + 100)
+    redis.hset(redis_keys.job(kept), "expires_at", now - 1)
+    sweep(redis_url, storage)
     assert (tmp_path / "storage" / "uploads" / kept).exists(), "one process sweeps for all"
     redis.delete(redis_keys.SWEEP)
-    sweep(redis_url, storage, now + 100)
+    sweep(redis_url, storage)
     assert not (tmp_path / "storage" / "uploads" / kept).exists()
 
 
@@ -103,5 +102,59 @@ def test_a_bucket_is_left_to_its_own_rule(redis_url: str, bucket: Bucket) -> Non
     storage = bucket.storage()
     storage.put(redis_keys.upload(str(uuid.uuid4()), "image-0.png"), b"x", "image/png")
     before = bucket.names()
-    sweep(redis_url, storage, time.time() + ORPHAN_SECONDS + 60)
+    sweep(redis_url, storage)
     assert bucket.names() == before != []
+
+
+def old_job(storage: Storage, folder: Path) -> str:
+    """Uploads and pictures of a job, written long ago."""
+    job_id, old = str(uuid.uuid4()), time.time() - ORPHAN_SECONDS - 5
+    storage.put(redis_keys.upload(job_id, "image-0.png"), b"x", "image/png")
+    storage.put(redis_keys.result(job_id, "0.png"), b"x", "image/png")
+    for path in folder.glob(f"*/{job_id}/*"):
+        os.utime(path, (old, old))
+    return job_id
+
+
+@pytest.mark.parametrize("swept_before", [True, False], ids=["swept before", "never swept"])
+def test_a_redis_that_lost_its_data_lets_no_picture_be_deleted(
+    redis: Redis, redis_url: str, storage: Storage, tmp_path: Path, *, swept_before: bool
+) -> None:
+    folder = tmp_path / "storage"
+    jobs = [old_job(storage, folder) for _ in range(2)]
+    for job_id in jobs:
+        redis.hset(redis_keys.job(job_id), mapping={"status": "succeeded"})
+    if swept_before:
+        sweep(redis_url, storage)
+    redis.flushdb()
+    sweep(redis_url, storage)
+    assert {path.name for path in (folder / "results").iterdir()} == set(jobs)
+
+
+def test_another_redis_sweeps_no_folder_that_is_not_its_own(
+    redis: Redis, redis_url: str, fresh_redis_url, storage: Storage, tmp_path: Path
+) -> None:
+    job_id = old_job(storage, tmp_path / "storage")
+    redis.hset(redis_keys.job(job_id), mapping={"status": "succeeded"})
+    sweep(redis_url, storage)
+    sweep(fresh_redis_url(), storage)
+    assert (tmp_path / "storage" / "results" / job_id).exists()
+    redis.delete(redis_keys.SWEEP, redis_keys.job(job_id))
+    sweep(redis_url, storage)
+    assert not (tmp_path / "storage" / "results" / job_id).exists()
+
+
+def test_a_machine_with_a_wrong_clock_deletes_no_fresh_upload(
+    redis: Redis, redis_url: str, storage: Storage, tmp_path: Path, monkeypatch
+) -> None:
+    fresh, known = str(uuid.uuid4()), str(uuid.uuid4())
+    for job_id in (fresh, known):
+        storage.put(redis_keys.upload(job_id, "image-0.png"), b"x", "image/png")
+    redis.hset(
+        redis_keys.job(known), mapping={"status": "succeeded", "expires_at": time.time() + 600}
+    )
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 7200)
+    sweep(redis_url, storage)
+    left = {path.name for path in (tmp_path / "storage" / "uploads").iterdir()}
+    assert left == {fresh, known}

@@ -1,5 +1,6 @@
 """A job whose model this worker does not know is not lost while a new `models.yaml` rolls out."""
 
+import json
 import threading
 import time
 
@@ -9,6 +10,7 @@ from redis import Redis
 from service.core import redis_keys
 from service.core.errors import UnservableRequest
 from service.core.job import EventName, Status
+from service.core.queue import server_time
 from service.core.transitions import Claim
 from service.core.worker_registry import register
 from tests.worker_info import worker_info
@@ -93,3 +95,33 @@ def test_it_does_not_wait_for_ever_for_an_adapter_that_is_served_no_more(
 def test_it_is_over_when_it_is_canceled(run, unknown, transitions) -> None:
     transitions.cancel(unknown.id)
     assert run(unknown) is TaskOutcome.ENDED
+
+
+@pytest.fixture
+def newer(add_job, redis: Redis):
+    """A job of a release to come: a field more, and a sampler that this worker does not have."""
+    job = add_job()
+    name = redis_keys.job(job.id)
+    request = json.loads(redis.hget(name, "request")) | {"scheduler": "of-tomorrow", "more": 1}
+    redis.hset(
+        name, mapping={"request": json.dumps(request), "deadline_at": server_time(redis) + 60}
+    )
+    return job
+
+
+def test_a_record_that_it_cannot_read_is_left_to_a_newer_worker(
+    redis: Redis, run, newer, engine: FakeEngine
+) -> None:
+    before = redis.hgetall(redis_keys.job(newer.id))
+    assert run(newer) is TaskOutcome.NOT_ELIGIBLE
+    assert redis.hgetall(redis_keys.job(newer.id)) == before, "no attempt is counted"
+    assert engine.tickets == []
+
+
+def test_a_record_that_nobody_read_in_time_ends(redis: Redis, run, newer, transitions) -> None:
+    start_once(transitions, newer)
+    redis.hset(redis_keys.job(newer.id), "deadline_at", server_time(redis) - 1)
+    assert run(newer) is TaskOutcome.ENDED
+    status, error = redis.hmget(redis_keys.job(newer.id), "status", "error")
+    assert status == b"failed"
+    assert json.loads(error)["type"] == "urn:imageprompt:error:unservable-request"

@@ -1,5 +1,8 @@
 """The worker's metrics and health."""
 
+import select
+import socket
+import threading
 import time
 from functools import partial
 
@@ -9,7 +12,14 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from service.core.metrics import WorkerMetrics
-from workers.monitoring import HealthServer, MetricsObserver, watch_memory
+from tests.running import until
+from workers.monitoring import (
+    MOST_CONNECTIONS,
+    HealthServer,
+    MetricsObserver,
+    _QuietHandler,
+    watch_memory,
+)
 
 
 @pytest.fixture
@@ -101,3 +111,48 @@ def test_health_and_metrics_are_served() -> None:
         assert httpx.get(f"{url}/other").status_code == 404
     finally:
         server.close()
+
+
+def serve(port: int = 0, **options: bool) -> HealthServer:
+    registry = CollectorRegistry()
+    return HealthServer(
+        "127.0.0.1", port, registry, live=lambda: True, ready=lambda: True, **options
+    )
+
+
+def test_second_worker_of_a_host_takes_a_free_port_instead_of_the_default() -> None:
+    first = serve()
+    try:
+        with pytest.raises(OSError, match="in use"):
+            serve(first.port)
+        second = serve(first.port, fall_back=True)
+        try:
+            assert second.port != first.port
+            assert httpx.get(f"http://127.0.0.1:{second.port}/healthz/live").status_code == 200
+        finally:
+            second.close()
+    finally:
+        first.close()
+
+
+def test_connections_that_send_nothing_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take no thread beyond the limit, and none for long."""
+    monkeypatch.setattr(_QuietHandler, "timeout", 0.5)
+    server, before = serve(), threading.active_count()
+    address = ("127.0.0.1", server.port)
+    idle = [socket.create_connection(address) for _ in range(3 * MOST_CONNECTIONS)]
+    try:
+        until(lambda: len(select.select(idle, [], [], 0)[0]) >= 2 * MOST_CONNECTIONS)
+        assert threading.active_count() - before <= MOST_CONNECTIONS
+        until(lambda: httpx_status(server.port) == 200, what="an answer once they timed out")
+    finally:
+        for one in idle:
+            one.close()
+        server.close()
+
+
+def httpx_status(port: int) -> int | None:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/healthz/live").status_code
+    except httpx.HTTPError:
+        return None
