@@ -322,7 +322,11 @@ class Submit(Protocol):
     """`service.submission.submit.submit` with its collaborators."""
 
     async def __call__(
-        self, body: AbstractAsyncContextManager[Form], origin: Origin, *, image_required: bool = ...
+        self,
+        body: AbstractAsyncContextManager[Form],
+        origin: Origin,
+        *,
+        requires_images: bool = ...,
     ) -> Submission:
         """Queue a job for a body."""
 

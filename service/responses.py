@@ -165,6 +165,7 @@ JOB_EXAMPLE: Final[dict[str, Any]] = {
         }
     ],
     "error": None,
+    "warnings": [],
     "metrics": {
         "queue_seconds": 0.4,
         "encode_seconds": 0.0,

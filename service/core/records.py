@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from service.core.params import GenerateRequest, StoredUpload, from_version_1
+from service.core.param_types import StoredUpload, read_version_1
+from service.core.params import GenerateRequest
 
 REQUEST: Final = "request"
 DETAILS: Final = "request_details"
@@ -95,7 +96,7 @@ def read_leniently(fields: Mapping[str, str]) -> GenerateRequest:
     if not isinstance(content, dict):
         raise UnreadableRecord
     with suppress(AttributeError, KeyError, TypeError, ValueError):
-        content = from_version_1(content)
+        content = read_version_1(content)
     values = {
         name: _value(content, name, field) for name, field in GenerateRequest.model_fields.items()
     }

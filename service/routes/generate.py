@@ -7,7 +7,8 @@ from fastapi.responses import Response
 
 from service.core.errors import Gone
 from service.core.job import Status
-from service.core.params import GenerateRequest, OutputFormat
+from service.core.param_types import OutputFormat
+from service.core.params import GenerateRequest
 from service.core.storage import Storage, StorageError
 from service.dependencies import (
     BaseUrl,

@@ -119,7 +119,7 @@ async def infer(
             with translate(request.headers.get("content-type", ""), received, model) as form:
                 yield form
 
-    submission = await submit(body(), read_origin(request.headers, base_url), image_required=False)
+    submission = await submit(body(), read_origin(request.headers, base_url), requires_images=False)
     found = await succeeded_job(
         event_streams, jobs, submission.job_id, owner=caller.owner, share=share(caller)
     )

@@ -18,7 +18,8 @@ from pydantic import BaseModel, Field
 
 from service.core.errors import FieldError, InvalidField, ServiceError
 from service.core.job import EventName, Job, StoredImage
-from service.core.params import GenerateRequest, StoredUpload
+from service.core.param_types import StoredUpload
+from service.core.params import GenerateRequest
 from service.core.schema import Files, marked, parameters
 from service.core.storage import Storage
 from service.dependencies import (
@@ -136,7 +137,7 @@ async def create_images(
             options.append(form.parse())
             yield translate(form, options[0])
 
-    submission = await submit(body(), read_origin(request.headers, base_url), image_required=False)
+    submission = await submit(body(), read_origin(request.headers, base_url), requires_images=False)
     headers = {**submission.headers, "X-Job-Id": submission.job_id}
     job_id, sent = submission.job_id, options[0]
     if sent.stream:

@@ -21,7 +21,7 @@ from service.core.catalog import Catalog
 from service.core.errors import FieldError, InvalidField, RateLimited, ServiceError
 from service.core.job import Job, Status
 from service.core.metrics import ApiMetrics
-from service.core.params import MAX_IMAGES_PER_JOB, OutputFormat
+from service.core.param_types import MAX_IMAGES_PER_JOB, OutputFormat
 from service.core.settings import Settings
 from service.jobs.eta import Estimates
 from service.jobs.queue import JobQueue
@@ -78,7 +78,6 @@ async def submit(
     body: AbstractAsyncContextManager[Form],
     origin: Origin,
     *,
-    image_required: bool = True,
     settings: Settings,
     catalog: Catalog,
     rate_limits: RateLimits,
@@ -87,10 +86,11 @@ async def submit(
     uploads: Uploads,
     queue: JobQueue,
     metrics: ApiMetrics,
+    requires_images: bool = True,
 ) -> Submission:
     """Read `body` and queue a job for it; the body is read only if a job may be accepted.
 
-    Without `image_required` a prompt alone is enough.
+    A form that was read already is passed as `contextlib.nullcontext(form)`.
 
     Raises the errors of the contract; after any of them nothing is left in storage or Redis.
     """
@@ -113,7 +113,7 @@ async def submit(
                 catalog,
                 seed=secrets.randbelow(2**32 - MAX_IMAGES_PER_JOB),  # so that each can be sent
                 output_format=_output_format(sent, origin.accept),
-                image_required=image_required,
+                requires_images=requires_images,
             )
             _check_webhook(valid.values["webhook_url"], settings, caller)
             claim = None

@@ -108,5 +108,6 @@ class Previews:
             work.listener.on_preview(*drawn)
 
     def _draw(self, row: Row, model_input: Tensor, prediction: Tensor) -> Image.Image:
-        clean = without_noise(row.scheduler, row.timestep, model_input.float(), prediction)
+        scaled = model_input[:, : prediction.shape[1]].float()
+        clean = without_noise(row.scheduler, row.timestep, scaled, prediction)
         return render(self._colours[row.work.model.name], torch.nan_to_num(clean))
