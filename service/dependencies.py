@@ -17,7 +17,14 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service.api_keys import ANONYMOUS, Authenticator, Caller, Scope, anonymous_allowed
+from service.api_keys import (
+    ANONYMOUS,
+    Authenticator,
+    Caller,
+    KeysMark,
+    Scope,
+    anonymous_allowed,
+)
 from service.browser_access import BrowserAccess
 from service.connections import client_group
 from service.core.catalog import Catalog, load_catalog
@@ -141,6 +148,8 @@ async def open_services(
             authenticator=Authenticator(
                 client,
                 anonymous=BrowserAccess(settings) if anonymous_allowed(settings) else None,
+                mark=KeysMark(storage),
+                on_missing=metrics.api_keys_missing.set,
             ),
             signed_urls=SignedUrls(client, lifetime_seconds=settings.signed_url_seconds),
             rate_limits=RateLimits(client),

@@ -145,8 +145,8 @@ def connection_capacity(wanted: int) -> int:
 
 
 async def may_listen_publicly(settings: Settings) -> bool:
-    """Whether other machines may connect: an API key exists, or anonymous use is allowed."""
-    if anonymous_allowed(settings):
+    """Whether other machines may connect: an API key exists or is demanded, or none is needed."""
+    if settings.require_api_keys or anonymous_allowed(settings):
         return True
     client = aioredis.Redis.from_url(
         settings.redis_url.get_secret_value(),

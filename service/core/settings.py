@@ -130,6 +130,8 @@ class Settings(BaseSettings):
     """Whether requests without an API key are served on a host other than loopback, as long as
     no key is configured. On loopback they are; without this the service listens there only
     until a key is made."""
+    require_api_keys: bool = False
+    """Whether no request about jobs is ever served without an API key, also while none exists."""
     webhook_secret: SecretStr | None = None
     """Signs webhooks of requests without an API key (`whsec_` and base64); keys have their own."""
     webhook_networks: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_listed)] = ()
