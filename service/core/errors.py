@@ -137,7 +137,7 @@ class UnsupportedMedia(ServiceError):
     status = 415
     code = "unsupported-media-type"
     title = "Unsupported media type"
-    message = "image is GIF; PNG, JPEG and WebP are served"
+    message = "image is GIF; PNG, JPEG, WebP, AVIF and HEIC are served"
 
 
 class InvalidField(ServiceError):
