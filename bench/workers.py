@@ -24,7 +24,8 @@ from service.cli import processes
 from service.cli.processes import RedisServer
 from service.core import redis_keys, worker_registry
 from service.core.job import Job, Status
-from service.core.params import GenerateRequest, SchedulerName, StoredUpload
+from service.core.param_types import SchedulerName, StoredUpload
+from service.core.params import GenerateRequest
 from service.core.queue import enqueue, open_queue
 from service.core.settings import Settings
 from service.core.storage import Storage

@@ -21,7 +21,16 @@ from service.middleware import GracefulShutdown, HeadMiddleware, RequestMiddlewa
 from service.openapi import describe
 from service.periodic import StorageSweep, repeat
 from service.public_url import ProxyMiddleware
-from service.routes import events, generate, health, jobs, models, pages
+from service.routes import (
+    events,
+    generate,
+    health,
+    huggingface,
+    jobs,
+    models,
+    openai,
+    pages,
+)
 from service.webhooks.delivery import Delivery
 from service.webhooks.sender import Sender
 
@@ -91,9 +100,9 @@ def create_app(
             expose_headers=CORS_RESPONSE_HEADERS,
         )
     app.add_middleware(ProxyMiddleware, settings=settings)  # the outermost
-    problems.install(app)
+    problems.install(app, {"/v1/images": openai.render_error})
     if side is not Side.ADMIN:
-        for part in (generate, jobs, events, models):
+        for part in (generate, jobs, events, models, openai, huggingface):
             _include(app, part.router, counted)
         if settings.page:
             _include(app, pages.page, counted)

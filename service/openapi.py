@@ -5,6 +5,7 @@ equal it; a test compares them.
 """
 
 import sys
+from copy import deepcopy
 from functools import cache
 from typing import Any, Final
 
@@ -14,7 +15,16 @@ from fastapi.openapi.utils import get_openapi
 
 from service.core.job import Status
 from service.core.params import GenerateRequest
-from service.core.schema import Declaration, Files, is_list, marked, parameters, sent_model
+from service.core.schema import (
+    Declaration,
+    Files,
+    OneOrMore,
+    is_list,
+    marked,
+    marker,
+    parameters,
+    sent_model,
+)
 from service.jobs.views import JobPage, JobView
 from service.problems import Problem
 from service.responses import REFERENCE
@@ -42,12 +52,16 @@ def form_schema(declaration: Declaration) -> dict[str, Any]:
         described = properties[name] = _without_null(properties[name])
         if is_list(field):  # comma-separated on the wire
             items = described.pop("items")
-            described |= {"type": "string"}
-            described.pop("maxItems", None)
+            for part in ("type", "minItems", "maxItems"):
+                described.pop(part, None)
+            text = {"type": "string"}
             if items.get("type") == "number":
-                described["pattern"] = r"^\d+(\.\d+)?(,\d+(\.\d+)?)*$"
-            examples = described.pop("examples", [])
-            described["examples"] = [",".join(map(str, one)) for one in examples]
+                text["pattern"] = r"^\d+(\.\d+)?(,\d+(\.\d+)?)*$"
+            is_one = marker(field, OneOrMore) is not None
+            described |= {"anyOf": [items, text]} if is_one else text
+            for number, example in enumerate(described.get("examples", ())):
+                values = example if isinstance(example, list) else [example]
+                described["examples"][number] = ",".join(map(str, values))
     return _object(declaration, properties)
 
 
@@ -57,8 +71,12 @@ def json_schema(declaration: Declaration) -> dict[str, Any]:
     properties = _properties(declaration, file=file, strict=True)
     for name, field in parameters(declaration).items():
         described = properties[name]
-        texts = [{"type": "string", "description": "Comma-separated."}] if is_list(field) else []
-        described["anyOf"] = [*_choices(described), *texts, {"type": "null"}]
+        choices = _choices(described)
+        if marker(field, OneOrMore) is not None:
+            choices += [choices[0]["items"]]
+        if is_list(field):
+            choices += [{"type": "string", "description": "Comma-separated."}]
+        described["anyOf"] = [*choices, {"type": "null"}]
     return _object(declaration, properties)
 
 
@@ -76,10 +94,12 @@ def _properties(
             "maxItems": limit.at_most,
         }
         described = dict(several if limit.at_most > 1 else file)
+        if strict and limit.at_most > 1:
+            described = {"anyOf": [several, file]}
         described["description"] = declaration.model_fields[name].description
         properties[name] = described
     schema = model.model_json_schema(ref_template=REFERENCE)
-    return properties | {name: dict(field) for name, field in schema["properties"].items()}
+    return {**properties, **deepcopy(schema["properties"])}
 
 
 def _object(declaration: Declaration, properties: dict[str, Any]) -> dict[str, Any]:

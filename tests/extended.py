@@ -11,7 +11,8 @@ from typing import Annotated
 from pydantic import Field
 
 from service.core import params
-from service.core.params import GenerateRequest, StoredUpload
+from service.core.param_types import StoredUpload
+from service.core.params import GenerateRequest
 from service.core.schema import Files, OnlyWith, Public
 
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from service.core.params import Control, GenerateRequest, StoredUpload
+from service.core.param_types import Control, StoredUpload
+from service.core.params import GenerateRequest
 
 IMAGE = StoredUpload(
     key="uploads/a/image-0.png", sha256="ab" * 32, pixels_sha256="cd" * 32, width=8, height=8
@@ -29,16 +30,14 @@ def generate_request(**fields: object) -> GenerateRequest:
 
 
 def changed(request: GenerateRequest, **changes: Any) -> GenerateRequest:
-    """The request with other values; `images` and `control` stand for the fields behind them."""
+    """The request with other values; `images` and `controls` stand for the fields behind them."""
     if "images" in changes:
         images = changes.pop("images")
         uploads = tuple(StoredUpload.model_validate(dict(one)) for one in images)
         changes |= {"image": uploads, "image_weights": tuple(one.weight for one in images)}
-    if "control" in changes:
-        control: Control | None = changes.pop("control")
-        parts = ("type", "scale", "start", "end")
-        changes["control_image"] = ()
-        if control is not None:
-            changes["control_image"] = (StoredUpload.model_validate(dict(control)),)
-        changes |= {f"control_{part}": getattr(control, part, None) for part in parts}
+    if "controls" in changes:
+        controls: tuple[Control, ...] = changes.pop("controls")
+        changes["control_image"] = tuple(StoredUpload.model_validate(dict(one)) for one in controls)
+        for part in ("type", "scale", "start", "end", "preprocess"):
+            changes[f"control_{part}"] = tuple(getattr(control, part) for control in controls)
     return request.model_copy(update=changes)

@@ -49,6 +49,8 @@ def evaluate(paintings: Paintings) -> list[Row]:
     rows += _inpainting(paintings)
     rows += _plus(paintings)
     rows += _scales(paintings)
+    if paintings.has_fast:
+        rows += _fast(paintings)
     return rows + _sizes(paintings) + _alignment(paintings)
 
 
@@ -191,6 +193,23 @@ def _scales(paintings: Paintings) -> list[Row]:
             for scale, value in zip(SCALES, agreement, strict=True)
         ),
         Row("scale 0 to 1", "smallest step", min(steps), -SLACK),
+    ]
+
+
+def _fast(paintings: Paintings) -> list[Row]:
+    """Judge four steps without guidance."""
+    wanted = {
+        "text only": _of(paintings.cases.prompts),
+        "image prompt only": independent.attributes(paintings.others),
+    }
+    return [
+        Row(
+            f"four steps, {name}",
+            "all four right",
+            _share(_right(painted, wanted[name]).all(1)),
+            0.88,
+        )
+        for name, painted in paintings.fast().items()
     ]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from training import captions, drawing, independent, layout
 from training.cases import Cases, cases, full_captions, pictures
 from training.independent import PLAIN, Line, Picture, Variant
+from training.loop import autocast
 from training.painter import GUIDANCE, STEPS, STYLE_ONLY, Order, Painter
 from training.world import BACKGROUND_NAMES, SHAPES
 
@@ -38,6 +39,7 @@ class Paintings:
     def __init__(self, directory: Path, kept: Path, n: int) -> None:
         self.directory = directory
         self.painter = Painter(directory)
+        self.has_fast = (directory / layout.FAST_LORA).exists()
         self._kept = kept / f"{fingerprint(directory)}-{n}"
         self._kept.mkdir(parents=True, exist_ok=True)
         self.cases: Cases = cases(n)
@@ -48,15 +50,23 @@ class Paintings:
         self.settings = [captions.setting(b) for b in self.cases.backgrounds.tolist()]
         self._nothing = [""] * n
 
-    def paint(self, name: str, order: Order, adapter: str = layout.BASE_FILE) -> Tensor:
-        """Paint an order once and keep it under `name`."""
+    def paint(
+        self,
+        name: str,
+        order: Order,
+        adapter: str = layout.BASE_FILE,
+        painter: Painter | None = None,
+    ) -> Tensor:
+        """Paint an order once, in bfloat16 where the CPU multiplies it; keep it under `name`."""
         path = self._kept / f"{name.replace(' ', '-')}.pt"
         if not path.exists():
             start = time.monotonic()
-            torch.save(self.painter.paint(order, adapter), path)
+            with autocast():
+                painted = (painter or self.painter).paint(order, adapter)
+            torch.save(painted, path)
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
-        painted: Tensor = torch.load(path, weights_only=True)
-        return painted
+        result: Tensor = torch.load(path, weights_only=True)
+        return result
 
     def text(self) -> Tensor:
         """Paint full captions without an image."""
@@ -66,6 +76,17 @@ class Paintings:
         """Paint image prompts of the training's renderer without a text."""
         order = Order(self._nothing, first_seed=1000, image=self.prompts, scale=scale)
         return self.paint(f"image-{scale:.1f}-{adapter}", order, adapter)
+
+    def fast(self) -> dict[str, Tensor]:
+        """Paint full captions, and independent image prompts, in a few steps."""
+        painter = Painter(self.directory, fast=True)
+        image = independent.draw(self.others)
+        return {
+            "text only": self.paint("fast text", Order(self.captions, 0), painter=painter),
+            "image prompt only": self.paint(
+                "fast image", Order(self._nothing, 1000, image=image), painter=painter
+            ),
+        }
 
     def variant(self, variant: Variant, adapter: str = layout.BASE_FILE) -> Tensor:
         """Paint independent image prompts of a variant without a text."""

@@ -20,7 +20,8 @@ from PIL.Image import open as open_image
 from service.core import picture_metadata, png
 from service.core.catalog import Catalog
 from service.core.errors import InputLost, StorageFailed
-from service.core.params import GenerateRequest, OutputFormat
+from service.core.param_types import OutputFormat
+from service.core.params import GenerateRequest
 from service.core.schema import picture_metadata as public_fields
 from service.core.settings import Provenance, Settings
 from service.core.storage import ObjectMissing, Storage, StorageError
@@ -141,9 +142,9 @@ class PictureEncoder:
 
     def _weights_of(self, request: GenerateRequest) -> dict[str, str]:
         """The revisions of the parts of the model that made a picture."""
-        used = {"base", "vae", f"adapter/{request.adapter}"}
-        if request.control is not None:
-            used.add(f"control/{request.control.type}")
+        used = {"base", "vae", *(f"adapter/{name}" for name in request.ip_scales)}
+        used |= {f"control/{control.type}" for control in request.controls}
+        used |= {f"lora/{name}" for name in request.loras}
         known = self._weights.get(request.model, {})
         return {name: revision for name, revision in known.items() if name in used}
 

@@ -21,7 +21,7 @@ from redis import Redis, RedisError
 
 from service.core import redis_keys, redis_server, tracing
 from service.core.errors import EngineFault, JobFailed, StorageFailed, UnservableRequest
-from service.core.job import Job, JobError, JobMetrics, StoredImage
+from service.core.job import Job, JobError, JobMetrics, JobWarning, StoredImage
 from service.core.metrics import STAGES, WorkerMetrics
 from service.core.queue import server_time
 from service.core.storage import Storage, StorageError
@@ -132,7 +132,7 @@ class _Generation:
                     "total_seconds": max(0.0, self._now() - job.created_at),
                 }
             )
-            return self._succeed(job, stored, metrics)
+            return self._succeed(job, stored, metrics, result.warnings)
         except (Canceled, retry.Interrupted):
             return self._stopped()
         except EngineDied:
@@ -207,11 +207,15 @@ class _Generation:
         return tuple(stored)
 
     def _succeed(
-        self, job: Job, images: tuple[StoredImage, ...], metrics: JobMetrics
+        self,
+        job: Job,
+        images: tuple[StoredImage, ...],
+        metrics: JobMetrics,
+        warnings: tuple[JobWarning, ...],
     ) -> TaskOutcome:
         steps = job.request.steps
         if not self._redis(
-            lambda: self._shared.transitions.succeed(self._claim, images, metrics, steps)
+            lambda: self._shared.transitions.succeed(self._claim, images, metrics, steps, warnings)
         ):
             self._discard(images)
             return self._lost_claim()

@@ -21,9 +21,7 @@ class Contender(Protocol):
 
 def run_plain(plain: Plain, job: EngineJob) -> None:
     """Call the plain pipeline once, inputs to picture."""
-    control = job.read(job.request.control.key) if job.request.control else None
-    images = [job.read(image.key) for image in job.request.images]
-    plain.pictures(job.request, images, control, output_type="pil")
+    plain.pictures(job.request, job.read, output_type="pil")
 
 
 class OneAtATime:

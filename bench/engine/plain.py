@@ -3,112 +3,304 @@
 The engine's tests compare pixels with it, the benches time.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    StableDiffusionXLAdapterPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
+    T2IAdapter,
 )
+from diffusers.image_processor import IPAdapterMaskProcessor, VaeImageProcessor
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.core.catalog import Adapter, ModelEntry
+from service.core.catalog import Adapter, BlockScales, ModelEntry, Source
+from service.core.param_types import IpTarget
 from service.core.params import GenerateRequest
 from workers.engine.models.hub import loader_arguments
-from workers.engine.schedulers import CLASSES
+from workers.engine.schedulers import CLASSES, options
+
+Read = Callable[[str], Image.Image]
+PIPELINES: Final[Mapping[tuple[str, bool], Any]] = {
+    ("text", False): StableDiffusionXLPipeline,
+    ("img2img", False): StableDiffusionXLImg2ImgPipeline,
+    ("inpaint", False): StableDiffusionXLInpaintPipeline,
+    ("text", True): StableDiffusionXLControlNetPipeline,
+    ("img2img", True): StableDiffusionXLControlNetImg2ImgPipeline,
+    ("inpaint", True): StableDiffusionXLControlNetInpaintPipeline,
+}
+"""By the task, and whether there are ControlNets."""
+UNGUIDED: Final = 1 + 1e-9
+"""A guidance scale with which a pipeline runs both branches and takes the conditional one."""
 
 
 class Plain:
-    """Plain pipelines over one model of a catalog, kept loaded by adapter and ControlNet."""
+    """Plain pipelines over one model of a catalog, kept loaded by adapters and ControlNets.
 
-    def __init__(self, entry: ModelEntry, device: torch.device) -> None:
+    `targets` are the scales that `set_ip_adapter_scale` takes for each `ip_target`.
+    """
+
+    def __init__(
+        self,
+        entry: ModelEntry,
+        device: torch.device,
+        targets: Mapping[IpTarget, dict[str, Any]] | None = None,
+    ) -> None:
         self._entry = entry
         self._device = device
+        self._targets = targets or {}
         self._dtype = torch.float16 if device.type == "cuda" else torch.float32
-        self._pipes: dict[tuple[str, str | None], Any] = {}
-
-    def pipe(self, adapter: str, control: str | None) -> Any:
-        """The pipeline with one adapter loaded, with or without a ControlNet."""
-        if (adapter, control) not in self._pipes:
-            self._pipes[adapter, control] = self._load(adapter, control)
-        return self._pipes[adapter, control]
+        self._pipes: dict[tuple[object, ...], Any] = {}
 
     def pictures(
-        self,
-        request: GenerateRequest,
-        images: Sequence[Image.Image],
-        control_map: Image.Image | None = None,
-        *,
-        output_type: str = "np",
+        self, request: GenerateRequest, read: Read, *, output_type: str = "np"
     ) -> NDArray[np.float32] | list[Image.Image]:
-        """Run a request through the plain pipeline.
+        """Run a request through the plain pipeline; `read` reads an upload by its key.
 
         Returns `(pictures, height, width, 3)`, 0 to 1; a list of pictures for `pil`.
         """
-        pipe = self.pipe(request.adapter, request.control.type if request.control else None)
-        pipe.scheduler = CLASSES[request.scheduler].from_config(pipe.scheduler.config)
-        _set_scale(pipe, self._entry.adapters[request.adapter], request.ip_scale)
-        extra: dict[str, Any] = {}
-        if request.control is not None:
-            extra = {
-                "image": control_map,
-                "controlnet_conditioning_scale": request.control.scale,
-                "control_guidance_start": request.control.start,
-                "control_guidance_end": request.control.end,
-            }
+        pipe = self._pipe(
+            tuple(request.ip_scales),
+            tuple(control.type for control in request.controls),
+            "inpaint" if request.mask_image else "img2img" if request.init_image else "text",
+            tuple(request.loras),
+        )
+        if request.loras:
+            pipe.set_adapters(list(request.loras), list(request.loras.values()))
+        pipe.scheduler = CLASSES[request.scheduler].from_config(
+            pipe.own_scheduler.config, **options(request.scheduler, request.sigmas)
+        )
+        schedule = _Schedule(self._entry, request, self._targets)
+        schedule.apply(pipe, 0)
         output = pipe(
             prompt=request.prompt,
+            clip_skip=request.clip_skip or None,
             negative_prompt=request.negative_prompt or None,
-            ip_adapter_image=[list(images)],
-            width=request.width,
-            height=request.height,
+            **_size(pipe, request),
             num_inference_steps=request.steps,
-            guidance_scale=request.guidance_scale,
+            guidance_scale=schedule.guidance(0),
             num_images_per_prompt=request.num_images,
             generator=[
                 torch.Generator("cpu").manual_seed(request.seed + index)
                 for index in range(request.num_images)
             ],
             output_type=output_type,
-            **extra,
+            **_callback(pipe, schedule),
+            **_image_prompts(pipe, request, read),
+            **_controls(pipe, request, read),
+            **_init_image(request, read),
         )
         pictures: NDArray[np.float32] | list[Image.Image] = output.images
         return pictures
 
-    def _load(self, adapter: str, control: str | None) -> Any:
-        entry, kind, parts = self._entry, StableDiffusionXLPipeline, {}
+    def _pipe(
+        self,
+        adapters: tuple[str, ...],
+        controls: tuple[str, ...],
+        task: str,
+        loras: tuple[str, ...],
+    ) -> Any:
+        """The pipeline with these adapters, ControlNets and LoRAs."""
+        key = (adapters, controls, task, loras)
+        if key not in self._pipes:
+            self._pipes[key] = self._load(*key)
+        return self._pipes[key]
+
+    def _load(
+        self,
+        adapters: tuple[str, ...],
+        controls: tuple[str, ...],
+        task: str,
+        loras: tuple[str, ...],
+    ) -> Any:
+        entry, parts = self._entry, {}
+        kind = PIPELINES[task, bool(controls)]
         if entry.vae is not None:
             parts["vae"] = AutoencoderKL.from_pretrained(
                 entry.vae.location, dtype=self._dtype, **loader_arguments(entry.vae)
             )
-        if control is not None:
-            kind = StableDiffusionXLControlNetPipeline
-            source = entry.controlnets[control]
-            parts["controlnet"] = ControlNetModel.from_pretrained(
-                source.location, dtype=self._dtype, **loader_arguments(source)
-            )
+        if controls and controls[0] in entry.t2i_adapters:
+            kind = StableDiffusionXLAdapterPipeline
+            parts["adapter"] = self._networks(T2IAdapter, entry.t2i_adapters, controls)
+        elif controls:
+            parts["controlnet"] = self._networks(ControlNetModel, entry.controlnets, controls)
         pipe = kind.from_pretrained(
             entry.base.location, dtype=self._dtype, **loader_arguments(entry.base), **parts
         )
-        source_of_adapter = entry.adapters[adapter]
+        sources: list[Adapter] = [entry.adapters[name] for name in adapters]
         pipe.load_ip_adapter(
-            source_of_adapter.location,
-            subfolder=source_of_adapter.subfolder or "",
-            weight_name=source_of_adapter.weight_name,
-            image_encoder_folder=source_of_adapter.image_encoder,
+            [source.location for source in sources],
+            subfolder=[source.subfolder or "" for source in sources],
+            weight_name=[source.weight_name for source in sources],
+            image_encoder_folder=sources[0].image_encoder,
         )
+        for name in loras:
+            lora = entry.loras[name]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # peft warns of a second adapter
+                pipe.load_lora_weights(
+                    lora.location, weight_name=lora.weight_name, adapter_name=name
+                )
         pipe.set_progress_bar_config(disable=True)
+        pipe.own_scheduler = pipe.scheduler
         return pipe.to(self._device)
 
+    def _networks(self, kind: Any, sources: Mapping[str, Source], names: tuple[str, ...]) -> Any:
+        networks = [
+            kind.from_pretrained(
+                sources[name].location, dtype=self._dtype, **loader_arguments(sources[name])
+            )
+            for name in names
+        ]
+        return networks if len(networks) > 1 else networks[0]
 
-def _set_scale(pipe: Any, adapter: Adapter, ip_scale: float) -> None:
-    scales = adapter.block_scales
-    pipe.set_ip_adapter_scale(1.0 if scales is None else scales.model_dump())
-    for processor in pipe.unet.attn_processors.values():
-        if hasattr(processor, "to_k_ip"):
-            processor.scale = [ip_scale * scale for scale in processor.scale]
+
+class _Schedule:
+    """What changes between steps: sets scales and guidance of the next one, as a callback."""
+
+    def __init__(
+        self,
+        entry: ModelEntry,
+        request: GenerateRequest,
+        targets: Mapping[IpTarget, dict[str, Any]],
+    ) -> None:
+        self._entry = entry
+        self._request = request
+        self._targets = targets
+        order = CLASSES[request.scheduler].order
+        run = int(request.steps * (request.strength if request.init_image else 1))
+        self._steps = order * run - (order - 1)
+
+    def __call__(self, pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Called by the pipeline after each step."""
+        self.apply(pipe, step + 1)
+        if self._request.guided:
+            pipe._guidance_scale = self.guidance(step + 1)  # noqa: SLF001 (what callbacks set)
+        return tensors
+
+    def guidance(self, step: int) -> float:
+        """The guidance scale of a step."""
+        request = self._request
+        if not request.guided:
+            return request.guidance_scale
+        share = step / self._steps
+        guided = request.guidance_start <= share < request.guidance_end
+        return request.guidance_scale if guided else UNGUIDED
+
+    def apply(self, pipe: Any, step: int) -> None:
+        """Set the adapters' scales for a step."""
+        request = self._request
+        start, end = step / self._steps, (step + 1) / self._steps
+        active = request.ip_start <= start and end <= request.ip_end
+        for index, (name, ip_scale) in enumerate(request.ip_scales.items()):
+            blocks: BlockScales | None = self._entry.adapters[name].block_scales
+            scales = self._targets.get(request.ip_target) or (blocks and blocks.model_dump())
+            count = len(request.ip_scales)
+            pipe.set_ip_adapter_scale([scales or 1.0] * count)
+            for processor in pipe.unet.attn_processors.values():
+                if hasattr(processor, "to_k_ip"):
+                    own = processor.scale[index] * ip_scale * active
+                    kept = getattr(processor, "kept", [0.0] * count)
+                    processor.kept = [own if at == index else kept[at] for at in range(count)]
+        for processor in pipe.unet.attn_processors.values():
+            if hasattr(processor, "to_k_ip"):
+                processor.scale = processor.kept
+
+
+def _size(pipe: Any, request: GenerateRequest) -> dict[str, int]:
+    """The output's size; img2img pipelines without ControlNet take the picture's."""
+    if isinstance(pipe, StableDiffusionXLImg2ImgPipeline):
+        return {}
+    return {"width": request.width, "height": request.height}
+
+
+def _callback(pipe: Any, schedule: _Schedule) -> dict[str, Any]:
+    takes_it = "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
+    return {"callback_on_step_end": schedule} if takes_it else {}
+
+
+def _controls(pipe: Any, request: GenerateRequest, read: Read) -> dict[str, Any]:
+    """The arguments for control maps."""
+    controls = request.controls
+    if not controls:
+        return {}
+
+    def each(values: list[Any]) -> Any:
+        return values if len(values) > 1 else values[0]
+
+    name = "control_image" if request.init_image else "image"
+    maps = {name: each([read(control.key) for control in controls])}
+    scales = each([control.scale for control in controls])
+    if isinstance(pipe, StableDiffusionXLAdapterPipeline):
+        end = controls[0].end
+        return {
+            **maps,
+            "adapter_conditioning_scale": scales,
+            "adapter_conditioning_factor": end,
+        }
+    return {
+        **maps,
+        "controlnet_conditioning_scale": scales,
+        "control_guidance_start": each([control.start for control in controls]),
+        "control_guidance_end": each([control.end for control in controls]),
+    }
+
+
+def _init_image(request: GenerateRequest, read: Read) -> dict[str, Any]:
+    """The arguments for image-to-image and inpainting."""
+    if not request.init_image:
+        return {}
+    arguments = {"image": read(request.init_image[0].key), "strength": request.strength}
+    if request.mask_image:
+        mask = read(request.mask_image[0].key).resize((request.width, request.height))
+        arguments["mask_image"] = VaeImageProcessor.blur(mask, request.mask_blur)
+    return arguments
+
+
+def _image_prompts(pipe: Any, request: GenerateRequest, read: Read) -> dict[str, Any]:
+    """The arguments for image prompts, with masks and negative images where there are any."""
+    images = {
+        name: [read(image.key) for image in request.images if image.adapter == name]
+        for name in request.ip_scales
+    }
+    arguments: dict[str, Any] = {"ip_adapter_image": list(images.values())}
+    if request.image_mask:
+        size = {"height": request.height, "width": request.width}
+        masks = []
+        for name in request.ip_scales:
+            keys = [
+                image.mask.key for image in request.images if image.adapter == name and image.mask
+            ]
+            own = IPAdapterMaskProcessor().preprocess([read(key) for key in keys], **size)
+            masks.append(own.reshape(1, len(keys), *own.shape[-2:]))
+        arguments["cross_attention_kwargs"] = {"ip_adapter_masks": masks}
+    if request.negative_image and request.guided:
+        negative = [read(image.key) for image in request.negative_image]
+        embeds = _embeddings(pipe, list(images.values()))
+        against = _embeddings(pipe, [negative] * len(images))
+        pairs = zip(embeds, against, strict=True)
+        return {
+            **arguments,
+            "ip_adapter_image": None,
+            "ip_adapter_image_embeds": [torch.cat([less, more]) for more, less in pairs],
+        }
+    return arguments
+
+
+def _embeddings(pipe: Any, images: list[list[Image.Image]]) -> list[torch.Tensor]:
+    embeds: list[torch.Tensor] = pipe.prepare_ip_adapter_image_embeds(
+        images, None, pipe.device, 1, do_classifier_free_guidance=False
+    )
+    return embeds

@@ -9,7 +9,8 @@ from typing import Final
 import yaml
 
 from service.core.catalog import Catalog, load_catalog
-from service.core.params import GenerateRequest, StoredUpload
+from service.core.param_types import StoredUpload
+from service.core.params import GenerateRequest
 from service.core.settings import ROOT
 from workers.engine.api import EngineJob
 from workers.engine.warmup import digest, noise
@@ -75,7 +76,7 @@ class Subject:
             control_image=(prompt.model_copy(update={"key": "inputs/bench/1.png"}),)
             if control
             else (),
-            control_type=map_type if control else None,
+            control_type=(map_type,) if control else (),
             ip_scale=1.0,
             width=size[0],
             height=size[1],

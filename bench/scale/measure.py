@@ -14,7 +14,8 @@ from PIL import Image
 
 from bench.scale.simulation import Device
 from service.core.catalog import Catalog, load_catalog
-from service.core.params import GenerateRequest, StoredUpload
+from service.core.param_types import StoredUpload
+from service.core.params import GenerateRequest
 from service.core.settings import load_settings
 from workers.engine.api import EngineJob, Options
 from workers.engine.engine import Engine, load_engine

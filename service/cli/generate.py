@@ -18,7 +18,8 @@ from rich.table import Table
 
 from service.cli.client import Client, ClientError, Job
 from service.cli.up import running
-from service.core.params import GenerateRequest, OutputFormat
+from service.core.param_types import OutputFormat
+from service.core.params import GenerateRequest
 from service.core.schema import Declaration, Files, is_list, marked, parameters
 from service.core.settings import ROOT
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.core.errors import ConfigurationError
-from service.core.params import Name, SchedulerName
+from service.core.param_types import Name, SchedulerName
 
 
 class _Strict(BaseModel):
@@ -65,6 +65,18 @@ class Adapter(Source):
     """Without them it acts in every block alike."""
 
 
+class Lora(Source):
+    """One LoRA file, in kohya's or diffusers' key format."""
+
+    weight_name: str
+
+
+class FusedLora(Lora):
+    """A LoRA that is added to the base's weights at load, as few-step models need it."""
+
+    scale: Annotated[float, Field(ge=0, le=2)] = 1.0
+
+
 class Limits(_Strict):
     """What a request may ask of a model. Sizes in pixels."""
 
@@ -84,6 +96,7 @@ class Defaults(_Strict):
     steps: Annotated[int, Field(ge=1, le=100)] = 30
     guidance_scale: Annotated[float, Field(ge=0, le=20)] = 7.5
     scheduler: SchedulerName = SchedulerName.DDIM
+    clip_skip: Annotated[int, Field(ge=0, le=4)] = 0
 
 
 class ModelEntry(_Strict):
@@ -96,6 +109,12 @@ class ModelEntry(_Strict):
     vae: Source | None = None
     adapters: Annotated[dict[Name, Adapter], Field(min_length=1)]
     controlnets: dict[Name, Source] = {}
+    t2i_adapters: dict[Name, Source] = {}
+    """Light alternatives to ControlNets; a request's `control_type` names either."""
+    loras: dict[Name, Lora] = {}
+    """LoRAs that a request may ask for."""
+    fused_loras: tuple[FusedLora, ...] = ()
+    """LoRAs that are always in force."""
     limits: Limits
     defaults: Defaults
     warm_sizes: tuple[tuple[int, int], ...] = ()
@@ -112,6 +131,11 @@ class ModelEntry(_Strict):
         if not self.allows(self.defaults.width, self.defaults.height):
             raise ValueError("the default size is outside the limits")
         return self
+
+    @property
+    def control_types(self) -> tuple[str, ...]:
+        """What a request's `control_type` may name; ControlNets come first."""
+        return (*self.controlnets, *self.t2i_adapters)
 
     def allows(self, width: int, height: int) -> bool:
         """Whether a picture of this size (pixels) may be asked for."""
@@ -171,6 +195,9 @@ def _resolve(catalog: Catalog, folder: Path) -> Catalog:
                 "vae": absolute(entry.vae) if entry.vae else None,
                 "adapters": {key: absolute(value) for key, value in entry.adapters.items()},
                 "controlnets": {key: absolute(value) for key, value in entry.controlnets.items()},
+                "loras": {key: absolute(value) for key, value in entry.loras.items()},
+                "fused_loras": tuple(absolute(value) for value in entry.fused_loras),
+                "t2i_adapters": {key: absolute(value) for key, value in entry.t2i_adapters.items()},
             }
         )
         for name, entry in catalog.models.items()

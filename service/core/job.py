@@ -65,6 +65,14 @@ class JobError(_StoredModel):
     detail: str
 
 
+class JobWarning(_StoredModel):
+    """Something that was done otherwise than the client may have expected."""
+
+    code: str
+    """Stable, for programs: `prompt-truncated`, `window-without-step`."""
+    message: str
+
+
 class JobMetrics(_StoredModel):
     """Where the time of a job went, in seconds, and what it shared."""
 
@@ -99,6 +107,7 @@ class Job(_StoredModel):
     traceparent: str | None = None
     images: tuple[StoredImage, ...] = ()
     error: JobError | None = None
+    warnings: tuple[JobWarning, ...] = ()
     metrics: JobMetrics = JobMetrics()
 
     def to_hash(self) -> dict[str, str]:
@@ -146,6 +155,7 @@ class Job(_StoredModel):
 _JSON_FIELDS: dict[str, TypeAdapter[Any]] = {
     "images": TypeAdapter(tuple[StoredImage, ...]),
     "error": TypeAdapter(JobError),
+    "warnings": TypeAdapter(tuple[JobWarning, ...]),
     "metrics": TypeAdapter(JobMetrics),
 }
 

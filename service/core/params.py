@@ -6,129 +6,44 @@ OpenAPI, the command line's options, the job's `input` and the metadata of pictu
 `docs/extending.md` has the steps for a new parameter.
 """
 
-from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated
 
-from pydantic import (
-    AnyUrl,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetPydanticSchema,
-    UrlConstraints,
-    model_validator,
+from pydantic import Field, model_validator
+
+from service.core.param_types import (
+    MAX_IMAGES_PER_JOB,
+    Control,
+    Crop,
+    HttpsUrl,
+    ImagePrompt,
+    IpTarget,
+    LoraChoice,
+    Name,
+    OutputFormat,
+    PixelSize,
+    Preprocessor,
+    Scale,
+    SchedulerName,
+    Share,
+    SigmaSchedule,
+    StoredRecord,
+    StoredUpload,
+    read_version_1,
+    spread,
 )
-from pydantic_core import core_schema
-
-from service.core.schema import Computed, Files, ModelDefault, OnePerFile, OnlyWith, Public
+from service.core.schema import (
+    ONE_OR_MORE,
+    Computed,
+    Files,
+    ModelDefault,
+    OnePerFile,
+    OnlyWith,
+    Public,
+)
 from service.core.upload_kind import UploadKind
 
-MAX_IMAGES_PER_JOB: Final = 4
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-ObjectKey = Annotated[str, Field(pattern=r"^[a-z]+/[0-9a-z-]{1,64}/[0-9a-z.-]{1,64}$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Scale = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-"""A part of the denoising: 0 is its start, 1 its end."""
-PixelSize = Annotated[int, Field(ge=8, multiple_of=8)]
-_Url = Annotated[
-    AnyUrl, UrlConstraints(max_length=2000, allowed_schemes=["https"], host_required=True)
-]
-HttpsUrl = Annotated[
-    str,
-    GetPydanticSchema(
-        lambda _source, handler: core_schema.no_info_after_validator_function(
-            str, handler.generate_schema(_Url), serialization=core_schema.to_string_ser_schema()
-        )
-    ),
-]
-
-
-class Crop(StrEnum):
-    """How a non-square image prompt meets the square image encoder."""
-
-    CENTER = "center"
-    PAD = "pad"
-    RESIZE = "resize"
-
-
-class SchedulerName(StrEnum):
-    """The samplers that are served, by the names of the contract."""
-
-    DDIM = "ddim"
-    EULER = "euler"
-    DPMPP_2M = "dpmpp_2m"
-    UNIPC = "unipc"
-    LCM = "lcm"
-
-    @property
-    def max_steps(self) -> int:
-        """Most steps it can make; those of LCM are diffusers' `original_inference_steps`."""
-        return 50 if self is SchedulerName.LCM else 100
-
-
-class OutputFormat(StrEnum):
-    """The picture formats that are served."""
-
-    PNG = "png"
-    JPEG = "jpeg"
-    WEBP = "webp"
-
-    @property
-    def content_type(self) -> str:
-        """The media type, as in RFC 9110."""
-        return f"image/{self.value}"
-
-
-class _Record(BaseModel):
-    # A record may come from a newer version: fields that this one does not have are ignored.
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-def from_version_1(record: Any) -> Any:
-    """The JSON of a request as this release nests it, from what release 0.1.0 stored."""
-    if not isinstance(record, dict) or "images" not in record:
-        return record
-    images, control = record["images"], record.get("control")
-    record = {name: record[name] for name in record if name not in ("images", "control")}
-    record |= {"image": images, "image_weights": [one.get("weight", 1) for one in images]}
-    if control:
-        size = {"width": record["width"], "height": record["height"]}
-        record["control_image"] = [{"pixels_sha256": control["sha256"], **size, **control}]
-        parts = ("type", "scale", "start", "end")
-        record |= {f"control_{part}": control[part] for part in parts}
-    return record
-
-
-class StoredUpload(_Record):
-    """One upload in object storage, readable as RGB. Width and height in pixels, upright."""
-
-    key: ObjectKey
-    sha256: Sha256
-    """Of the file as uploaded."""
-    pixels_sha256: Sha256
-    """Of size and RGB pixels; caches of embeddings are keyed by it."""
-    width: int
-    height: int
-
-
-class ImagePrompt(StoredUpload):
-    """One image prompt and its weight relative to the others."""
-
-    weight: float = 1.0
-
-
-class Control(StoredUpload):
-    """A ControlNet map, and the part of the denoising in which it acts."""
-
-    type: str
-    scale: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-
-
-class GenerateRequest(_Record):
+class GenerateRequest(StoredRecord):
     """Every parameter of a job by the names of the form, with all defaults filled in.
 
     Picture i of a job uses `seed + i`.
@@ -139,10 +54,8 @@ class GenerateRequest(_Record):
         Files(at_least=1, at_most=8),
         Public(),
         Field(
-            description="Image prompts: PNG, JPEG, WebP, AVIF or HEIC. Several are combined as one "
-            "prompt.",
-            min_length=1,
-            max_length=8,
+            description="Image prompts: PNG, JPEG, WebP, AVIF or HEIC. Several of one adapter are "
+            "combined as one prompt."
         ),
     ]
     image_weights: Annotated[
@@ -154,63 +67,167 @@ class GenerateRequest(_Record):
             examples=[[1.0, 0.5]],
         ),
     ]
+    image_adapter: Annotated[
+        tuple[Name, ...],
+        *ONE_OR_MORE,
+        OnePerFile("image", one_for_all=True),
+        Public(),
+        Field(
+            description="One for each image: the adapter that reads it; `adapter` by default. "
+            "Images of one adapter are combined as one prompt, adapters act side by side.",
+            max_length=8,
+            examples=[["plus", "face"]],
+        ),
+    ] = ()
+    image_mask: Annotated[
+        tuple[StoredUpload, ...],
+        Files(at_most=8, kind=UploadKind.MAP),
+        Public(),
+        Field(description="None, or one for each image: it acts where its mask is white."),
+    ] = ()
+    negative_image: Annotated[
+        tuple[StoredUpload, ...],
+        Files(at_most=4),
+        Public(),
+        Field(description="What the pictures should not look like."),
+    ] = ()
     prompt: Annotated[
         str, Public(), Field(max_length=2000, examples=["a watercolour, soft light"])
     ] = ""
     negative_prompt: Annotated[
         str, Public(), Field(max_length=2000, examples=["blurry, low quality"])
     ] = ""
-    control_image: Annotated[
-        tuple[StoredUpload, ...],
-        Files(kind=UploadKind.MAP),
+    lora: Annotated[
+        tuple[LoraChoice, ...],
         Public(),
-        Field(description="The ControlNet map; resized to the output size."),
+        Field(
+            description="LoRAs of the model as name:scale, scale 0 to 2; without a scale it is 1.",
+            max_length=4,
+            examples=[["pencil:0.8"]],
+        ),
     ] = ()
-    control_type: Annotated[
-        Name | None,
-        OnlyWith("control_image"),
-        Computed(),
+    init_image: Annotated[
+        tuple[StoredUpload, ...],
+        Files(),
         Public(),
-        Field(description="A ControlNet of the model; its first by default."),
-    ] = None
-    control_scale: Annotated[
-        Scale | None,
-        OnlyWith("control_image", default=1.0),
-        Public(),
-        Field(description="Strength of the map; 1 by default."),
-    ] = None
-    control_start: Annotated[
-        Share | None,
-        OnlyWith("control_image", default=0.0),
-        Public(),
-        Field(description="Part of the denoising at which the map starts to act; 0 by default."),
-    ] = None
-    control_end: Annotated[
-        Share | None,
-        OnlyWith("control_image", default=1.0),
-        Public(),
-        Field(description="Part of the denoising at which the map stops acting; 1 by default."),
-    ] = None
-    ip_scale: Annotated[
-        Scale,
+        Field(
+            description="Image-to-image: the picture to start from. Without width and height, the "
+            "output takes its aspect ratio; otherwise it is cropped to fit."
+        ),
+    ] = ()
+    strength: Annotated[
+        Share,
+        OnlyWith("init_image"),
         Computed(),
         Public(),
         Field(
-            description="Strength of the image prompt (lambda in the paper); 1 without a prompt "
-            "and 0.5 with one by default.",
+            description="Share of the steps that run from init_image; 0.6 by default, 1 with a "
+            "mask."
+        ),
+    ] = 1.0
+    mask_image: Annotated[
+        tuple[StoredUpload, ...],
+        Files(kind=UploadKind.MASK, only_with="init_image"),
+        Public(),
+        Field(
+            description="Inpainting: what is white (or transparent, where the file has an alpha "
+            "channel) is repainted; the rest of init_image is kept."
+        ),
+    ] = ()
+    mask_blur: Annotated[
+        float,
+        OnlyWith("mask_image", default=0.0),
+        Public(),
+        Field(
+            ge=0,
+            le=64,
+            allow_inf_nan=False,
+            description="Blur of the mask's edge in pixels; 0 by default.",
+        ),
+    ] = 0.0
+    control_image: Annotated[
+        tuple[StoredUpload, ...],
+        Files(at_most=4, kind=UploadKind.MAP, always_list=False),
+        Public(),
+        Field(description="Control maps; resized to the output size."),
+    ] = ()
+    control_type: Annotated[
+        tuple[Name, ...],
+        *ONE_OR_MORE,
+        OnePerFile("control_image", one_for_all=True),
+        Computed(),
+        Public(),
+        Field(
+            description="ControlNets or T2I-Adapters of the model, one for all maps or one for "
+            "each; the first ControlNet by default."
+        ),
+    ] = ()
+    control_scale: Annotated[
+        tuple[Scale, ...],
+        *ONE_OR_MORE,
+        OnePerFile("control_image", default=1.0, one_for_all=True),
+        Public(),
+        Field(description="Strength of the maps; 1 by default."),
+    ] = ()
+    control_start: Annotated[
+        tuple[Share, ...],
+        *ONE_OR_MORE,
+        OnePerFile("control_image", default=0.0, one_for_all=True),
+        Public(),
+        Field(description="Part of the denoising at which the maps start to act; 0 by default."),
+    ] = ()
+    control_end: Annotated[
+        tuple[Share, ...],
+        *ONE_OR_MORE,
+        OnePerFile("control_image", default=1.0, one_for_all=True),
+        Public(),
+        Field(description="Part of the denoising at which the maps stop acting; 1 by default."),
+    ] = ()
+    control_preprocess: Annotated[
+        tuple[Preprocessor, ...],
+        *ONE_OR_MORE,
+        OnePerFile("control_image", one_for_all=True),
+        Public(),
+        Field(
+            description="How the worker makes each map of the picture that was sent; `none` by "
+            "default: it is a map already."
+        ),
+    ] = ()
+    ip_scale: Annotated[
+        tuple[Scale, ...],
+        *ONE_OR_MORE,
+        Computed(),
+        Public(),
+        Field(
+            description="Strength of the image prompts (lambda in the paper), one for all or one "
+            "for each adapter in use; 1 without a prompt and 0.5 with one by default.",
+            min_length=1,
+            max_length=8,
             examples=[0.5],
         ),
     ]
+    ip_target: Annotated[
+        IpTarget,
+        Public(),
+        Field(description="The blocks in which the image prompts act: what they are used for."),
+    ] = IpTarget.ALL
+    ip_start: Annotated[
+        Share,
+        Public(),
+        Field(description="Part of the denoising at which the image prompts start to act."),
+    ] = 0.0
+    ip_end: Annotated[
+        Share,
+        Public(),
+        Field(description="Part of the denoising at which the image prompts stop acting."),
+    ] = 1.0
     crop: Annotated[
         Crop,
         Public(),
         Field(description="How a non-square image prompt is fitted to the square image encoder."),
     ] = Crop.CENTER
     model: Annotated[
-        Name,
-        Computed(),
-        Public(),
-        Field(description="A name from GET /models.", examples=["sdxl"]),
+        Name, Computed(), Public(), Field(description="A name from GET /models.", examples=["sdxl"])
     ]
     adapter: Annotated[
         Name,
@@ -248,10 +265,11 @@ class GenerateRequest(_Record):
             examples=[7.5],
         ),
     ]
+    guidance_start: Annotated[
+        Share, Public(), Field(description="Part of the denoising at which guidance starts.")
+    ] = 0.0
     guidance_end: Annotated[
-        Share,
-        Public(),
-        Field(description="Part of the denoising after which guidance is off."),
+        Share, Public(), Field(description="Part of the denoising after which guidance is off.")
     ] = 1.0
     scheduler: Annotated[
         SchedulerName,
@@ -259,6 +277,26 @@ class GenerateRequest(_Record):
         Public(),
         Field(description="The model's by default.", examples=["ddim"]),
     ]
+    sigmas: Annotated[
+        SigmaSchedule,
+        Public(),
+        Field(
+            description="Spacing of the noise levels; other ones than `default` need a scheduler "
+            "that follows them: euler, dpmpp_2m, dpmpp_2m_sde, heun or unipc."
+        ),
+    ] = SigmaSchedule.DEFAULT
+    clip_skip: Annotated[
+        int,
+        ModelDefault(),
+        Public(),
+        Field(
+            ge=0,
+            le=4,
+            description="Layers of the text encoder that are left out at its end; the model's by "
+            "default.",
+            examples=[0],
+        ),
+    ] = 0
     seed: Annotated[
         int,
         Computed(),
@@ -286,34 +324,64 @@ class GenerateRequest(_Record):
         Public(),
         Field(description="Run alone, so that the same input gives the same bytes on one machine."),
     ] = False
+    preview_every: Annotated[
+        int | None,
+        Public(pictures=False),
+        Field(
+            ge=0,
+            le=100,
+            description="Steps between previews in the job's events; 0 for none. The server's "
+            "setting by default.",
+        ),
+    ] = None
     webhook_url: Annotated[
         HttpsUrl | None,
         Public(pictures=False),
         Field(description="Receives the job when it ends; https only."),
     ] = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_version_1(cls, record: Any) -> Any:
-        return from_version_1(record)
+    _upgrade = model_validator(mode="before")(read_version_1)
 
     @property
     def images(self) -> tuple[ImagePrompt, ...]:
-        """The image prompts, each with its weight."""
-        pairs = zip(self.image, self.image_weights, strict=True)
-        return tuple(ImagePrompt(**dict(one), weight=weight) for one, weight in pairs)
+        """The image prompts, each with its weight, adapter and mask."""
+        count = len(self.image)
+        adapters = spread(self.image_adapter, count, self.adapter)
+        masks = self.image_mask or (None,) * count
+        return tuple(
+            ImagePrompt(**dict(one), weight=weight, adapter=adapter, mask=mask)
+            for one, weight, adapter, mask in zip(
+                self.image, self.image_weights, adapters, masks, strict=True
+            )
+        )
 
     @property
-    def control(self) -> Control | None:
-        """The ControlNet map with its parameters."""
-        if not self.control_image:
-            return None
-        return Control(
-            **dict(self.control_image[0]),
-            type=self.control_type or "",
-            scale=1.0 if self.control_scale is None else self.control_scale,
-            start=self.control_start or 0.0,
-            end=1.0 if self.control_end is None else self.control_end,
+    def loras(self) -> dict[str, float]:
+        """The LoRAs that are asked for, with their scales."""
+        pairs = (choice.partition(":") for choice in self.lora)
+        return {name: float(scale or 1) for name, _, scale in pairs}
+
+    @property
+    def ip_scales(self) -> dict[str, float]:
+        """The adapters in use, in order of their first image, and the strength of each."""
+        adapters = list(dict.fromkeys(image.adapter for image in self.images))
+        return dict(zip(adapters, spread(self.ip_scale, len(adapters), 1.0), strict=True))
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        """The control maps with their parameters."""
+        count = len(self.control_image)
+        return tuple(
+            Control(**dict(one), type=name, scale=scale, start=start, end=end, preprocess=made_by)
+            for one, name, scale, start, end, made_by in zip(
+                self.control_image,
+                spread(self.control_type, count, ""),
+                spread(self.control_scale, count, 1.0),
+                spread(self.control_start, count, 0.0),
+                spread(self.control_end, count, 1.0),
+                spread(self.control_preprocess, count, Preprocessor.NONE),
+                strict=True,
+            )
         )
 
     @property
@@ -323,10 +391,17 @@ class GenerateRequest(_Record):
 
     def guided_at(self, step: int) -> bool:
         """Whether it is run at `step` (from 0)."""
-        return self.guided and step / self.steps < self.guidance_end
+        return self.guided and self.guidance_start <= step / self.steps < self.guidance_end
+
+    @property
+    def first_step(self) -> int:
+        """The step (from 0) at which a job starts; its init image stands for those before."""
+        if not self.init_image:
+            return 0
+        return self.steps - min(int(self.steps * self.strength), self.steps)
 
     @property
     def row_steps(self) -> int:
         """UNet rows times steps of the whole job: the unit in which its cost is counted."""
-        guided = sum(self.guided_at(step) for step in range(self.steps))
-        return self.num_images * (self.steps + guided)
+        steps = range(self.first_step, self.steps)
+        return self.num_images * (len(steps) + sum(map(self.guided_at, steps)))

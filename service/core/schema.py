@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    create_model,
+)
 from pydantic.fields import FieldInfo
 
 from service.core.errors import FieldError, InvalidField, MalformedBody
@@ -32,6 +40,15 @@ class Files:
     at_least: int = 0
     at_most: int = 1
     kind: UploadKind = UploadKind.PICTURE
+    only_with: str | None = None
+    """Another upload, without which this one is refused."""
+    always_list: bool = True
+    """False shows a single file without a list."""
+
+    @property
+    def shown_as_list(self) -> bool:
+        """Whether the job's `input` has a list even of a single file."""
+        return self.always_list and self.at_most > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +63,7 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class OnlyWith:
-    """Marks a parameter of an upload: refused without it, and `None` in the record then."""
+    """Marks a parameter of an upload: refused without it; the record has its own default then."""
 
     upload: str
     default: Any = None
@@ -54,16 +71,39 @@ class OnlyWith:
 
 @dataclass(frozen=True, slots=True)
 class OnePerFile:
-    """Marks a list with one value for each file of an upload."""
+    """Marks a list with one value for each file of an upload, and refused without any."""
 
     upload: str
-    default: Any
+    default: Any = None
+    """Of each file. With `None`, the list is `Computed`, or empty where it was not sent."""
+    one_for_all: bool = False
+    """Whether a single value may stand for all files."""
 
+
+@dataclass(frozen=True, slots=True)
+class OneOrMore:
+    """Marks a list of which a single value is sent and shown without a list."""
+
+
+def _listed(value: Any) -> Any:
+    if value is None:
+        return ()
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _unlisted(values: tuple[Any, ...]) -> Any:
+    if not values:
+        return None
+    return values[0] if len(values) == 1 else list(values)
+
+
+ONE_OR_MORE: Final = (OneOrMore(), BeforeValidator(_listed), PlainSerializer(_unlisted))
+"""Annotates a tuple as `OneOrMore`."""
 
 Declaration = type[BaseModel]
-Marker = TypeVar("Marker", Public, Files, ModelDefault, Computed, OnlyWith, OnePerFile)
+Marker = TypeVar("Marker", Public, Files, ModelDefault, Computed, OnlyWith, OnePerFile, OneOrMore)
 _FILLED_IN: Final = (ModelDefault, Computed, OnlyWith, OnePerFile)
-_MARKERS: Final = (Public, Files, *_FILLED_IN)
+_MARKERS: Final = (Public, Files, OneOrMore, *_FILLED_IN)
 
 
 def marker(field: FieldInfo, kind: type[Marker]) -> Marker | None:
@@ -102,6 +142,8 @@ def sent_model(declaration: Declaration, *, strict: bool = False) -> type[BaseMo
     fields: dict[str, Any] = {}
     for name, field in parameters(declaration).items():
         constraints = [one for one in field.metadata if not isinstance(one, _MARKERS)]
+        # Lengths first: behind a validator they would not be those of the list.
+        constraints.sort(key=lambda one: isinstance(one, BeforeValidator | PlainSerializer))
         kind: Any = Annotated[field.annotation, *constraints] if constraints else field.annotation
         if is_list(field):
             kind = Annotated[kind, BeforeValidator(_splitter(field))]
@@ -171,40 +213,61 @@ def fill_in(
     *,
     files: Mapping[str, int],
     model_defaults: BaseModel,
+    requires_files: bool = True,
 ) -> tuple[dict[str, Any], list[FieldError]]:
     """The sent values with all defaults that follow from a marker, and what does not fit.
 
-    `files` has the number of files of each upload. Defaults of `Computed` fields stay `None`.
+    `files` has the number of files of each upload; with `requires_files`, all that are required
+    must be there. Defaults of `Computed` fields stay `None`.
     """
-    values, wrong = dict(sent), []
+    values, wrong = dict(sent), list(_wrong_files(declaration, files))
+    if requires_files:
+        wrong += _missing_files(declaration, files)
     for name, field in parameters(declaration).items():
         value, only, each = sent[name], marker(field, OnlyWith), marker(field, OnePerFile)
-        if only is not None and not files.get(only.upload):
+        upload = only.upload if only else each.upload if each else None
+        computed = marker(field, Computed) is not None
+        if upload is not None and not files.get(upload):
+            values[name] = field.get_default() if only else ()
             if value is not None:
-                wrong.append(FieldError(name, f"can only be sent with {only.upload}"))
+                wrong.append(FieldError(name, f"can only be sent with {upload}"))
         elif each is not None:
-            count = files.get(each.upload, 0)
-            if value is None:
-                values[name] = (each.default,) * count
-            elif len(value) != count:
-                wrong.append(FieldError(name, f"has {len(value)} values for {count} files"))
-        elif value is None and only is not None:
+            values[name], message = _for_each_file(each, value, files[each.upload])
+            if value is None and computed:
+                values[name] = None
+            if message:
+                wrong.append(FieldError(name, message))
+        elif value is None and only is not None and not computed:
             values[name] = only.default
         elif value is None and marker(field, ModelDefault) is not None:
             values[name] = getattr(model_defaults, name)
-    wrong += [
-        FieldError(name, f"is required: send {limit.at_least} to {limit.at_most} files")
-        for name, limit in marked(declaration, Files).items()
-        if files.get(name, 0) < limit.at_least
-    ]
     return values, wrong
 
 
-def _public(request: BaseModel, *, pictures: bool) -> Iterator[tuple[str, Any, Files | None]]:
-    for name, field in type(request).model_fields.items():
-        shown = marker(field, Public)
-        if shown is not None and (shown.pictures or not pictures):
-            yield name, getattr(request, name), marker(field, Files)
+def _for_each_file(
+    each: OnePerFile, value: tuple[Any, ...] | None, count: int
+) -> tuple[tuple[Any, ...], str]:
+    """The values for `count` files, and what is wrong with those that were sent."""
+    if value is not None and len(value) == 1 and each.one_for_all:
+        return value * count, ""
+    if value is not None and len(value) == count:
+        return value, ""
+    if value is None:
+        return () if each.default is None else (each.default,) * count, ""
+    return (value * count)[:count], f"has {len(value)} values for {count} files"
+
+
+def _wrong_files(declaration: Declaration, files: Mapping[str, int]) -> Iterator[FieldError]:
+    for name, limit in marked(declaration, Files).items():
+        if files.get(name) and limit.only_with is not None and not files.get(limit.only_with):
+            yield FieldError(name, f"can only be sent with {limit.only_with}")
+
+
+def _missing_files(declaration: Declaration, files: Mapping[str, int]) -> Iterator[FieldError]:
+    for name, limit in marked(declaration, Files).items():
+        if files.get(name, 0) < limit.at_least:
+            message = f"is required: send {limit.at_least} to {limit.at_most} files"
+            yield FieldError(name, message)
 
 
 class InputFile(BaseModel):
@@ -216,31 +279,13 @@ class InputFile(BaseModel):
 
 
 def show(request: BaseModel) -> dict[str, Any]:
-    """The public fields of a stored request: `input` of the job."""
-    shown: dict[str, Any] = {}
-    for name, value, files in _public(request, pictures=False):
-        if files is None:
-            shown[name] = value
-            continue
-        uploads = [InputFile.model_validate(one, from_attributes=True) for one in value]
-        shown[name] = uploads if files.at_most > 1 else next(iter(uploads), None)
+    """The public fields of a stored request, JSON-ready: `input` of the job."""
+    shown = _public(request, pictures=False)
+    for name, files in marked(type(request), Files).items():
+        if name in shown:
+            uploads = [{part: one[part] for part in InputFile.model_fields} for one in shown[name]]
+            shown[name] = uploads if files.shown_as_list else _unlisted(tuple(uploads))
     return shown
-
-
-@cache
-def input_model(declaration: Declaration) -> type[BaseModel]:
-    """The type of what `show` returns."""
-    fields: dict[str, Any] = {}
-    for name, field in declaration.model_fields.items():
-        files = marker(field, Files)
-        if marker(field, Public) is None:
-            continue
-        if files is None:
-            fields[name] = (field.annotation, ...)
-        else:
-            fields[name] = (list[InputFile] if files.at_most > 1 else InputFile | None, ...)
-    docs = "Every parameter of the job by the names of the form, with all defaults filled in."
-    return create_model("Input", __doc__=docs, **fields)
 
 
 def picture_metadata(request: BaseModel) -> dict[str, Any]:
@@ -248,15 +293,44 @@ def picture_metadata(request: BaseModel) -> dict[str, Any]:
 
     Uploads appear by their hashes and sizes, never by their storage keys.
     """
-    content = request.model_dump(mode="json")
-    found: dict[str, Any] = {}
-    for name, _, files in _public(request, pictures=True):
-        value = content[name]
-        if files is not None:
-            value = [{part: one[part] for part in one if part != "key"} for one in value]
-            value = value if files.at_most > 1 else next(iter(value), None)
-        found[name] = value
+    found = _public(request, pictures=True)
+    for name, files in marked(type(request), Files).items():
+        if name in found:
+            uploads = [{part: one[part] for part in one if part != "key"} for one in found[name]]
+            found[name] = uploads if files.shown_as_list else _unlisted(tuple(uploads))
     return found
+
+
+def _public(request: BaseModel, *, pictures: bool) -> dict[str, Any]:
+    names = {
+        name
+        for name, shown in marked(type(request), Public).items()
+        if shown.pictures or not pictures
+    }
+    return request.model_dump(mode="json", include=names)
+
+
+@cache
+def input_model(declaration: Declaration) -> type[BaseModel]:
+    """The type of what `show` returns."""
+    fields: dict[str, Any] = {}
+    for name, field in declaration.model_fields.items():
+        files, item = marker(field, Files), field.annotation
+        if marker(field, Public) is None:
+            continue
+        if files is not None:
+            item = InputFile
+        if files is not None and files.shown_as_list:
+            fields[name] = (list[InputFile], ...)
+        elif files is not None and files.at_most == 1:
+            fields[name] = (InputFile | None, ...)
+        elif files is not None or marker(field, OneOrMore) is not None:
+            item = item if files is not None else get_args(field.annotation)[0]
+            fields[name] = (item | list[item] | None, ...)  # type: ignore[valid-type]  # it is one
+        else:
+            fields[name] = (item, ...)
+    docs = "Every parameter of the job by the names of the form, with all defaults filled in."
+    return create_model("Input", __doc__=docs, **fields)
 
 
 def example_input(declaration: Declaration) -> dict[str, Any]:
@@ -268,10 +342,13 @@ def example_input(declaration: Declaration) -> dict[str, Any]:
         if marker(field, Public) is None:
             continue
         if files is not None:
-            shown[name] = [upload] * files.at_least if files.at_most > 1 else None
+            shown[name] = [upload] * files.at_least if files.shown_as_list else None
         elif each is not None:
-            shown[name] = [each.default] * len(shown[each.upload] or ())
-        elif field.examples and marker(field, OnlyWith) is None:
+            values = [each.default] * len(shown[each.upload] or ())
+            values = [] if each.default is None else values
+            is_one = marker(field, OneOrMore) is not None
+            shown[name] = _unlisted(tuple(values)) if is_one else values
+        elif field.examples and marker(field, OnlyWith) is None and field.is_required():
             shown[name] = field.examples[0]
         else:
             shown[name] = field.get_default()

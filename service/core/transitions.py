@@ -18,6 +18,7 @@ from service.core.job import (
     Job,
     JobError,
     JobMetrics,
+    JobWarning,
     Status,
     StoredImage,
     encode_field,
@@ -115,10 +116,15 @@ class Transitions:
         return self._event(claim, 0, EventName.PREVIEW, json.dumps(data))
 
     def succeed(
-        self, claim: Claim, images: tuple[StoredImage, ...], metrics: JobMetrics, steps: int
+        self,
+        claim: Claim,
+        images: tuple[StoredImage, ...],
+        metrics: JobMetrics,
+        steps: int,
+        warnings: tuple[JobWarning, ...] = (),
     ) -> bool:
         """End the job with its pictures; `False` where somebody else has ended or taken it."""
-        fields = {"images": images, "metrics": metrics, "step": steps}
+        fields = {"images": images, "metrics": metrics, "step": steps, "warnings": warnings}
         return self._end(claim.job_id, claim.token, Status.SUCCEEDED, fields) == "succeeded"
 
     def fail(self, claim: Claim, error: JobError, metrics: JobMetrics) -> bool:

@@ -7,8 +7,9 @@ from pydantic import BaseModel, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from service.core.job import Job, JobError, JobMetrics, Status
-from service.core.params import GenerateRequest, Sha256
+from service.core.job import Job, JobError, JobMetrics, JobWarning, Status
+from service.core.param_types import Sha256
+from service.core.params import GenerateRequest
 from service.core.schema import input_model, show
 from service.signed_urls import Signer
 
@@ -65,6 +66,7 @@ class JobView(BaseModel):
     input: Annotated[dict[str, Any], _InputSchema()]
     images: list[OutputImage]
     error: JobError | None
+    warnings: list[JobWarning]
     metrics: JobMetrics
     urls: Urls
 
@@ -117,6 +119,7 @@ def job_view(
             for number, image in enumerate(job.images)
         ],
         error=job.error,
+        warnings=list(job.warnings),
         metrics=job.metrics,
         urls=Urls(self=url, cancel=f"{url}/cancel", events=signed("events")),
     )

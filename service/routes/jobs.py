@@ -8,7 +8,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from service.core.errors import NotFound
 from service.core.job import Status
-from service.core.params import MAX_IMAGES_PER_JOB, OutputFormat
+from service.core.param_types import MAX_IMAGES_PER_JOB, OutputFormat
 from service.dependencies import (
     BaseUrl,
     MayManage,

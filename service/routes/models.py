@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from service.core.catalog import Catalog, Defaults, Limits
-from service.core.params import Name
+from service.core.param_types import Name, Preprocessor
 from service.dependencies import UseCatalog
 
 router = APIRouter()
@@ -16,7 +16,11 @@ class ModelView(BaseModel):
     name: Name
     title: str
     adapters: list[Name]
+    family: Name
     controlnets: list[Name]
+    t2i_adapters: list[Name]
+    preprocessors: list[Preprocessor]
+    loras: list[Name]
     limits: Limits
     defaults: Defaults
 
@@ -43,7 +47,11 @@ def models_of(catalog: Catalog) -> Models:
                 name=name,
                 title=entry.title,
                 adapters=list(entry.adapters),
+                family=entry.family,
                 controlnets=list(entry.controlnets),
+                t2i_adapters=list(entry.t2i_adapters),
+                preprocessors=list(Preprocessor),
+                loras=list(entry.loras),
                 limits=entry.limits,
                 defaults=entry.defaults,
             )

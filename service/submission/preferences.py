@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from service.core.params import OutputFormat
+from service.core.param_types import OutputFormat
 
 MAX_WAIT_SECONDS: Final = 60
 _JSON: Final = "application/json"

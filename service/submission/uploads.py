@@ -13,7 +13,7 @@ from anyio import fail_after, to_thread
 
 from service.core import redis_keys
 from service.core.errors import FieldError, InvalidImage, ServiceError, UnsupportedMedia
-from service.core.params import StoredUpload
+from service.core.param_types import StoredUpload
 from service.core.schema import Files, marked
 from service.core.storage import Storage, StorageError
 from service.core.upload_kind import UploadKind

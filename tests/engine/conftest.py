@@ -11,7 +11,8 @@ from PIL import Image
 
 from bench.engine.plain import Plain
 from service.core.catalog import Catalog, load_catalog
-from service.core.params import GenerateRequest, StoredUpload
+from service.core.param_types import StoredUpload
+from service.core.params import GenerateRequest
 from service.core.settings import Device
 from tests.running import until
 from workers.engine.api import EngineJob, EngineResult, Listener, NullObserver, Options, Ticket
@@ -196,16 +197,7 @@ def request(
     images: int = 1, control: dict[str, Any] | None = None, **fields: Any
 ) -> GenerateRequest:
     """A request on the tiny model; every field may be given."""
-    prompts = tuple(
-        StoredUpload(
-            key=f"inputs/job/{index}.png",
-            sha256="0" * 64,
-            pixels_sha256=digest(picture(index)),
-            width=SIZE,
-            height=SIZE,
-        )
-        for index in range(images)
-    )
+    prompts = uploads(*range(images))
     defaults: dict[str, Any] = {
         "model": "tiny",
         "adapter": "base",
@@ -221,11 +213,23 @@ def request(
     }
     if control is not None:
         parts = {"type": "outline", "scale": 1.0, "start": 0.0, "end": 1.0} | control
+        defaults["control_image"] = uploads(*parts.pop("image", ["map"]))
         defaults |= {f"control_{part}": value for part, value in parts.items()}
-        defaults["control_image"] = (
-            prompts[0].model_copy(update={"key": "inputs/job/map.png", "sha256": "0" * 64}),
-        )
     return GenerateRequest(**{**defaults, **fields})
+
+
+def uploads(*names: str | int) -> tuple[StoredUpload, ...]:
+    """Stored uploads by the names that `read` knows."""
+    return tuple(
+        StoredUpload(
+            key=f"inputs/job/{name}.png",
+            sha256="0" * 64,
+            pixels_sha256=digest(read(f"inputs/job/{name}.png")),
+            width=SIZE,
+            height=SIZE,
+        )
+        for name in names
+    )
 
 
 def picture(index: int) -> Image.Image:
@@ -238,10 +242,21 @@ def control_map() -> Image.Image:
     return noise(SIZE, 99)
 
 
+def mask(side: str) -> Image.Image:
+    """White on one side, black elsewhere."""
+    drawn = Image.new("RGB", (SIZE, SIZE))
+    boxes = {"left": (0, 0, 28, 64), "right": (28, 0, 64, 64), "middle": (20, 12, 50, 44)}
+    drawn.paste("white", boxes[side])
+    return drawn
+
+
 def read(key: str) -> Image.Image:
-    """The upload under a key of `request`."""
+    """The upload under a key of `request`: a number, `map`, `init`, or a side of `mask`."""
     name = PurePosixPath(key).stem
-    return control_map() if name == "map" else picture(int(name))
+    if name.isdigit():
+        return picture(int(name))
+    drawn = {"map": control_map, "map2": lambda: noise(SIZE, 98), "init": lambda: noise(SIZE, 97)}
+    return drawn[name]() if name in drawn else mask(name)
 
 
 def job(wanted: GenerateRequest, name: str = "job") -> EngineJob:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from workers.engine import attention
-from workers.engine.attention import Context, Kernel
+from workers.engine.attention import Context, ImageContext, Kernel
 
 HEADS, WIDTH = 3, 8
 TEXT_TOKENS, IMAGE_TOKENS, QUERIES, LAYERS = 7, 5, 20, 2
@@ -14,7 +14,10 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 def inputs(dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Context]:
-    """Four rows with a lambda each: full, padded, weighted, and one without an image."""
+    """Four rows with a lambda each: full, padded, weighted, and one without an image.
+
+    A second image prompt acts where its mask says.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -27,18 +30,27 @@ def inputs(dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Context]:
     scale = torch.tensor([[1.0, 0.3], [0.7, 0.0], [2.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
     context = Context(
         text=random(4, TEXT_TOKENS, width),
-        image=random(4, IMAGE_TOKENS, width),
-        scale=scale.to(device, dtype),
-        bias=bias.to(device, dtype),
+        images=(
+            ImageContext(
+                random(4, IMAGE_TOKENS, width), scale.to(device, dtype), bias.to(device, dtype)
+            ),
+            ImageContext(
+                random(4, IMAGE_TOKENS, width),
+                scale.flip(0).to(device, dtype),
+                masks={QUERIES: random(4, QUERIES, 1, 1)},
+            ),
+        ),
     )
     return random(4, QUERIES, HEADS, WIDTH), context
 
 
 def reference(query: Tensor, context: Context, layer: int) -> Tensor:
     """The formula as the paper has it, row by row and head by head."""
-    assert context.image is not None
-    assert context.scale is not None
-    assert context.bias is not None
+    first, second = context.images
+    assert first.bias is not None
+    assert second.masks is not None
+    everywhere, mask = torch.ones(QUERIES, 1).double(), second.masks[QUERIES].double()
+    zeros = torch.zeros(IMAGE_TOKENS)
     out = torch.zeros(query.shape, dtype=torch.float64)
     start, inner = layer * 2 * HEADS * WIDTH, HEADS * WIDTH
     for row in range(len(query)):
@@ -46,12 +58,13 @@ def reference(query: Tensor, context: Context, layer: int) -> Tensor:
             keys = slice(start + head * WIDTH, start + (head + 1) * WIDTH)
             values = slice(keys.start + inner, keys.stop + inner)
             q = query[row, :, head].double()
-            for memory, factor, bias in (
-                (context.text[row], 1.0, torch.zeros(TEXT_TOKENS)),
-                (context.image[row], float(context.scale[row, layer]), context.bias[row]),
+            for kv, factor, bias in (
+                (context.text[row], everywhere, torch.zeros(TEXT_TOKENS)),
+                (first.kv[row], first.scale[row, layer] * everywhere, first.bias[row]),
+                (second.kv[row], second.scale[row, layer] * mask[row, :, 0], zeros),
             ):
-                logits = q @ memory[:, keys].double().T / WIDTH**0.5 + bias.double()
-                out[row, :, head] += factor * logits.softmax(-1) @ memory[:, values].double()
+                logits = q @ kv[:, keys].double().T / WIDTH**0.5 + bias.double()
+                out[row, :, head] += factor * (logits.softmax(-1) @ kv[:, values].double())
     return out
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from service.core.params import Crop
+from service.core.param_types import Crop
 from workers.engine import cache
 from workers.engine.cache import EmbeddingCache
 from workers.engine.models import hub
@@ -96,5 +96,6 @@ def test_a_fingerprint_depends_on_pixels_encoder_crop_and_kind() -> None:
         cache.image_fingerprint("p", "e", Crop.PAD, "base"),
         cache.image_fingerprint("p", "e", Crop.CENTER, "plus"),
         cache.text_fingerprint("p", "e"),
+        cache.text_fingerprint("p", "e", ["a LoRA"]),
     }
-    assert len(names) == 6
+    assert len(names) == 7

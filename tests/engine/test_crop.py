@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from service.core.params import Crop
+from service.core.param_types import Crop
 from workers.engine.conditioning.image_prompt import LONGEST, PAD_COLOUR, square
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)

@@ -12,7 +12,7 @@ from bench.engine.plain import Plain
 from service.core.catalog import BlockScales, Catalog
 from service.core.params import GenerateRequest
 from service.core.settings import Device
-from tests.engine.conftest import Stepper, control_map, job, picture, request
+from tests.engine.conftest import Stepper, job, read, request
 from tests.requests import changed
 from tests.running import until
 from workers.engine.api import Options
@@ -43,8 +43,7 @@ def test_a_job_alone_equals_the_plain_pipeline(
     stepper: Stepper, plain: Plain, wanted: GenerateRequest
 ) -> None:
     """The same request with the same seed gives the same pixels as diffusers itself."""
-    images = [picture(index) for index in range(len(wanted.images))]
-    theirs = plain.pictures(wanted, images, control_map() if wanted.control else None)
+    theirs = plain.pictures(wanted, read)
     result = stepper.run(job(wanted))
     ours = stepper.decoded("job")
     assert ours.shape == theirs.shape
@@ -55,12 +54,11 @@ def test_a_job_alone_equals_the_plain_pipeline(
 
 def test_an_engine_serves_what_it_has_loaded(loaded: Engine) -> None:
     served = request(adapter="plus", control={})
-    assert served.control is not None
     assert loaded.serves(served)
     for change in (
         {"model": "new"},
         {"adapter": "new"},
-        {"control": served.control.model_copy(update={"type": "new"})},
+        {"control_type": ("new",)},
     ):
         assert not loaded.serves(changed(served, **change))
 
@@ -68,11 +66,11 @@ def test_an_engine_serves_what_it_has_loaded(loaded: Engine) -> None:
 CHANGES = {
     "the image prompt": {"images": request(images=2).images[1:]},
     "a second image prompt": {"images": request(images=2).images},
-    "lambda": {"ip_scale": 0.1},
+    "lambda": {"ip_scale": (0.1,)},
     "the adapter": {"adapter": "plus"},
     "the text": {"prompt": "a red star"},
     "the negative text": {"negative_prompt": "blue"},
-    "the control map": {"control": request(control={}).control},
+    "the control map": {"controls": request(control={}).controls},
     "the guidance": {"guidance_scale": 2.0},
     "the end of guidance": {"guidance_end": 0.5},
     "the seed": {"seed": 8},
@@ -138,11 +136,11 @@ def test_an_adapter_acts_in_the_blocks_that_models_yaml_says(
         wanted = request(adapter="plus")
         # The other adapter has no block scales and keeps lambda everywhere.
         stepper.together(job(wanted, "plus"), job(request(), "base"))
-        same = Plain(entry, torch.device("cpu")).pictures(wanted, [picture(0)])
+        same = Plain(entry, torch.device("cpu")).pictures(wanted, read)
         assert np.abs(stepper.decoded("plus") - same).max() <= SAME_AS_PLAIN
-        everywhere = plain.pictures(wanted, [picture(0)])
+        everywhere = plain.pictures(wanted, read)
         assert np.abs(stepper.decoded("plus") - everywhere).max() > 10 * SAME_AS_PLAIN
-        base = plain.pictures(request(), [picture(0)])
+        base = plain.pictures(request(), read)
         assert np.abs(stepper.decoded("base") - base).max() <= SAME_AS_PLAIN
     finally:
         engine.stop()
@@ -179,7 +177,7 @@ def test_without_any_image_the_base_model_answers(stepper: Stepper, plain: Plain
     only = request(prompt="a red star")
     nothing = tuple(image.model_copy(update={"weight": 0.0}) for image in only.images)
     stepper.run(job(changed(only, images=nothing), "none"))
-    theirs = plain.pictures(only.model_copy(update={"ip_scale": 0.0}), [picture(0)])
+    theirs = plain.pictures(only.model_copy(update={"ip_scale": (0.0,)}), read)
     assert np.abs(stepper.decoded("none") - theirs).max() <= SAME_AS_PLAIN
 
 

@@ -50,7 +50,7 @@ def reference(wanted: GenerateRequest) -> np.ndarray:
     generator = torch.Generator().manual_seed(wanted.seed)
     latents = torch.randn(1, 3, wanted.height // 4, wanted.width // 4, generator=generator)
     adapter = toy.ToyAdapter()
-    image = wanted.ip_scale * adapter.encode(adapter.preprocess(picture(0)))
+    image = wanted.ip_scale[0] * adapter.encode(adapter.preprocess(picture(0)))
     targets = (toy.colour_of(wanted.negative_prompt)[None], toy.colour_of(wanted.prompt) + image)
     for time in scheduler.timesteps:
         negative, positive = (

@@ -161,7 +161,9 @@ def test_a_vae_of_another_model_is_named_with_the_unet(
 ) -> None:
     """Sixteen latent channels are another family's."""
     AutoencoderKL(latent_channels=16, block_out_channels=(32,)).save_pretrained(tmp_path / "vae")
-    with pytest.raises(ConfigurationError, match=r"vae has 16 latent channels, but UNet .*unet"):
+    with pytest.raises(
+        ConfigurationError, match=r"vae has 16 latent channels, but UNet .*unet gives 4"
+    ):
         load(catalog, folder, vae=Source(path=tmp_path / "vae"))
 
 

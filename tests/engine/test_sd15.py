@@ -14,6 +14,7 @@ from diffusers import (
 
 from service.core.catalog import Catalog, load_catalog
 from service.core.errors import ConfigurationError
+from service.core.param_types import IpTarget
 from service.core.params import GenerateRequest
 from service.core.settings import ROOT, Device
 from tests.engine import tiny_sd15
@@ -45,6 +46,13 @@ def stepper(engine: Engine) -> Iterator[Stepper]:
     own.stop()
 
 
+TARGETS = {
+    IpTarget.STYLE: {"up": {"block_1": 1.0}},
+    IpTarget.STYLE_LAYOUT: {"up": {"block_1": 1.0}, "down": {"block_1": 1.0}, "mid": 1.0},
+}
+"""What `set_ip_adapter_scale` takes for each target on the tiny UNet."""
+
+
 def sent(**fields: Any) -> GenerateRequest:
     """A request on the tiny SD 1.5."""
     return request(**{"model": "sd15", **fields})
@@ -56,19 +64,20 @@ def plain(catalog: Catalog, wanted: GenerateRequest) -> np.ndarray:
     kind: Any = StableDiffusionPipeline
     parts: dict[str, Any] = {"safety_checker": None}
     options: dict[str, Any] = {}
-    if wanted.control is not None:
+    if wanted.controls:
+        (control,) = wanted.controls
         kind = StableDiffusionControlNetPipeline
         parts["controlnet"] = ControlNetModel.from_pretrained(entry.controlnets["outline"].path)
         options = {
             "image": control_map(),
-            "controlnet_conditioning_scale": wanted.control.scale,
-            "control_guidance_start": wanted.control.start,
-            "control_guidance_end": wanted.control.end,
+            "controlnet_conditioning_scale": control.scale,
+            "control_guidance_start": control.start,
+            "control_guidance_end": control.end,
         }
     pipe = kind.from_pretrained(entry.base.path, **parts)
     adapter = entry.adapters[wanted.adapter]
     pipe.load_ip_adapter(adapter.path, subfolder=adapter.subfolder, weight_name=adapter.weight_name)
-    pipe.set_ip_adapter_scale(wanted.ip_scale)
+    pipe.set_ip_adapter_scale(TARGETS.get(wanted.ip_target, wanted.ip_scale[0]))
     pipe.scheduler = CLASSES[wanted.scheduler].from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     pictures: np.ndarray = pipe(
@@ -90,6 +99,8 @@ def plain(catalog: Catalog, wanted: GenerateRequest) -> np.ndarray:
 
 
 CASES = {
+    "style only": sent(ip_target="style", ip_scale=1.0),
+    "style and layout": sent(ip_target="style_layout", ip_scale=1.0),
     "base": sent(),
     "base, text": sent(prompt="a red star", negative_prompt="blue"),
     "Plus, two images": sent(adapter="plus", images=2),

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from service.core.catalog import ModelEntry
+from service.core.param_types import IpTarget
 from workers.engine.attention import Context, Kernel
+from workers.engine.models.prompts import Prompt
 
 
 def colour_of(text: str) -> Tensor:
@@ -31,7 +33,7 @@ class ToyAdapter:
     encoder_dtype = torch.float32
     embedding_shape = (3,)
     size = 8
-    scales = (1.0,)
+    scales: Mapping[IpTarget, tuple[float]] = dict.fromkeys(IpTarget, (1.0,))
 
     def preprocess(self, picture: Image.Image) -> Tensor:
         pixels = np.asarray(picture.resize((8, 8)), dtype=np.float32) / 127.5 - 1
@@ -52,13 +54,16 @@ class Toy:
 
     adapters: Mapping[str, ToyAdapter] = {"base": ToyAdapter()}
     controlnets: Mapping[str, object] = {}
+    t2i_adapters: Mapping[str, object] = {}
+    loras: Mapping[str, object] = {}
     text_fingerprint = "toy"
     device = torch.device("cpu")
     dtype = torch.float32
     latent_channels = 3
+    input_channels = 3
     scale_factor = 4
-    text_layout: Mapping[str, tuple[int, ...]] = {"colour": (1, 3)}
     zero_negative = False
+    max_clip_skip = 0
     networks = ()
 
     def __init__(self, name: str, entry: ModelEntry) -> None:
@@ -66,8 +71,14 @@ class Toy:
         self.entry = entry
         self.scheduler_config = DDIMScheduler(clip_sample=False).config
 
-    def encode_text(self, text: str) -> dict[str, Tensor]:
-        return {"colour": colour_of(text)[None]}
+    def text_layout(self, chunks: int) -> dict[str, tuple[int, ...]]:
+        return {"colour": (1, 3)}
+
+    def prompt(self, text: str) -> Prompt:
+        return Prompt(text)
+
+    def encode_text(self, prompt: Prompt, clip_skip: int) -> dict[str, Tensor]:
+        return {"colour": colour_of(prompt.text)[None]}
 
     def text_kv(self, text: Mapping[str, Tensor]) -> Tensor:
         return text["colour"][:, None]
@@ -78,14 +89,23 @@ class Toy:
         return (timesteps / 1000).expand(len(text["colour"]), -1)[..., None]
 
     def predict(
-        self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
+        self,
+        sample: Tensor,
+        emb: Tensor,
+        context: Context,
+        residuals: Sequence[Tensor] | None,
+        features: Sequence[Tensor] | None,
     ) -> Tensor:
         target = context.text.mean(1)
-        if context.image is not None and context.scale is not None:
-            bias = torch.zeros(context.image.shape[:2]) if context.bias is None else context.bias
+        for image in context.images:
+            bias = torch.zeros(image.kv.shape[:2]) if image.bias is None else image.bias
             weights = bias.softmax(1)[..., None]
-            target = target + context.scale * (weights * context.image).sum(1)
+            target = target + image.scale * (weights * image.kv).sum(1)
         return (sample - target[:, :, None, None] * (1 - emb)[:, :, None, None]).tanh()
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        latents = functional.avg_pool2d(pixels, 4)
+        return latents, torch.zeros_like(latents)
 
     def decode(self, latents: Tensor) -> Tensor:
         return functional.interpolate(latents, scale_factor=4.0)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from service.cli.again import fields
-from service.core.params import StoredUpload
+from service.core.param_types import StoredUpload
 from service.core.picture_metadata import exif, recipe_text
 from service.core.schema import picture_metadata
 from service.core.settings import ROOT

@@ -1,5 +1,6 @@
 """The LoRA for few steps: its parts by the paper's formulas, its file, and that it learns."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from training import adapter, architecture, captions, diffusion, lcm, lora, pool
+from training import adapter, architecture, captions, diffusion, layout, lcm, lora, pool
 from training.adapter import Frozen
 from training.lora import Lora
+from training.painter import Order, Painter
 from training.pool import TextFeatures
 
 SHAPE = architecture.TINY
@@ -115,3 +117,19 @@ def test_distillation_trains_the_lora_alone(
     changed = {key for key, weight in before.items() if not torch.equal(after[key], weight)}
     assert changed
     assert all(".lora_" in key for key in changed)
+
+
+# diffusers itself calls transformers' and torch's deprecated names.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_four_steps_without_guidance_paint_texts_and_image_prompts(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    trained = Lora(architecture.unet(SHAPE), 4, lora.EVERYTHING)
+    trained.save(folder / layout.FAST_LORA)
+    painter = Painter(folder, fast=True)
+    image = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
+    for order in (Order(["a star"] * 3, 0), Order(["a star"] * 3, 0, image=image)):
+        painted = painter.paint(order)
+        assert painted.shape == (3, 3, 64, 64)
+        assert torch.equal(painted, painter.paint(order))

@@ -14,7 +14,7 @@ from rq import Queue
 from service.core import redis_keys
 from service.core.job import Job, Status
 from service.core.metrics import WorkerMetrics
-from service.core.params import StoredUpload
+from service.core.param_types import StoredUpload
 from service.core.queue import enqueue, open_queue
 from service.core.storage import Storage
 from service.core.transitions import Transitions

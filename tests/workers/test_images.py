@@ -17,7 +17,8 @@ from PIL import Image
 
 from service.core.catalog import load_catalog
 from service.core.errors import ConfigurationError
-from service.core.params import GenerateRequest, OutputFormat, StoredUpload
+from service.core.param_types import OutputFormat, StoredUpload
+from service.core.params import GenerateRequest
 from service.core.picture_metadata import exif, read_recipe
 from service.core.settings import ROOT, Provenance, Settings
 from tests.requests import generate_request

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from PIL.Image import Image
 
 from service.core.errors import JobFailed
+from service.core.job import JobWarning
 from service.core.params import GenerateRequest
 
 
@@ -45,6 +46,9 @@ class EngineResult:
     max_batch: int
     """The largest batch of a UNet forward in which this job took part, in batch entries."""
     image_embedding_cache: Literal["hit", "miss"]
+    maps: tuple[Image, ...] = ()
+    """Control maps that were made of the pictures that were sent (`control_preprocess`)."""
+    warnings: tuple[JobWarning, ...] = ()
 
 
 class Listener(Protocol):

@@ -8,7 +8,7 @@ start-up by timing them on the shapes that take most of a step's time; a CPU has
 
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -83,37 +83,68 @@ def aligned(bias: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageContext:
+    """Image prompts that the rows of a batch attend to, together.
+
+    `kv` is `(batch, image tokens, width)`; `scale` is lambda, `(batch, layers)`; `bias` is added to
+    the logits, `(batch, image tokens)`: the logarithm of an image's relative weight, minus infinity
+    for padding. `masks` tell where the image prompts act, by number of queries,
+    `(batch, queries, 1, 1)`.
+    """
+
+    kv: Tensor
+    scale: Tensor
+    bias: Tensor | None = None
+    masks: Mapping[int, Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """What the rows of one batch attend to: keys and values of every layer side by side.
 
-    `text` is `(batch, text tokens, width)` and `image` `(batch, image tokens, width)`, where a
-    layer's keys and then its values are at its own offset in `width`; `scale` is lambda,
-    `(batch, layers)`; `bias` is added to the logits of the image, `(batch, image tokens)`: the
-    logarithm of an image prompt's relative weight, minus infinity for padding. Without any image
-    prompt in the batch the last three are None; without padding and weights `bias` is.
+    `text` is `(batch, text tokens, width)`, where a layer's keys and then its values are at its own
+    offset in `width`; `text_bias`, `(batch, text tokens)`, is minus infinity for padding where
+    texts are of different lengths. `images` are attended to one after the other, each with a
+    softmax of its own.
     """
 
     text: Tensor
-    image: Tensor | None = None
-    scale: Tensor | None = None
-    bias: Tensor | None = None
+    images: tuple[ImageContext, ...] = ()
+    text_bias: Tensor | None = None
+
+
+def stack_texts(texts: Sequence[Tensor]) -> Context:
+    """Texts of the rows of a batch, `(tokens, width)` each, padded to the longest one."""
+    lengths = {len(text) for text in texts}
+    if len(lengths) == 1:
+        return Context(torch.stack(list(texts)))
+    longest = max(lengths)
+    stacked = texts[0].new_zeros(len(texts), longest, texts[0].shape[1])
+    bias = texts[0].new_full((len(texts), longest), -torch.inf)
+    for row, text in enumerate(texts):
+        stacked[row, : len(text)] = text
+        bias[row, : len(text)] = 0
+    return Context(stacked, text_bias=bias)
 
 
 def decoupled(
     kernel: Kernel, query: Tensor, context: Context, *, layer: int, offset: int
 ) -> Tensor:
-    """Attend `query`, `(batch, queries, heads, d)`, to the text and the image of its row.
+    """Attend `query`, `(batch, queries, heads, d)`, to the text and the images of its row.
 
     `layer` is the layer's number and `offset` where its keys begin in the context's width.
     Returns the shape of `query`.
     """
     key, value = _slices(context.text, offset, query)
-    out = kernel(query, key, value, None)
-    if context.image is None or context.scale is None:
-        return out
-    key, value = _slices(context.image, offset, query)
-    image = kernel(query, key, value, context.bias)
-    return torch.addcmul(out, image, context.scale[:, layer, None, None, None])
+    out = kernel(query, key, value, context.text_bias)
+    for image in context.images:
+        key, value = _slices(image.kv, offset, query)
+        attended = kernel(query, key, value, image.bias)
+        scale = image.scale[:, layer, None, None, None]
+        if image.masks is not None:
+            scale = scale * image.masks[query.shape[1]]
+        out = torch.addcmul(out, attended, scale)
+    return out
 
 
 def _slices(kv: Tensor, offset: int, query: Tensor) -> tuple[Tensor, Tensor]:

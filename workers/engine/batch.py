@@ -5,7 +5,7 @@ A batch that does not fit into memory is split; a job whose rows fail even alone
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -150,9 +150,17 @@ class Batcher:
         )
         for way in self._ways:
             way.act(forward)
-        return self._networks.denoise(
-            forward.sample, forward.emb, forward.context, forward.residuals
-        )[:count]
+        with ExitStack() as stack:
+            for context in forward.around:
+                stack.enter_context(context)
+            return self._networks.denoise(
+                forward.sample,
+                forward.emb,
+                forward.context,
+                forward.residuals,
+                forward.features,
+                changed=bool(forward.around),
+            )[:count]
 
     def _context(self, entries: Sequence[BatchEntry]) -> Context:
         key = tuple((entry.key, *(way.key(entry) for way in self._ways)) for entry in entries)

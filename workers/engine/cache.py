@@ -7,7 +7,7 @@ they are read back.
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal
 
 import safetensors.torch
@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from service.core.params import Crop
+from service.core.param_types import Crop
 from workers.engine.api import EmbeddingStore
 
 Embedding = Mapping[str, Tensor]
@@ -36,9 +36,12 @@ def image_fingerprint(pixels_sha256: str, encoder: str, crop: Crop, kind: str) -
     return _digest("image", pixels_sha256, encoder, crop.value, kind)
 
 
-def text_fingerprint(text: str, encoders: str) -> str:
-    """Name a text embedding; `encoders` is the fingerprint of text encoders and tokenizers."""
-    return _digest("text", encoders, text)
+def text_fingerprint(text: str, encoders: str, variant: Sequence[str] = ()) -> str:
+    """Name a text embedding; `encoders` is the fingerprint of text encoders and tokenizers.
+
+    `variant` tells how the encoders were changed for it.
+    """
+    return _digest("text", encoders, *variant, text)
 
 
 def _digest(*parts: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from workers.engine.attention import Context
+from workers.engine.attention import Context, ImageContext
 from workers.engine.determinism import deterministic
 from workers.engine.models.base import ControlNet, Model
 
@@ -67,10 +67,20 @@ class Networks:
             yield
 
     def denoise(
-        self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
+        self,
+        sample: Tensor,
+        emb: Tensor,
+        context: Context,
+        residuals: Sequence[Tensor] | None = None,
+        features: Sequence[Tensor] | None = None,
+        *,
+        changed: bool = False,  # noqa: ARG002 (the compiled ones need it)
     ) -> Tensor:
-        """The prediction for the whole batch; see `models.base.Model.predict`."""
-        return self._model.predict(sample, emb, context, residuals)
+        """The prediction for the whole batch; see `models.base.Model.predict`.
+
+        `changed`: layers were changed for this batch alone, as by LoRAs.
+        """
+        return self._model.predict(sample, emb, context, residuals, features)
 
     def control(
         self, name: str, sample: Tensor, emb: Tensor, context: Context, hint: Tensor, scale: Tensor
@@ -162,14 +172,26 @@ class CompiledNetworks(Networks):
             self._deterministic = False
 
     def denoise(
-        self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
+        self,
+        sample: Tensor,
+        emb: Tensor,
+        context: Context,
+        residuals: Sequence[Tensor] | None = None,
+        features: Sequence[Tensor] | None = None,
+        *,
+        changed: bool = False,
     ) -> Tensor:
-        """See `Networks.denoise`."""
-        if not self._is_compiled(sample):
-            return super().denoise(sample, emb, context, residuals)
-        context = self._filled(context)
-        for part in (context.image, context.bias):
-            assert part is not None, "a filled context has an image and a bias"
+        """See `Networks.denoise`. Batches of rare kinds run uncompiled.
+
+        These are several image prompts side by side, masks, T2I-Adapters, and LoRAs.
+        """
+        plain = len(context.images) <= 1 and all(image.masks is None for image in context.images)
+        length = self._model.text_layout(1)["tokens"][1]
+        plain = plain and context.text_bias is None and context.text.shape[1] == length
+        if changed or not plain or features is not None or not self._is_compiled(sample):
+            return super().denoise(sample, emb, context, residuals, features)
+        image, bias = self._filled(context)
+        for part in (image.kv, bias):
             torch._dynamo.mark_dynamic(part, 1)  # noqa: SLF001 (its public name is this)
         laid_out = None if residuals is None else [_channels_last(part) for part in residuals]
         out: Tensor = self._unet(
@@ -177,9 +199,9 @@ class CompiledNetworks(Networks):
             sample.contiguous(),
             emb,
             context.text,
-            context.image,
-            context.scale,
-            context.bias,
+            image.kv,
+            image.scale,
+            bias,
             laid_out,
         )
         return out
@@ -188,7 +210,9 @@ class CompiledNetworks(Networks):
         self, name: str, sample: Tensor, emb: Tensor, context: Context, hint: Tensor, scale: Tensor
     ) -> list[Tensor]:
         """See `Networks.control`."""
-        if not self._is_compiled(sample):
+        length = self._model.text_layout(1)["tokens"][1]
+        plain = context.text_bias is None and context.text.shape[1] == length
+        if not plain or not self._is_compiled(sample):
             return super().control(name, sample, emb, context, hint, scale)
         net: ControlNet = self._model.controlnets[name]
         parts: list[Tensor] = self._control(
@@ -196,17 +220,13 @@ class CompiledNetworks(Networks):
         )
         return parts
 
-    def _filled(self, context: Context) -> Context:
-        """The same context with every part there, so that one graph serves all."""
-        image, scale, bias = context.image, context.scale, context.bias
-        rows = len(context.text)
-        if image is None or scale is None:
-            blank = self._model.blank_context(rows, IMAGE_TOKENS[0])
-            image, scale = blank.image, blank.scale
-            assert image is not None, "it was asked for with image tokens"
-        if bias is None:
-            bias = image.new_zeros(image.shape[:2])
-        return Context(context.text, image, scale, bias)
+    def _filled(self, context: Context) -> tuple[ImageContext, Tensor]:
+        """An image context and its bias, made of zeros where there is none: one graph for all."""
+        if not context.images:
+            context = self._model.blank_context(len(context.text), IMAGE_TOKENS[0])
+        (image,) = context.images
+        bias = image.bias
+        return image, image.kv.new_zeros(image.kv.shape[:2]) if bias is None else bias
 
     def _is_compiled(self, sample: Tensor) -> bool:
         counts = self._counts.get((sample.shape[-2], sample.shape[-1]), ())
@@ -227,7 +247,7 @@ class CompiledNetworks(Networks):
     def _run_all(self, count: int, height: int, width: int) -> None:
         model = self._model
         sample = torch.zeros(
-            count, model.latent_channels, height, width, dtype=self.dtype, device=model.device
+            count, model.input_channels, height, width, dtype=self.dtype, device=model.device
         )
         emb = model.blank_emb(count)
         residuals: list[Tensor] | None = None
@@ -258,7 +278,8 @@ def _predict(
     bias: Tensor,
     residuals: list[Tensor] | None,
 ) -> Tensor:
-    return predict(sample, emb, Context(text, image, scale, bias), residuals)
+    context = Context(text, (ImageContext(image, scale, bias),))
+    return predict(sample, emb, context, residuals, None)
 
 
 def _control(

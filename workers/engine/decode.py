@@ -18,7 +18,7 @@ from torch import Tensor
 from service.core.errors import EngineFault, JobFailed, NotFinite, OutOfMemory
 from workers.engine.api import EngineResult
 from workers.engine.cache import Embedding, EmbeddingCache
-from workers.engine.conditioning import image_prompt
+from workers.engine.conditioning import control, image_prompt
 from workers.engine.models.base import Model
 from workers.engine.rows import Work, now
 
@@ -152,4 +152,6 @@ def _result(work: Work) -> EngineResult:
         decode_seconds=now() - work.denoised_at,
         max_batch=work.max_batch,
         image_embedding_cache="hit" if image_prompt.cache_hit(work.gathered) else "miss",
+        maps=control.made_maps(work.gathered),
+        warnings=work.warnings,
     )

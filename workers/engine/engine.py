@@ -20,7 +20,7 @@ from service.core.catalog import Catalog, ModelEntry
 from service.core.errors import ConfigurationError, EngineFault, JobFailed, UnservableRequest
 from service.core.params import GenerateRequest
 from service.core.settings import AttentionBackend, Device
-from workers.engine import warmup
+from workers.engine import schedulers, warmup
 from workers.engine.api import (
     Canceled,
     EngineDied,
@@ -168,9 +168,8 @@ class Engine:
             cap = self._prepare(name, model, (width, height), choose_cap(measured))
             self.caps.set(name, height, width, cap)
             rates[width, height] = cap / measured[cap]
-        if self._previews.wanted:
-            colours = self.loop.ask(partial(profiler.colours, self.decoder, default))
-            self._previews.learn(name, colours)
+        colours = self.loop.ask(partial(profiler.colours, self.decoder, default))
+        self._previews.learn(name, colours)
         return rates[default]
 
     def _prepare(self, name: str, model: Model, size: tuple[int, int], cap: int) -> int:
@@ -293,6 +292,8 @@ def load_engine(
         )
         for name, entry in catalog.models.items()
     }
+    for name, model in models.items():
+        schedulers.check(model.scheduler_config, model.latent_channels, name)
     networks: Callable[[Model], Networks] = Networks
     if compile and target.type == "cuda":
         networks = partial(CompiledNetworks, on_recompile=options.observer.on_recompile)

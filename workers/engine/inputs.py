@@ -7,6 +7,10 @@ of a job share are computed.
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL.Image import Image
 
 from service.core.params import GenerateRequest
 from workers.engine import schedulers
@@ -16,7 +20,7 @@ from workers.engine.conditioning.base import Conditioning, Conditions, Gathered,
 from workers.engine.determinism import deterministic
 from workers.engine.device import to_device
 from workers.engine.models.base import Model
-from workers.engine.rows import Row, Work, start_row
+from workers.engine.rows import Row, Work, draw_noise
 
 Fresh = Sequence[tuple[EmbeddingCache, str, Embedding]]
 """Embeddings that were just computed, with their cache and key."""
@@ -51,26 +55,57 @@ class JobPreparer:
 
     def _rows_of(self, work: Work) -> list[Row]:
         request, model = work.job.request, work.model
+        start = request.first_step
         samplers = [
-            schedulers.make(request.scheduler, model.scheduler_config, request.steps)
+            schedulers.make(
+                request.scheduler,
+                model.scheduler_config,
+                request.steps,
+                sigmas=request.sigmas,
+                start=start,
+            )
             for _ in range(request.num_images)
         ]
-        work.steps = [0] * request.num_images
-        timesteps = to_device(samplers[0].timesteps, model.device)
-        conditions = self._conditions(work, Preparation(request, model, timesteps))
+        timesteps = schedulers.visited(samplers[0])
+        work.steps, work.passes = [0] * request.num_images, len(timesteps)
+        job = Preparation(request, model, to_device(timesteps, model.device))
+        conditions = self._conditions(work, job)
         return [
-            start_row(work, index, conditions, sampler) for index, sampler in enumerate(samplers)
+            self._start(work, index, conditions, sampler) for index, sampler in enumerate(samplers)
         ]
+
+    def after_step(self, row: Row) -> None:
+        """Let every way change a row after it took a step."""
+        for way in self._ways:
+            way.after_step(row)
+
+    def finish(self, conditions: Conditions, picture: Image) -> Image:
+        """Let every way change a finished picture; not on the engine's thread."""
+        for way in self._ways:
+            picture = way.finish(conditions, picture)
+        return picture
+
+    def _start(self, work: Work, index: int, conditions: Conditions, sampler: Any) -> Row:
+        """Picture `index` of a job, from seed + index as the plain pipeline makes it."""
+        generator = torch.Generator("cpu").manual_seed(work.job.request.seed + index)
+        timesteps = schedulers.visited(sampler)
+        row = Row(work, index, conditions, sampler, generator, timesteps)
+        for way in self._ways:
+            way.start(row)
+        if not row.latents.numel():
+            draw_noise(row)
+        return row
 
     def _conditions(self, work: Work, job: Preparation) -> Conditions:
         assert work.gathered is not None, "jobs are prepared after their inputs were gathered"
         states = {way.name: way.prepare(job, work.gathered[way.name]) for way in self._ways}
         self._share(job.fresh)
+        work.warnings = tuple(job.warnings)
         request = job.request
         return Conditions(
             number=next(self._numbers),
             states=states,
             branches=job.branches,
-            guided=tuple(request.guided_at(step) for step in range(request.steps)),
+            guided=job.guided,
             guidance_scale=request.guidance_scale,
         )

@@ -13,6 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 from torch import Tensor
 
+from service.core.job import JobWarning
 from workers.engine import schedulers
 from workers.engine.api import EngineJob, EngineTicket, Listener
 from workers.engine.conditioning.base import (
@@ -45,8 +46,11 @@ class Work:
     """Jobs are numbered in the order they came."""
     submitted_at: float
     gathered: Gathered | None = None
+    warnings: tuple[JobWarning, ...] = ()
     steps: list[int] = field(default_factory=list)
-    """Steps that each of its rows has taken."""
+    """Forward passes that each of its rows has taken."""
+    passes: int = 1
+    """Forward passes that each row takes in all."""
     pictures: dict[int, Image] = field(default_factory=dict)
     """Finished ones by their number; only the threads that finish pictures write here."""
     ready_at: float = 0.0
@@ -60,8 +64,17 @@ class Work:
 
     @property
     def step(self) -> int:
-        """Steps that every row has taken."""
+        """Forward passes that every row has taken."""
         return min(self.steps)
+
+    @property
+    def reached(self) -> int:
+        """Steps that are done, of as many as were asked for.
+
+        A row takes fewer forward passes where it starts from a picture, and more with samplers of
+        second order.
+        """
+        return self.step * self.job.request.steps // self.passes
 
     @property
     def group(self) -> Group:
@@ -86,8 +99,14 @@ class Row:
     conditions: Conditions
     scheduler: Any
     generator: torch.Generator
-    latents: Tensor
+    timesteps: Tensor
+    """Those that it visits, on the CPU."""
+    latents: Tensor = field(default_factory=lambda: torch.empty(0))
     step: int = 0
+    extra_channels: Tensor | None = None
+    """`(1, channels, h, w)` that the network takes beside the latents."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """By the name of a way to steer, what it keeps for this row alone."""
 
     @property
     def group(self) -> Group:
@@ -122,40 +141,41 @@ class Row:
     @property
     def timestep(self) -> Tensor:
         """The sampler's time of the next step, on the CPU."""
-        timestep: Tensor = self.scheduler.timesteps[self.step]
-        return timestep
+        return self.timesteps[self.step]
 
     @property
     def done(self) -> bool:
         """Whether every step has been taken."""
-        return self.step >= self.work.job.request.steps
+        return self.step >= len(self.timesteps)
 
     def model_input(self) -> Tensor:
-        """The latents scaled as the UNet takes them."""
+        """The latents scaled as the network takes them, with its further channels."""
         scaled: Tensor = self.scheduler.scale_model_input(self.latents, self.timestep)
-        return scaled
+        if self.extra_channels is None:
+            return scaled
+        return torch.cat([scaled, self.extra_channels.to(scaled.dtype)], dim=1)
+
+    def add_noise(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """`latents` as noisy as the row's own are before its next step."""
+        noisy: Tensor = self.scheduler.add_noise(latents, noise, self.timestep[None])
+        return noisy
 
     def advance(self, prediction: Tensor) -> None:
         """Take one step along `prediction`, `(1, channels, h, w)`."""
-        arguments: dict[str, Any] = {}
-        if self.work.job.request.scheduler in schedulers.TAKES_GENERATOR:
-            arguments["generator"] = self.generator
-        self.latents = self.scheduler.step(
-            prediction, self.timestep, self.latents, return_dict=False, **arguments
-        )[0]
+        self.latents = schedulers.step(
+            self.scheduler, prediction, self.timestep, self.latents, self.generator
+        )
         self.step += 1
         self.work.steps[self.index] = self.step
 
 
-def start_row(work: Work, index: int, conditions: Conditions, scheduler: Any) -> Row:
-    """Draw the first noise of picture `index` as the plain pipeline does, from seed + index."""
-    request, model = work.job.request, work.model
-    generator = torch.Generator("cpu").manual_seed(request.seed + index)
+def draw_noise(row: Row) -> None:
+    """Draw the first noise of a row as the plain pipeline does."""
+    request, model = row.work.job.request, row.work.model
     factor = model.scale_factor
     shape = (1, model.latent_channels, request.height // factor, request.width // factor)
-    noise = randn_tensor(shape, generator=generator, device=model.device, dtype=model.dtype)
-    latents = noise.float() * scheduler.init_noise_sigma
-    return Row(work, index, conditions, scheduler, generator, latents)
+    noise = randn_tensor(shape, generator=row.generator, device=model.device, dtype=model.dtype)
+    row.latents = noise.float() * row.scheduler.init_noise_sigma
 
 
 def now() -> float:

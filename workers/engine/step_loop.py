@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 import torch
@@ -262,7 +263,8 @@ class StepLoop:
         except Exception as error:  # noqa: BLE001 (one job's fault must not end the others)
             self._fail(work, error)
         else:
-            self._finisher.picture(work, row.index, wait, self.fail)
+            finish = partial(self._preparer.finish, row.conditions)
+            self._finisher.picture(work, row.index, lambda: finish(wait()), self.fail)
 
     # 4. Steps.
 
@@ -294,6 +296,7 @@ class StepLoop:
         try:
             self.previews.before(row, predictions.inputs[own], predictions.values[own])
             row.advance(predictions.values[own])
+            self._preparer.after_step(row)
         except torch.AcceleratorError:
             raise  # the device is lost
         except Exception as error:  # noqa: BLE001 (one job's fault must not end the others)
@@ -339,7 +342,7 @@ class StepLoop:
 
 def _pending(predictions: Predictions, device: torch.device) -> PendingStep:
     """Note the progress of the rows of `predictions` after their step."""
-    steps = {row.work: row.work.step for row in predictions.rows}
+    steps = {row.work: row.work.reached for row in predictions.rows}
     finished = tuple(row for row in predictions.rows if row.done)
     if device.type != "cuda":
         return PendingStep(predictions.rows, predictions.finite, None, steps, finished)

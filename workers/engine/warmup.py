@@ -8,7 +8,8 @@ from typing import Final
 import torch
 from PIL import Image
 
-from service.core.params import GenerateRequest, StoredUpload
+from service.core.param_types import StoredUpload
+from service.core.params import GenerateRequest
 from workers.engine import preview
 from workers.engine.api import EngineJob, EngineTicket, NullObserver
 from workers.engine.batch import Batcher
@@ -65,7 +66,7 @@ def job(
         control_image=(prompt.model_copy(update={"key": "inputs/warm-up/1.png"}),)
         if control
         else (),
-        control_type=control,
+        control_type=(control,) if control else (),
         ip_scale=1.0,
         width=size[0],
         height=size[1],

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from service.core.errors import Busy, InvalidField, MalformedBody, ServiceError, TooLarge
-from service.core.params import StoredUpload
+from service.core.param_types import StoredUpload
 from service.core.schema import Files, OnePerFile
 from service.submission import form as form_module
 from service.submission.body import BodyBudget, BodyLimits, read_body

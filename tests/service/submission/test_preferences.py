@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.core.params import OutputFormat
+from service.core.param_types import OutputFormat
 from service.submission.preferences import Preferences, read_accept, read_prefer
 
 PNG, JPEG, WEBP = OutputFormat.PNG, OutputFormat.JPEG, OutputFormat.WEBP

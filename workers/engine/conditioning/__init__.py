@@ -5,6 +5,8 @@ from workers.engine.cache import EmbeddingCache
 from workers.engine.conditioning.base import Conditioning
 from workers.engine.conditioning.control import ControlMaps
 from workers.engine.conditioning.image_prompt import ImagePrompts
+from workers.engine.conditioning.init_image import InitImage
+from workers.engine.conditioning.lora import Loras
 from workers.engine.conditioning.text import Text
 
 
@@ -13,7 +15,9 @@ def conditionings(
 ) -> tuple[Conditioning, ...]:
     """Every way, for one engine. `images` and `texts` cache embeddings."""
     return (
-        Text(texts),  # first: others use its embeddings
+        Loras(),  # before all that runs a network
+        Text(texts),  # others use its embeddings
         ImagePrompts(images, observer),
         ControlMaps(),
+        InitImage(),
     )

@@ -7,18 +7,22 @@ engine's thread, `join` when the membership of a batch changes, `act` at each st
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
+from service.core.job import JobWarning
 from service.core.params import GenerateRequest
 from workers.engine.api import EngineJob
 from workers.engine.attention import Context
 from workers.engine.cache import Embedding, EmbeddingCache
 from workers.engine.compile import Networks
 from workers.engine.models.base import Model
+from workers.engine.models.lora import Updates
 
 T = TypeVar("T")
 
@@ -41,10 +45,47 @@ class Preparation:
     request: GenerateRequest
     model: Model
     timesteps: Tensor
+    updates: Updates = field(default_factory=dict)
+    """Updates of layers that run once a job."""
     text: Embedding = field(default_factory=dict)
     """Encoded text, `(branches, ...)` each."""
+    warnings: list[JobWarning] = field(default_factory=list)
     fresh: list[tuple[EmbeddingCache, str, Embedding]] = field(default_factory=list)
     """Embeddings that were computed for this job, for the shared store."""
+
+    def warn(self, code: str, message: str) -> None:
+        """Tell the client that something was done otherwise than it may have expected."""
+        self.warnings.append(JobWarning(code=code, message=message))
+
+    @property
+    def steps(self) -> int:
+        """Forward passes that each row takes."""
+        return len(self.timesteps)
+
+    def window(self, start: float, end: float, field_name: str) -> tuple[bool, ...]:
+        """For each step, whether all of it lies in this part of the denoising (0 to 1).
+
+        As in diffusers' ControlNet pipelines. `field_name` is that of its start, for the warning
+        where no step does.
+        """
+        steps = self.steps
+        active = tuple(step / steps >= start and (step + 1) / steps <= end for step in range(steps))
+        if not any(active):
+            self.warn(
+                "window-without-step",
+                f"No step lies between `{field_name}` {start:g} and its end {end:g}: use more "
+                "steps or a wider window",
+            )
+        return active
+
+    @property
+    def guided(self) -> tuple[bool, ...]:
+        """For each step, whether the unconditional branch runs."""
+        request, steps = self.request, self.steps
+        return tuple(
+            request.guided and request.guidance_start <= step / steps < request.guidance_end
+            for step in range(steps)
+        )
 
     @property
     def branches(self) -> int:
@@ -128,6 +169,28 @@ class Forward:
     context: Context
     emb: Tensor = field(default_factory=lambda: torch.empty(0))
     residuals: list[Tensor] | None = None
+    features: list[Tensor] | None = None
+    around: list[AbstractContextManager[None]] = field(default_factory=list)
+    """Entered while the networks run. Such a batch runs uncompiled."""
+
+
+class SteeredRow(Protocol):
+    """What a way may read and change of a row (`rows.Row`)."""
+
+    conditions: Conditions
+    scheduler: Any
+    generator: torch.Generator
+    latents: Tensor
+    extra_channels: Tensor | None
+    kept: dict[str, Any]
+    """By the name of a way, what it keeps for this row alone."""
+
+    @property
+    def done(self) -> bool:
+        """Whether every step was taken."""
+
+    def add_noise(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """`latents` as noisy as the row's own are before its next step."""
 
 
 class Conditioning:
@@ -154,6 +217,16 @@ class Conditioning:
 
     def act(self, forward: Forward) -> None:
         """Change the forward pass of this step."""
+
+    def start(self, row: SteeredRow) -> None:
+        """Change a new row; one that has no latents after all ways gets noise."""
+
+    def after_step(self, row: SteeredRow) -> None:
+        """Change a row after it took a step."""
+
+    def finish(self, conditions: Conditions, picture: Image) -> Image:  # noqa: ARG002 (a hook)
+        """Change a finished picture; not on the engine's thread."""
+        return picture
 
 
 def state(entry: BatchEntry, way: type[Conditioning]) -> Any:

@@ -1,28 +1,41 @@
-"""Control maps: ControlNets that act in a part of the denoising."""
+"""Control maps: ControlNets and T2I-Adapters, several in a job, each in a part of the denoising."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 from torch import Tensor
 
 from service.core.errors import UnservableRequest
+from service.core.param_types import Control
 from service.core.params import GenerateRequest
 from workers.engine.api import EngineJob
-from workers.engine.attention import Context
+from workers.engine.attention import stack_texts
 from workers.engine.conditioning.base import (
+    BatchEntry,
     Conditioning,
     Forward,
+    Gathered,
     Preparation,
     state,
 )
+from workers.engine.conditioning.preprocess import PREPROCESSORS
 from workers.engine.device import to_device
-from workers.engine.models.base import ControlNet, Model
+from workers.engine.models.base import ControlNet, Model, T2IAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class ControlInput:
+    """A map as its network takes it, and the picture of it where it was made here."""
+
+    pixels: Tensor
+    made: Image.Image | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ControlState:
+class ControlNetMap:
     """One map of a job for the ControlNet `name`.
 
     `kv` and `emb` are its own text K/V `(branches, tokens, width)` and time embeddings
@@ -38,92 +51,164 @@ class ControlState:
     active: tuple[bool, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureMap:
+    """One map of a job after its T2I-Adapter: features `(1, channels, h, w)`, scaled."""
+
+    features: Sequence[Tensor]
+    active: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ControlState:
+    """All maps of a job."""
+
+    maps: tuple[ControlNetMap, ...]
+    features: tuple[FeatureMap, ...]
+
+
 class ControlMaps(Conditioning):
-    """The control map of a job."""
+    """The control maps of a job; what several of them give is added up."""
 
     name = "control_maps"
 
     def check(self, request: GenerateRequest, model: Model) -> None:
-        """The ControlNet must be loaded."""
-        control = request.control
-        if control is not None and control.type not in model.controlnets:
-            raise UnservableRequest(f"`control_type` {control.type} is not served by this worker")
+        """Networks and preprocessors must be there."""
+        for control in request.controls:
+            if control.type not in (*model.controlnets, *model.t2i_adapters):
+                raise UnservableRequest(
+                    f"`control_type` {control.type} is not served by this worker"
+                )
+            if control.preprocess not in (NO_PREPROCESSING, *PREPROCESSORS):
+                raise UnservableRequest(
+                    f"`control_preprocess` {control.preprocess} is not served by this worker"
+                )
 
-    def gather(self, job: EngineJob, model: Model) -> Tensor | None:
-        """Read the map, `(1, 3, height, width)` in 0 to 1."""
-        request = job.request
-        if request.control is None:
-            return None
-        # As in diffusers' ControlNet pipelines.
-        processor = VaeImageProcessor(
-            vae_scale_factor=model.scale_factor, do_convert_rgb=True, do_normalize=False
-        )
-        picture: Tensor = processor.preprocess(
-            job.read(request.control.key), height=request.height, width=request.width
-        )
-        return picture.to(torch.float32)
+    def gather(self, job: EngineJob, model: Model) -> tuple[ControlInput, ...]:
+        """Read and preprocess the maps."""
+        return tuple(_gather(job, control, model) for control in job.request.controls)
 
-    def prepare(self, job: Preparation, gathered: Tensor | None) -> ControlState | None:
-        """Embed the map; K and V of the text and time embeddings for the ControlNet."""
-        control, model = job.request.control, job.model
-        if control is None or gathered is None:
+    def prepare(self, job: Preparation, gathered: tuple[ControlInput, ...]) -> ControlState | None:
+        """Run T2I-Adapters, embed maps; K and V of the text and time embeddings of ControlNets."""
+        if not gathered:
             return None
-        net: ControlNet = model.controlnets[control.type]
-        steps = job.request.steps
-        return ControlState(
-            name=control.type,
-            kv=net.text_kv(job.text),
-            emb=net.time_embeddings(job.timesteps, job.text, job.size),
-            hint=net.embed_map(to_device(gathered, model.device, model.dtype)),
-            scale=control.scale,
-            # As in diffusers' pipeline: a step is active where all of it lies in the window.
-            active=tuple(
-                step / steps >= control.start and (step + 1) / steps <= control.end
-                for step in range(steps)
-            ),
-        )
+        maps, features = [], []
+        for control, inputs in zip(job.request.controls, gathered, strict=True):
+            pixels = to_device(inputs.pixels, job.model.device, job.model.dtype)
+            if control.type in job.model.controlnets:
+                maps.append(_map(job, control, pixels))
+            else:
+                features.append(_features(job, control, pixels))
+        return ControlState(tuple(maps), tuple(features))
 
     def act(self, forward: Forward) -> None:
-        """Residuals for the whole batch; zeros for entries on which no map acts."""
-        active: dict[str, list[int]] = {}
+        """Residuals and features for the whole batch; zeros for entries on which no map acts."""
+        maps: dict[str, list[_Use]] = {}
+        features: dict[Hashable, tuple[int, FeatureMap]] = {}
         for position, entry in enumerate(forward.entries[: forward.count]):
             own: ControlState | None = state(entry, ControlMaps)
-            if own is not None and own.active[entry.step]:
-                active.setdefault(own.name, []).append(position)
-        for name, positions in sorted(active.items()):
-            self._add(forward, name, positions)
+            if own is None:
+                continue
+            for each in own.maps:
+                if each.active[entry.step]:
+                    maps.setdefault(each.name, []).append((position, entry, each))
+            for number, added in enumerate(own.features):
+                if added.active[entry.step]:
+                    features[position, entry.key, number] = position, added
+        for name, uses in sorted(maps.items()):
+            _add_residuals(forward, name, uses)
+        if features:
+            key = (len(forward.sample), *features)
+            forward.features = forward.memo.get(key, lambda: _sum(forward, list(features.values())))
 
-    def _add(self, forward: Forward, name: str, positions: list[int]) -> None:
-        parts = _residuals(forward, name, positions)
-        sample = forward.sample
-        if len(positions) == len(sample):
+
+NO_PREPROCESSING = "none"
+_Use = tuple[int, BatchEntry, ControlNetMap]
+"""A map that acts on the batch entry at a position."""
+
+
+def made_maps(gathered: Gathered) -> tuple[Image.Image, ...]:
+    """The maps of a job that were made here of the pictures that were sent."""
+    inputs: tuple[ControlInput, ...] = gathered[ControlMaps.name]
+    return tuple(one.made for one in inputs if one.made is not None)
+
+
+def _gather(job: EngineJob, control: Control, model: Model) -> ControlInput:
+    request = job.request
+    picture, made = job.read(control.key), None
+    if control.preprocess != NO_PREPROCESSING:
+        size = (request.width, request.height)
+        resized = picture.resize(size, Image.Resampling.LANCZOS)
+        picture = made = PREPROCESSORS[control.preprocess](resized)
+    if control.type in model.t2i_adapters:
+        adapter: T2IAdapter = model.t2i_adapters[control.type]
+        return ControlInput(adapter.preprocess(picture, request.height, request.width), made)
+    # As in diffusers' ControlNet pipelines.
+    processor = VaeImageProcessor(
+        vae_scale_factor=model.scale_factor, do_convert_rgb=True, do_normalize=False
+    )
+    pixels: Tensor = processor.preprocess(picture, height=request.height, width=request.width)
+    return ControlInput(pixels.to(torch.float32), made)
+
+
+def _map(job: Preparation, control: Control, pixels: Tensor) -> ControlNetMap:
+    net: ControlNet = job.model.controlnets[control.type]
+    return ControlNetMap(
+        name=control.type,
+        kv=net.text_kv(job.text),
+        emb=net.time_embeddings(job.timesteps, job.text, job.size),
+        hint=net.embed_map(pixels),
+        scale=control.scale,
+        active=job.window(control.start, control.end, "control_start"),
+    )
+
+
+def _features(job: Preparation, control: Control, pixels: Tensor) -> FeatureMap:
+    adapter: T2IAdapter = job.model.t2i_adapters[control.type]
+    scaled = [part * control.scale for part in adapter.features(pixels)]
+    return FeatureMap(scaled, job.window(control.start, control.end, "control_start"))
+
+
+def _sum(forward: Forward, features: Sequence[tuple[int, FeatureMap]]) -> list[Tensor]:
+    """The features of the whole batch, from those of the entries at their positions."""
+    count, (_, first) = len(forward.sample), features[0]
+    total = [part.new_zeros(count, *part.shape[1:]) for part in first.features]
+    for position, own in features:
+        for whole, part in zip(total, own.features, strict=True):
+            whole[position] += part[0]
+    return total
+
+
+def _add_residuals(forward: Forward, name: str, uses: Sequence[_Use]) -> None:
+    sample = forward.sample
+    parts = _residuals(forward, name, uses)
+    positions = [position for position, _, _ in uses]
+    if forward.residuals is None:
+        if positions == list(range(len(sample))):
             forward.residuals = parts
             return
-        if forward.residuals is None:
-            forward.residuals = [part.new_zeros(len(sample), *part.shape[1:]) for part in parts]
-        index = to_device(torch.tensor(positions), sample.device)
-        for whole, part in zip(forward.residuals, parts, strict=True):
-            whole.index_copy_(0, index, part[: len(positions)])
+        forward.residuals = [part.new_zeros(len(sample), *part.shape[1:]) for part in parts]
+    index = to_device(torch.tensor(positions), sample.device)
+    for whole, part in zip(forward.residuals, parts, strict=True):
+        whole.index_add_(0, index, part[: len(positions)])
 
 
-def _residuals(forward: Forward, name: str, positions: Sequence[int]) -> list[Tensor]:
-    """The residuals of one ControlNet for the entries at `positions`, perhaps padded."""
+def _residuals(forward: Forward, name: str, uses: Sequence[_Use]) -> list[Tensor]:
+    """The residuals of one ControlNet for its maps, perhaps padded."""
     sample = forward.sample
-    count = forward.networks.padded(len(positions), *sample.shape[-2:])
-    padded = [*positions, *[positions[-1]] * (count - len(positions))]
-    entries = [forward.entries[position] for position in padded]
-    states: list[ControlState] = [state(entry, ControlMaps) for entry in entries]
-    pairs = list(zip(entries, states, strict=True))
+    count = forward.networks.padded(len(uses), *sample.shape[-2:])
+    padded = [*uses, *[uses[-1]] * (count - len(uses))]
     context = forward.memo.get(
-        (name, *(entry.key for entry in entries)),
-        lambda: Context(torch.stack([own.kv[entry.index] for entry, own in pairs])),
+        (name, *(entry.key for _, entry, _ in padded)),
+        lambda: stack_texts([own.kv[entry.index] for _, entry, own in padded]),
     )
-    scale = torch.tensor([own.scale for own in states], dtype=sample.dtype)
+    positions = torch.tensor([position for position, _, _ in padded])
+    scale = torch.tensor([own.scale for _, _, own in padded], dtype=sample.dtype)
     return forward.networks.control(
         name,
-        sample.index_select(0, to_device(torch.tensor(padded), sample.device)),
-        torch.stack([own.emb[entry.index, entry.step] for entry, own in pairs]),
+        sample.index_select(0, to_device(positions, sample.device)),
+        torch.stack([own.emb[entry.index, entry.step] for _, entry, own in padded]),
         context,
-        torch.cat([own.hint for own in states]),
+        torch.cat([own.hint for _, _, own in padded]),
         to_device(scale, sample.device),
     )

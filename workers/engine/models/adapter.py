@@ -1,15 +1,17 @@
 """IP-Adapters of the public layout and the image encoders that they were trained with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 from service.core.catalog import Adapter, BlockScales, Source
 from service.core.errors import ConfigurationError
+from service.core.param_types import IpTarget
 from workers.engine.models import checks, hub
 from workers.engine.models.layers import image_kv
 
@@ -19,7 +21,7 @@ class ImageEncoder:
     """A CLIP vision tower, its preprocessing, and the SHA-256 of its weights."""
 
     model: CLIPVisionModelWithProjection
-    processor: CLIPImageProcessor
+    processor: CLIPImageProcessorPil
     size: int
     fingerprint: str
 
@@ -36,8 +38,8 @@ class IPAdapter:
     encoder: ImageEncoder
     projection: Any
     weights: tuple[tuple[nn.Linear, nn.Linear], ...]
-    scales: tuple[float, ...]
-    """What `ip_scale` is multiplied with in each cross-attention."""
+    scales: Mapping[IpTarget, tuple[float, ...]]
+    """See `base.ImageAdapter`."""
 
     @property
     def encoder_fingerprint(self) -> str:
@@ -104,9 +106,13 @@ class IPAdapter:
 class AdapterLoader:
     """Loads the adapters of one pipeline; an encoder that several of them name is loaded once."""
 
-    def __init__(self, pipe: Any, dtype: torch.dtype) -> None:
+    def __init__(
+        self, pipe: Any, dtype: torch.dtype, targets: Mapping[IpTarget, BlockScales]
+    ) -> None:
+        """`targets` are the blocks of each `ip_target` in this family."""
         self._pipe = pipe
         self._dtype = dtype
+        self._targets = targets
         self._encoders: dict[str, ImageEncoder] = {}
         # The adapters' files number the cross-attentions by their index among all attentions.
         self._cross = {
@@ -142,31 +148,34 @@ class AdapterLoader:
             weight_name=adapter.weight_name,
             revision=adapter.revision,
         )
-        if adapter.block_scales is not None:
-            _scale_blocks(pipe, adapter.block_scales, name)
+        wanted = {IpTarget.ALL: adapter.block_scales, **self._targets}
+        scales = {target: self._scales(blocks, name) for target, blocks in wanted.items()}
         processors = pipe.unet.attn_processors
-        scales = tuple(float(processors[key].scale[0]) for key in cross.values())
         weights = tuple(
             (processors[key].to_k_ip[0], processors[key].to_v_ip[0]) for key in cross.values()
         )
         projection = pipe.unet.encoder_hid_proj.image_projection_layers[0]
         return IPAdapter(header.kind, encoder, projection, weights, scales)
 
-
-def _scale_blocks(pipe: Any, scales: BlockScales, name: str) -> None:
-    checks.check_block_scales(scales, name, pipe.unet)
-    try:
-        pipe.set_ip_adapter_scale(scales.model_dump())
-    except ValueError as error:
-        raise ConfigurationError(
-            f"models.yaml: `block_scales` of adapter file {name} do not fit UNet "
-            f"{checks.unet_name(pipe.unet)}: {error}"
-        ) from error
+    def _scales(self, blocks: BlockScales | None, name: str) -> tuple[float, ...]:
+        """The scale of each cross-attention, as diffusers reads it from those of the blocks."""
+        pipe = self._pipe
+        if blocks is not None:
+            checks.check_block_scales(blocks, name, pipe.unet)
+        try:
+            pipe.set_ip_adapter_scale(1.0 if blocks is None else blocks.model_dump())
+        except ValueError as error:
+            raise ConfigurationError(
+                f"models.yaml: `block_scales` of adapter file {name} do not fit UNet "
+                f"{checks.unet_name(pipe.unet)}: {error}"
+            ) from error
+        processors = pipe.unet.attn_processors
+        return tuple(float(processors[key].scale[0]) for key in self._cross.values())
 
 
 def _encoder(source: Source, dtype: torch.dtype) -> ImageEncoder:
     hub.find(source, source.subfolder or "", "config.json")
     model = hub.load(CLIPVisionModelWithProjection, source, dtype)
     size = model.config.image_size
-    processor = CLIPImageProcessor(size=size, crop_size=size)
+    processor = CLIPImageProcessorPil(size=size, crop_size=size)
     return ImageEncoder(model, processor, size, hub.fingerprint(model))

@@ -14,8 +14,10 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from service.core.catalog import ModelEntry
+from service.core.param_types import IpTarget
 from workers.engine.attention import Context, Kernel
 from workers.engine.cache import Embedding, Layout
+from workers.engine.models.prompts import Prompt
 
 
 class ImageAdapter(Protocol):
@@ -42,8 +44,8 @@ class ImageAdapter(Protocol):
         """Side of the square picture that the encoder takes, in pixels."""
 
     @property
-    def scales(self) -> tuple[float, ...]:
-        """What `ip_scale` is multiplied with in each cross-attention."""
+    def scales(self) -> Mapping[IpTarget, tuple[float, ...]]:
+        """What `ip_scale` is multiplied with in each cross-attention, by `ip_target`."""
 
     def preprocess(self, picture: Image) -> Tensor:
         """An RGB picture as the encoder takes it, `(1, 3, size, size)`, on the CPU."""
@@ -85,6 +87,36 @@ class ControlNet(Protocol):
         """Zeros as `count` texts, to compile with."""
 
 
+class T2IAdapter(Protocol):
+    """One T2I-Adapter."""
+
+    def preprocess(self, picture: Image, height: int, width: int) -> Tensor:
+        """A map as the adapter takes it, on the CPU."""
+
+    def features(self, picture: Tensor) -> list[Tensor]:
+        """What is added to the network's blocks at each step, `(1, channels, h, w)` each."""
+
+
+class LoadedLora(Protocol):
+    """One LoRA."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies its file."""
+
+    @property
+    def once(self) -> Mapping[nn.Module, Any]:
+        """Updates (`lora.LowRank`) of layers that run once a job."""
+
+    @property
+    def each_step(self) -> Mapping[nn.Module, Any]:
+        """Updates of layers that run at each step."""
+
+    @property
+    def changes_text(self) -> bool:
+        """Whether it updates text encoders."""
+
+
 class Model(Protocol):
     """One loaded model of `models.yaml` on its device."""
 
@@ -96,12 +128,20 @@ class Model(Protocol):
     """An `ImageAdapter` by name."""
     controlnets: Mapping[str, Any]
     """A `ControlNet` by name."""
+    t2i_adapters: Mapping[str, Any]
+    """A `T2IAdapter` by name."""
+    loras: Mapping[str, Any]
+    """A `LoadedLora` by name."""
     text_fingerprint: str
     """Identifies text encoders and tokenizers by all that they make of a text."""
 
     @property
     def latent_channels(self) -> int:
         """Channels of the latents."""
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of what `predict` takes: of the latents, or with a mask and a masked picture."""
 
     @property
     def scale_factor(self) -> int:
@@ -111,9 +151,8 @@ class Model(Protocol):
     def scheduler_config(self) -> Any:
         """The configuration that samplers are made from."""
 
-    @property
-    def text_layout(self) -> Layout:
-        """Names and shapes of what `encode_text` returns."""
+    def text_layout(self, chunks: int) -> Layout:
+        """Names and shapes of what `encode_text` returns for a prompt of so many chunks."""
 
     @property
     def zero_negative(self) -> bool:
@@ -123,8 +162,18 @@ class Model(Protocol):
     def networks(self) -> Sequence[nn.Module]:
         """Everything that runs at each step."""
 
-    def encode_text(self, text: str) -> Embedding:
-        """Encode one text; the tensors' first dimension is 1."""
+    @property
+    def max_clip_skip(self) -> int:
+        """Most layers that a text encoder can leave out."""
+
+    def prompt(self, text: str) -> Prompt:
+        """Read a text as `encode_text` takes it; safe from several threads."""
+
+    def encode_text(self, prompt: Prompt, clip_skip: int) -> Embedding:
+        """Encode one text without the last `clip_skip` layers; the first dimension is 1.
+
+        `tokens`, if there are any, are `(1, tokens, dim)`, chunk after chunk.
+        """
 
     def text_kv(self, text: Embedding) -> Tensor:
         """K and V of every layer, `(branches, tokens, width)`; see `attention.Context.text`."""
@@ -136,12 +185,21 @@ class Model(Protocol):
         """
 
     def predict(
-        self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
+        self,
+        sample: Tensor,
+        emb: Tensor,
+        context: Context,
+        residuals: Sequence[Tensor] | None,
+        features: Sequence[Tensor] | None,
     ) -> Tensor:
         """The prediction for `sample`, `(batch, channels, h, w)`, of entries at steps of their own.
 
-        `emb` is `(batch, width)`.
+        `emb` is `(batch, width)`; `residuals` are those of ControlNets, `features` those of
+        T2I-Adapters.
         """
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """A picture `(1, 3, height, width)` in -1 to 1 to latents: their mean and deviation."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents `(1, channels, h, w)` to a picture `(1, 3, height, width)` in -1 to 1."""

@@ -137,10 +137,16 @@ def check_unet(unet: Any, vae: Any) -> None:
     """Check that a UNet has no parts that `forward.unet_forward` leaves out, and fits its VAE."""
     name = unet_name(unet)
     config = unet.config
-    if config.in_channels != config.out_channels:
+    latents = vae.config.latent_channels
+    if config.out_channels != latents:
         raise ConfigurationError(
-            f"UNet {name} takes {config.in_channels} channels and gives {config.out_channels}, "
-            "which is not served"
+            f"VAE {vae.config._name_or_path} has {latents} latent channels, "  # noqa: SLF001 (where diffusers keeps the name)
+            f"but UNet {name} gives {config.out_channels}"
+        )
+    if config.in_channels not in (latents, 2 * latents + 1):
+        raise ConfigurationError(
+            f"UNet {name} takes {config.in_channels} channels; served are {latents} and, with a "
+            f"mask and a masked picture, {2 * latents + 1}"
         )
     unserved = (
         unet.class_embedding is not None
@@ -151,11 +157,6 @@ def check_unet(unet: Any, vae: Any) -> None:
     )
     if unserved:
         raise ConfigurationError(f"UNet {name} has parts that are not served")
-    if vae.config.latent_channels != config.in_channels:
-        raise ConfigurationError(
-            f"VAE {vae.config._name_or_path} has {vae.config.latent_channels} latent channels, "  # noqa: SLF001 (where diffusers keeps the name)
-            f"but UNet {name} takes {config.in_channels}"
-        )
 
 
 def check_controlnet(controlnet: Any, name: str, unet: Any) -> None:
@@ -176,6 +177,16 @@ def check_controlnet(controlnet: Any, name: str, unet: Any) -> None:
                 f"ControlNet {name} has {field} {ours}, but UNet {unet_name(unet)} has {theirs}: "
                 "it belongs to another base model"
             )
+
+
+def check_t2i_adapter(adapter: Any, name: str, unet: Any) -> None:
+    """Compare a T2I-Adapter with the UNet whose blocks take its features."""
+    channels, blocks = list(adapter.config.channels), list(unet.config.block_out_channels)
+    if channels[: len(blocks)] != blocks:
+        raise ConfigurationError(
+            f"T2I-Adapter {name} has channels {channels}, but UNet {unet_name(unet)} has blocks of "
+            f"{blocks}: it belongs to another base model"
+        )
 
 
 def unet_name(unet: Any) -> str:

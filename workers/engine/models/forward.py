@@ -14,14 +14,20 @@ from workers.engine.attention import Context
 
 
 def unet_forward(
-    unet: Any, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
+    unet: Any,
+    sample: Tensor,
+    emb: Tensor,
+    context: Context,
+    residuals: Sequence[Tensor] | None = None,
+    features: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """The UNet's prediction for `sample`, `(batch, channels, h, w)`.
 
-    `emb` is `(batch, width)`; `residuals` are a ControlNet's, the middle block's last.
+    `emb` is `(batch, width)`; `residuals` are a ControlNet's, the middle block's last; `features`
+    are a T2I-Adapter's, one for each block on the way down and perhaps one for the middle.
     """
     uneven = any(side % 2**unet.num_upsamplers for side in sample.shape[-2:])
-    hidden, skips = _down(unet, unet.conv_in(sample), emb, context)
+    hidden, skips = _down(unet, unet.conv_in(sample), emb, context, features)
     if residuals is not None:
         skips = [skip + residual for skip, residual in zip(skips, residuals, strict=False)]
         hidden = hidden + residuals[-1]
@@ -57,14 +63,31 @@ def embed_map(net: Any, picture: Tensor) -> Tensor:
     return hint
 
 
-def _down(net: Any, hidden: Tensor, emb: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
+def _down(
+    net: Any,
+    hidden: Tensor,
+    emb: Tensor,
+    context: Context,
+    features: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, list[Tensor]]:
     skips = [hidden]
+    left = list(features or ())
     for block in net.down_blocks:
-        arguments = {"encoder_hidden_states": context} if _attends(block) else {}
+        arguments: dict[str, Any] = {}
+        if _attends(block):
+            arguments["encoder_hidden_states"] = context
+            if left:
+                arguments["additional_residuals"] = left.pop(0)
         hidden, added = block(hidden, temb=emb, **arguments)
         skips += added
+        if left and not _attends(block):
+            hidden = hidden + left.pop(0)
+            skips[-1] = hidden
     arguments = {"encoder_hidden_states": context} if _attends(net.mid_block) else {}
-    return net.mid_block(hidden, emb, **arguments), skips
+    hidden = net.mid_block(hidden, emb, **arguments)
+    if left and left[0].shape == hidden.shape:
+        hidden = hidden + left[0]
+    return hidden, skips
 
 
 def _attends(block: Any) -> bool:

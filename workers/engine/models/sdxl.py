@@ -1,13 +1,15 @@
 """Stable Diffusion XL: two text encoders, pooled text and picture sizes as added conditions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
+from service.core.catalog import BlockScales
 from service.core.errors import ConfigurationError
+from service.core.param_types import IpTarget
 from workers.engine.cache import Embedding, Layout
 from workers.engine.device import to_device
 from workers.engine.models.unet import UNetModel
@@ -48,10 +50,25 @@ class SDXL(UNetModel):
         joined: Tensor = times[None] + added[:, None]
         return joined
 
-    @property
-    def text_layout(self) -> Layout:
+    @staticmethod
+    def ip_targets(unet: Any) -> Mapping[IpTarget, BlockScales]:
+        """InstantStyle's blocks (arXiv 2404.02733, section 3.2).
+
+        The second transformer of the first upsampling block carries the style, the second one of
+        the last downsampling block the layout.
+        """
+        style = {"block_0": _only_second(unet.up_blocks[0])}
+        last = len(unet.down_blocks) - 1
+        layout = {f"block_{last}": _only_second(unet.down_blocks[last])}
+        return {
+            IpTarget.STYLE: BlockScales(up=style),
+            IpTarget.LAYOUT: BlockScales(down=layout),
+            IpTarget.STYLE_LAYOUT: BlockScales(up=style, down=layout),
+        }
+
+    def text_layout(self, chunks: int) -> Layout:
         """See `base.Model`."""
-        tokens = self.pipe.tokenizer.model_max_length
+        tokens = chunks * self.pipe.tokenizer.model_max_length
         return {
             "tokens": (1, tokens, self.unet.config.cross_attention_dim),
             "pooled": (1, self.pipe.text_encoder_2.config.projection_dim),
@@ -62,12 +79,31 @@ class SDXL(UNetModel):
         """See `base.Model`."""
         return bool(self.pipe.config.force_zeros_for_empty_prompt)
 
-    def encode_text(self, text: str) -> Embedding:
-        """See `base.Model`; diffusers' own `encode_prompt`."""
+    @property
+    def max_clip_skip(self) -> int:
+        """See `base.Model`; the last layer is left out in any case."""
+        encoders, _ = self.text_encoders(self.pipe)
+        return int(min(encoder.config.num_hidden_layers for encoder in encoders)) - 1
+
+    def encode_ids(self, ids: Sequence[Tensor], clip_skip: int) -> Embedding:
+        """See `UNetModel`; the layers that diffusers' `encode_prompt` takes."""
+        first = self.pipe.text_encoder(ids[0], output_hidden_states=True)
+        second = self.pipe.text_encoder_2(ids[1], output_hidden_states=True)
+        hidden = [out.hidden_states[-(clip_skip + 2)] for out in (first, second)]
+        return {"tokens": torch.cat(hidden, dim=-1), "pooled": second.text_embeds}
+
+    def encode_plain(self, text: str, clip_skip: int) -> Embedding:
+        """See `UNetModel`; diffusers' own `encode_prompt`."""
         tokens, _, pooled, _ = self.pipe.encode_prompt(
-            text, device=self.device, do_classifier_free_guidance=False
+            text, device=self.device, do_classifier_free_guidance=False, clip_skip=clip_skip or None
         )
         return {"tokens": tokens, "pooled": pooled}
+
+
+def _only_second(block: Any) -> list[float]:
+    """Scales of a block's transformers: 1 for the second one, or the only one, and else 0."""
+    count = len(block.attentions)
+    return [float(index == min(1, count - 1)) for index in range(count)]
 
 
 load = SDXL.load

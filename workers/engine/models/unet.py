@@ -7,21 +7,29 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from threading import Lock
+from typing import Any, ClassVar, Final, Self
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from service.core.catalog import ModelEntry
+from service.core.catalog import BlockScales, ModelEntry
 from service.core.errors import ConfigurationError
-from workers.engine.attention import Context, Kernel
+from service.core.param_types import IpTarget
+from workers.engine.attention import Context, ImageContext, Kernel
 from workers.engine.cache import Embedding, Layout
-from workers.engine.models import checks, controlnet, hub
+from workers.engine.models import checks, controlnet, hub, lora, prompts, t2i_adapter
 from workers.engine.models.adapter import AdapterLoader, IPAdapter
 from workers.engine.models.controlnet import UNetControlNet
 from workers.engine.models.forward import unet_forward
 from workers.engine.models.layers import CrossAttention, install, kv_width, text_kv
+from workers.engine.models.lora import LoraWeights
+from workers.engine.models.prompts import Prompt, TokenWeights
+from workers.engine.models.t2i_adapter import UNetT2IAdapter
+
+_TOKENIZING: Final = Lock()
+"""A tokenizer of the tokenizers library must not be used by two threads at once."""
 
 
 @dataclass(eq=False)
@@ -34,6 +42,8 @@ class UNetModel:
     layers: tuple[CrossAttention, ...]
     adapters: Mapping[str, IPAdapter]
     controlnets: Mapping[str, UNetControlNet]
+    t2i_adapters: Mapping[str, UNetT2IAdapter]
+    loras: Mapping[str, LoraWeights]
     text_fingerprint: str
     device: torch.device
     dtype: torch.dtype
@@ -58,9 +68,13 @@ class UNetModel:
     def embed_times(net: Any, timesteps: Tensor, text: Embedding, size: tuple[int, int]) -> Tensor:
         """As `base.Model.time_embeddings`, with the weights of `net`."""
 
-    @property
+    @staticmethod
     @abstractmethod
-    def text_layout(self) -> Layout:
+    def ip_targets(unet: Any) -> Mapping[IpTarget, BlockScales]:
+        """The blocks in which an image prompt acts, for each `ip_target` but `all`."""
+
+    @abstractmethod
+    def text_layout(self, chunks: int) -> Layout:
         """See `base.Model`."""
 
     @property
@@ -68,9 +82,43 @@ class UNetModel:
     def zero_negative(self) -> bool:
         """See `base.Model`."""
 
+    @property
     @abstractmethod
-    def encode_text(self, text: str) -> Embedding:
+    def max_clip_skip(self) -> int:
         """See `base.Model`."""
+
+    @abstractmethod
+    def encode_plain(self, text: str, clip_skip: int) -> Embedding:
+        """Encode a text of one chunk through the pipeline."""
+
+    @abstractmethod
+    def encode_ids(self, ids: Sequence[Tensor], clip_skip: int) -> Embedding:
+        """The same from token ids for each text encoder, `(1, tokens)`."""
+
+    def prompt(self, text: str) -> Prompt:
+        """See `base.Model`."""
+        with _TOKENIZING:
+            return prompts.parse(text, self.text_encoders(self.pipe)[1])
+
+    def encode_text(self, prompt: Prompt, clip_skip: int) -> Embedding:
+        """See `base.Model`; pooled texts are those of the first chunk."""
+        if not prompt.chunks:
+            return self.encode_plain(prompt.text, clip_skip)
+        empty = [prompts.chunk(tokenizer) for tokenizer in self.text_encoders(self.pipe)[1]]
+        nothing = self._encode_chunk(empty, clip_skip)["tokens"]
+        encoded = []
+        for chunk in prompt.chunks:
+            embedding = self._encode_chunk(chunk, clip_skip)
+            weights = torch.tensor(chunk[0][1]).to(nothing)[None, :, None]
+            # Weights go from the empty text through the word itself and beyond.
+            tokens = nothing + weights * (embedding["tokens"] - nothing)
+            encoded.append({**embedding, "tokens": tokens})
+        joined = torch.cat([embedding["tokens"] for embedding in encoded], dim=1)
+        return {**encoded[0], "tokens": joined}
+
+    def _encode_chunk(self, chunk: Sequence[TokenWeights], clip_skip: int) -> Embedding:
+        ids = [torch.tensor([tokens], device=self.device) for tokens, _ in chunk]
+        return self.encode_ids(ids, clip_skip)
 
     @property
     def unet(self) -> Any:
@@ -84,6 +132,11 @@ class UNetModel:
 
     @property
     def latent_channels(self) -> int:
+        """See `base.Model`."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def input_channels(self) -> int:
         """See `base.Model`."""
         return int(self.unet.config.in_channels)
 
@@ -111,10 +164,31 @@ class UNetModel:
         return self.embed_times(self.unet, timesteps, text, size)
 
     def predict(
-        self, sample: Tensor, emb: Tensor, context: Context, residuals: Sequence[Tensor] | None
+        self,
+        sample: Tensor,
+        emb: Tensor,
+        context: Context,
+        residuals: Sequence[Tensor] | None,
+        features: Sequence[Tensor] | None,
     ) -> Tensor:
         """See `base.Model`."""
-        return unet_forward(self.unet, sample, emb, context, residuals)
+        return unet_forward(self.unet, sample, emb, context, residuals, features)
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """See `base.Model`."""
+        latents = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+        mean, deviation = latents.mean, latents.std
+        config = self.vae.config
+        if config.latents_mean is not None and config.latents_std is not None:
+            shift, spread = (
+                torch.tensor(each).view(1, -1, 1, 1).to(mean)
+                for each in (config.latents_mean, config.latents_std)
+            )
+            mean, deviation = (mean - shift) / spread, deviation / spread
+        return (
+            (mean * config.scaling_factor).to(self.dtype),
+            (deviation * config.scaling_factor).to(self.dtype),
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `base.Model`."""
@@ -136,11 +210,11 @@ class UNetModel:
     def blank_context(self, count: int, image_tokens: int) -> Context:
         """See `base.Model`."""
         width = kv_width(self.layers)
-        text = self._zeros(count, self.text_layout["tokens"][1], width)
+        text = self._zeros(count, self.text_layout(1)["tokens"][1], width)
         if not image_tokens:
             return Context(text)
         image = self._zeros(count, image_tokens, width)
-        return Context(text, image, self._zeros(count, len(self.layers)))
+        return Context(text, (ImageContext(image, self._zeros(count, len(self.layers))),))
 
     def _unscaled(self, latents: Tensor) -> Tensor:
         config = self.vae.config
@@ -170,7 +244,9 @@ class UNetModel:
         on_stage(f"loading {name}: base")
         pipe = cls._base(name, entry, dtype)
         checks.check_unet(pipe.unet, pipe.vae)
-        loader = AdapterLoader(pipe, dtype)
+        for fused in entry.fused_loras:
+            lora.fuse(fused, fused.scale, pipe, cls.pipeline)
+        loader = AdapterLoader(pipe, dtype, cls.ip_targets(pipe.unet))
         adapters: dict[str, IPAdapter] = {}
         for adapter_name, adapter in entry.adapters.items():
             on_stage(f"loading {name}: adapter {adapter_name}")
@@ -185,8 +261,27 @@ class UNetModel:
             controlnets[control_name] = controlnet.load(
                 source, pipe.unet, dtype, kernel, embedder=cls.embed_times, text_shape=text_shape
             )
-        fingerprint = hub.fingerprint(*encoders, tokenizers=tokenizers)
-        model = cls(name, entry, pipe, layers, adapters, controlnets, fingerprint, device, dtype)
+        t2i_adapters: dict[str, UNetT2IAdapter] = {}
+        for t2i_name, source in entry.t2i_adapters.items():
+            on_stage(f"loading {name}: T2I-Adapter {t2i_name}")
+            t2i_adapters[t2i_name] = t2i_adapter.load(source, pipe.unet, dtype)
+        loras = {}
+        for lora_name, source in entry.loras.items():
+            on_stage(f"loading {name}: LoRA {lora_name}")
+            loras[lora_name] = lora.load(source, pipe, cls.pipeline)
+        model = cls(
+            name=name,
+            entry=entry,
+            pipe=pipe,
+            layers=layers,
+            adapters=adapters,
+            controlnets=controlnets,
+            t2i_adapters=t2i_adapters,
+            loras=loras,
+            text_fingerprint=hub.fingerprint(*encoders, tokenizers=tokenizers),
+            device=device,
+            dtype=dtype,
+        )
         model._move_to_device(encoders)
         return model
 
@@ -211,6 +306,7 @@ class UNetModel:
         if pipe.vae.config.force_upcast and self.dtype == torch.float16:
             pipe.vae.to(dtype=torch.float32)
         networks: list[nn.Module] = [pipe.vae, *encoders, *self.networks]
+        networks += [t2i.model for t2i in self.t2i_adapters.values()]
         networks += [part for adapter in self.adapters.values() for part in adapter.networks]
         for network in networks:
             network.requires_grad_(requires_grad=False)

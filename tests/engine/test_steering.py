@@ -1,0 +1,371 @@
+"""Every way to steer a row: alone as the diffusers pipeline gives it, and in a mixed batch."""
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionXLPipeline,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from safetensors.torch import save_file
+
+from bench.engine.plain import Plain
+from service.core.catalog import Catalog, FusedLora, Lora, Source
+from service.core.errors import ConfigurationError, UnservableRequest
+from service.core.param_types import IpTarget, SchedulerName, SigmaSchedule
+from service.core.params import GenerateRequest
+from service.core.settings import Device
+from tests.engine import tiny_lora
+from tests.engine.conftest import Stepper, job, read, request, uploads
+from workers.engine.api import EngineJob, Options
+from workers.engine.engine import Engine, load_engine
+
+log = logging.getLogger(__name__)
+
+SAME_AS_PLAIN = 5e-5
+SAME_IN_A_BATCH = 1e-4
+MATTERS = 1e-2
+
+TARGETS = {
+    IpTarget.STYLE: {"up": {"block_0": [0, 1]}},
+    IpTarget.LAYOUT: {"down": {"block_1": [1]}},
+    IpTarget.STYLE_LAYOUT: {"up": {"block_0": [0, 1]}, "down": {"block_1": [1]}},
+}
+"""What `set_ip_adapter_scale` takes for each target on the tiny UNet."""
+TWO = {"images": 2, "image_adapter": ("base", "plus")}
+
+CASES: dict[str, GenerateRequest] = {
+    "guidance from a quarter to three quarters": request(
+        steps=8, guidance_start=0.25, guidance_end=0.75
+    ),
+    "image prompt from a third on": request(steps=6, ip_start=0.3, ip_scale=1.0),
+    "image prompt in the first half": request(steps=6, ip_end=0.5, adapter="plus"),
+    "style only": request(ip_target="style", ip_scale=1.5),
+    "layout only": request(ip_target="layout", adapter="plus"),
+    "style and layout": request(ip_target="style_layout", images=2),
+    "negative image": request(negative_image=uploads(5)),
+    "negative image, plus": request(adapter="plus", negative_image=uploads(5)),
+    "two negative images": request(images=2, negative_image=uploads(5, 6)),
+    "two adapters": request(**TWO, ip_scale=(0.4, 0.9)),
+    "two adapters, three images, one target": request(
+        images=3, image_adapter=("plus", "base", "plus"), ip_scale=(0.5, 1.2), ip_target="style"
+    ),
+    "two maps": request(
+        control={
+            "image": ["map", "map2"],
+            "type": ("outline", "edges"),
+            "scale": (0.7, 0.4),
+            "start": (0.0, 0.3),
+            "end": (0.5, 1.0),
+        },
+        steps=6,
+    ),
+    "two maps of one type": request(control={"image": ["map", "map2"], "scale": (1.0, 0.5)}),
+    "T2I-Adapter": request(control={"type": "sketch"}),
+    "T2I-Adapter in the first half, plus, odd size": request(
+        control={"type": "sketch", "scale": 0.6, "end": 0.5},
+        adapter="plus",
+        steps=6,
+        width=96,
+        height=80,
+    ),
+    "img2img": request(init_image=uploads("init"), strength=0.6, steps=5, prompt="a star"),
+    "img2img, euler, no guidance": request(
+        init_image=uploads("init"), strength=0.5, steps=8, scheduler="euler", guidance_scale=1.0
+    ),
+    "img2img with a map in a window, plus, dpmpp_2m": request(
+        init_image=uploads("init"),
+        strength=0.75,
+        steps=8,
+        adapter="plus",
+        control={"end": 0.5},
+        scheduler="dpmpp_2m",
+    ),
+    "inpaint": request(
+        init_image=uploads("init"), mask_image=uploads("middle"), strength=1.0, prompt="a ring"
+    ),
+    "inpaint in part, blurred, unipc": request(
+        init_image=uploads("init"),
+        mask_image=uploads("left"),
+        mask_blur=3,
+        strength=0.7,
+        steps=7,
+        scheduler="unipc",
+    ),
+    "inpaint, lcm": request(
+        init_image=uploads("init"),
+        mask_image=uploads("right"),
+        strength=0.8,
+        steps=5,
+        scheduler="lcm",
+    ),
+    "inpaint with a map, plus": request(
+        init_image=uploads("init"),
+        mask_image=uploads("middle"),
+        strength=0.9,
+        steps=10,
+        adapter="plus",
+        control={"scale": 0.7},
+    ),
+    "inpaint with nine channels": request(
+        model="nine", init_image=uploads("init"), mask_image=uploads("middle"), strength=1.0
+    ),
+    "inpaint in part with nine channels, plus, euler": request(
+        model="nine",
+        init_image=uploads("init"),
+        mask_image=uploads("left"),
+        strength=0.6,
+        steps=5,
+        adapter="plus",
+        scheduler="euler",
+    ),
+    **{
+        f"{sampler}, {sigmas}": request(scheduler=sampler, sigmas=sigmas, steps=5)
+        for sampler in SchedulerName
+        for sigmas in SigmaSchedule
+        if sigmas is SigmaSchedule.DEFAULT or sampler.takes_sigmas
+    },
+    "img2img, heun": request(
+        init_image=uploads("init"), strength=0.6, steps=5, scheduler="heun", control={"end": 0.5}
+    ),
+    "inpaint, euler_a": request(
+        init_image=uploads("init"),
+        mask_image=uploads("middle"),
+        strength=0.7,
+        steps=6,
+        scheduler="euler_a",
+    ),
+    "clip_skip": request(clip_skip=1, prompt="a red star", negative_prompt="blue"),
+    "LoRA, kohya's format": request(lora=("pencil:0.8",), prompt="a red star"),
+    "LoRA, diffusers' format, plus": request(lora=("clay",), adapter="plus", prompt="a ring"),
+    "two LoRAs, no guidance": request(lora=("pencil:0.5", "clay:1.2"), guidance_scale=1.0),
+    "LoRA with a map, img2img": request(
+        lora=("pencil:1",), control={}, init_image=uploads("init"), strength=0.6, steps=5
+    ),
+    "masks": request(images=2, image_mask=uploads("left", "right"), ip_scale=1.0),
+    "masks, two adapters": request(
+        **TWO, image_mask=uploads("middle", "left"), ip_scale=(1.0, 0.6), width=96, height=72
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def rich(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    """The tiny model with a second ControlNet and a T2I-Adapter."""
+    entry = catalog.models["tiny"]
+    folder = tmp_path_factory.mktemp("rich")
+    torch.manual_seed(1)
+    control = ControlNetModel.from_pretrained(entry.controlnets["outline"].location)
+    for weight in control.parameters():
+        weight.data.add_(0.02 * torch.randn_like(weight))
+    control.save_pretrained(folder / "edges")
+    T2IAdapter(
+        channels=[16, 32, 32, 32],
+        num_res_blocks=1,
+        downscale_factor=16,
+        adapter_type="full_adapter_xl",
+    ).save_pretrained(folder / "sketch")
+    controlnets = {**entry.controlnets, "edges": Source(path=folder / "edges")}
+    sketch = {"sketch": Source(path=folder / "sketch")}
+    pipe = StableDiffusionXLPipeline.from_pretrained(entry.base.location)
+    kohya = tiny_lora.kohya(pipe, folder / "kohya.safetensors")
+    attention = tiny_lora.diffusers(pipe, folder / "attention.safetensors")
+    loras = {
+        name: Lora(path=file.parent, weight_name=file.name)
+        for name, file in (("pencil", kohya), ("clay", attention))
+    }
+    changes = {"controlnets": controlnets, "t2i_adapters": sketch, "loras": loras}
+    nine = shutil.copytree(entry.base.location, folder / "nine")
+    unet = UNet2DConditionModel.from_pretrained(nine / "unet")
+    more = 0.1 * torch.randn(len(unet.conv_in.weight), 5, 3, 3)
+    unet.conv_in = torch.nn.Conv2d(9, len(more), 3, padding=1).requires_grad_(requires_grad=False)
+    unet.conv_in.weight.copy_(torch.cat([pipe.unet.conv_in.weight, more], dim=1))
+    unet.register_to_config(in_channels=9)
+    unet.save_pretrained(nine / "unet")
+    models = {
+        "tiny": entry.model_copy(update=changes),
+        "nine": entry.model_copy(update={"base": Source(path=nine), "controlnets": {}}),
+    }
+    return catalog.model_copy(update={"models": models})
+
+
+@pytest.fixture(scope="module")
+def loaded(rich: Catalog) -> Iterator[Engine]:
+    """Instead of the plain tiny model of other tests."""
+    engine = load_engine(rich, Options(threads=1), device=Device.CPU)
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def steered(rich: Catalog) -> Mapping[str, Plain]:
+    """The plain pipelines of each model, with the tiny UNet's blocks for each target."""
+    cpu = torch.device("cpu")
+    return {name: Plain(entry, cpu, TARGETS) for name, entry in rich.models.items()}
+
+
+@pytest.mark.parametrize("wanted", CASES.values(), ids=CASES.keys())
+def test_a_job_alone_equals_the_plain_pipeline(
+    stepper: Stepper, steered: Mapping[str, Plain], wanted: GenerateRequest
+) -> None:
+    """The same request with the same seed gives the same pixels as diffusers itself."""
+    theirs = steered[wanted.model].pictures(wanted, read)
+    stepper.run(job(wanted))
+    difference = np.abs(stepper.decoded("job") - theirs).max()
+    log.info("largest difference to diffusers: %.1e", difference)
+    assert difference <= SAME_AS_PLAIN
+
+
+def test_rows_that_are_steered_in_every_way_share_batches(stepper: Stepper) -> None:
+    """Each comes out as if it had run alone."""
+    mixed = [
+        wanted.model_copy(update={"seed": seed})
+        for seed, wanted in enumerate(CASES.values())
+        if (wanted.width, wanted.height, wanted.model) == (64, 64, "tiny")
+    ]
+    results = stepper.together(*(job(wanted, f"{i}") for i, wanted in enumerate(mixed)))
+    assert max(result.max_batch for result in results) >= 12
+    for index, wanted in enumerate(mixed):
+        stepper.run(job(wanted, "alone"))
+        assert stepper.difference("alone", f"{index}") <= SAME_IN_A_BATCH, f"row {index}"
+
+
+def test_a_map_made_here_is_that_of_opencv_and_comes_back(stepper: Stepper) -> None:
+    """The job with `canny` equals the one that sends the edges, and its result has them."""
+    made = stepper.run(job(request(control={"preprocess": "canny"}), "made"))
+    assert stepper.run(job(request(control={}), "sent")).maps == ()
+    (edges,) = made.maps
+    theirs = cv2.Canny(np.asarray(read("inputs/job/map.png")), 100, 200)
+    assert np.array_equal(np.asarray(edges), np.stack([theirs] * 3, axis=-1))
+
+    def read_edges(key: str) -> Image.Image:
+        return edges if "map" in key else read(key)
+
+    stepper.run(EngineJob("edges", request(control={}), read_edges))
+    assert np.array_equal(stepper.decoded("made"), stepper.decoded("edges"))
+    assert stepper.difference("made", "sent") > MATTERS
+
+
+def test_what_is_outside_the_mask_keeps_its_pixels(stepper: Stepper) -> None:
+    """Exactly; a blurred edge lies between the original and what was painted."""
+    wanted = request(init_image=uploads("init"), mask_image=uploads("middle"), steps=3)
+    blurred = wanted.model_copy(update={"mask_blur": 4.0})
+    original = np.asarray(read("inputs/job/init.png"))
+    kept = np.asarray(read("inputs/job/middle.png"))[..., 0] == 0
+    (sharp,) = stepper.run(job(wanted, "sharp")).images
+    assert np.array_equal(np.asarray(sharp)[kept], original[kept])
+    assert np.abs(np.asarray(sharp)[~kept].astype(int) - original[~kept]).mean() > 5
+    (soft,) = stepper.run(job(blurred, "soft")).images
+    corner = np.s_[:4, :4]
+    assert np.array_equal(np.asarray(soft)[corner], original[corner])
+    assert not np.array_equal(np.asarray(soft)[kept], original[kept])
+
+
+def test_a_nine_channel_model_paints_without_a_picture_too(stepper: Stepper) -> None:
+    """Everything is repainted then; with a picture and no mask it starts from that."""
+    free = stepper.run(job(request(model="nine"), "free"))
+    stepper.run(job(request(model="nine", init_image=uploads("init"), strength=0.5), "started"))
+    assert free.images
+    assert stepper.difference("free", "started") > MATTERS
+
+
+PLAIN = request(steps=5, images=2)
+CHANGES = {
+    "the start of guidance": {"guidance_start": 0.5},
+    "the start of the image prompt": {"ip_start": 0.5},
+    "the end of the image prompt": {"ip_end": 0.5},
+    "style": {"ip_target": IpTarget.STYLE},
+    "layout": {"ip_target": IpTarget.LAYOUT},
+    "a negative image": {"negative_image": uploads(5)},
+    "an image's adapter": {"image_adapter": ("base", "plus")},
+    "masks": {"image_mask": uploads("left", "middle")},
+    "the picture to start from": {"init_image": uploads("init"), "strength": 0.6},
+    "its mask": {"init_image": uploads("init"), "mask_image": uploads("middle")},
+    "a T2I-Adapter": {"control_image": uploads("map"), "control_type": ("sketch",)},
+    "a LoRA": {"lora": ("pencil:0.8",)},
+    "its scale": {"lora": ("pencil:0.4",)},
+    "clip_skip": {"prompt": "a star", "clip_skip": 1},
+}
+
+
+def test_every_way_to_steer_matters(stepper: Stepper) -> None:
+    """Each changes the picture by far more than the tolerance of the comparisons."""
+    stepper.run(job(PLAIN, "plain"))
+    for name, change in CHANGES.items():
+        stepper.run(job(PLAIN.model_copy(update=change), name))
+    for name in CHANGES:
+        assert stepper.difference("plain", name) > 1e-3, name
+    assert stepper.difference("a LoRA", "its scale") > 1e-3
+    stepper.run(job(PLAIN.model_copy(update={"prompt": "a star"}), "text"))
+    assert stepper.difference("text", "clip_skip") > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"lora": ("unknown",)}, "lora"),
+        ({"image_adapter": ("unknown",)}, "image_adapter"),
+        ({"control_image": uploads("map"), "control_type": ("unknown",)}, "control_type"),
+        (
+            {
+                "control_image": uploads("map"),
+                "control_type": ("outline",),
+                "control_preprocess": ("unknown",),
+            },
+            "control_preprocess",
+        ),
+        ({"clip_skip": 4}, "clip_skip"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(
+    stepper: Stepper, changes: dict[str, object], named: str
+) -> None:
+    wanted = request().model_copy(update=changes)
+    assert not stepper.engine.serves(wanted)
+    with pytest.raises(UnservableRequest, match=f"`{named}`"):
+        stepper.run(job(wanted))
+
+
+def test_a_lora_that_does_not_fit_is_found_at_start_up(rich: Catalog, tmp_path: Path) -> None:
+    """With its own name and the network's."""
+    entry = rich.models["tiny"]
+    tensors = {
+        "unet.down_blocks.0.attentions.7.proj_in.lora_A.weight": torch.zeros(2, 16),
+        "unet.down_blocks.0.attentions.7.proj_in.lora_B.weight": torch.zeros(16, 2),
+    }
+    save_file(tensors, tmp_path / "other.safetensors")
+    loras = {"other": Lora(path=tmp_path, weight_name="other.safetensors")}
+    changed = entry.model_copy(update={"loras": loras})
+    with pytest.raises(ConfigurationError, match=r"other\.safetensors .*unet has no such layer"):
+        load_engine(
+            rich.model_copy(update={"models": {"tiny": changed}}), Options(), device=Device.CPU
+        )
+
+
+def test_a_fused_lora_is_always_in_force(rich: Catalog, stepper: Stepper) -> None:
+    """A model with it fused gives what another gives with it asked for."""
+    entry = rich.models["tiny"]
+    pencil = entry.loras["pencil"]
+    fused = FusedLora(path=pencil.path, weight_name=pencil.weight_name, scale=0.8)
+    changed = entry.model_copy(update={"loras": {}, "fused_loras": (fused,)})
+    engine = load_engine(
+        rich.model_copy(update={"models": {"tiny": changed}}),
+        Options(threads=1),
+        device=Device.CPU,
+    )
+    try:
+        always = Stepper(engine)
+        always.run(job(request(prompt="a star")))
+        stepper.run(job(request(prompt="a star", lora=("pencil:0.8",))))
+        assert np.abs(always.decoded("job") - stepper.decoded("job")).max() <= 1e-4
+    finally:
+        engine.stop()
