@@ -324,6 +324,16 @@ class GenerateRequest(StoredRecord):
         Public(),
         Field(description="Run alone, so that the same input gives the same bytes on one machine."),
     ] = False
+    preview_every: Annotated[
+        int | None,
+        Public(pictures=False),
+        Field(
+            ge=0,
+            le=100,
+            description="Steps between previews in the job's events; 0 for none. The server's "
+            "setting by default.",
+        ),
+    ] = None
     webhook_url: Annotated[
         HttpsUrl | None,
         Public(pictures=False),
