@@ -61,9 +61,14 @@ class Child:
     pause_seconds: float = field(default=0.5)
 
     def ensure(self, console: Console) -> None:
-        """Start the process if it is not running, after a growing pause if it keeps ending."""
+        """Start the process if it is not running, after a growing pause if it keeps ending.
+
+        Raises `StartError` with the cause where it ended because the configuration is wrong.
+        """
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
+            if self.process.returncode == CONFIGURATION_WRONG:
+                raise StartError(f"{self.name}: {self.last_log_line()} (log: {self.log})")
             console.print(
                 f"[yellow]{self.name} ended with status {self.process.returncode}; "
                 f"restarting it in {self.pause_seconds:g} s[/] (log: {self.log})"
@@ -160,7 +165,6 @@ class AllInOne:
                     raise StartError("stopped while starting")
                 if time.monotonic() > until:
                     raise StartError(f"not ready after {START_SECONDS:g} s; see {self._api.log}")
-                self._check_configuration()
                 if self._workers[0].log.exists():
                     status.update(f"starting: {self._workers[0].last_log_line()}")
                 time.sleep(READY_POLL_SECONDS)
@@ -204,11 +208,6 @@ class AllInOne:
             return httpx.get(f"{self.url}/healthz/ready", timeout=10).is_success
         except httpx.HTTPError:
             return False
-
-    def _check_configuration(self) -> None:
-        for child in self.children:
-            if child.process is not None and child.process.poll() == CONFIGURATION_WRONG:
-                raise StartError(f"{child.name}: {child.last_log_line()} (log: {child.log})")
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -143,3 +143,28 @@ def test_demo_leaves_pictures_and_their_jobs(tmp_path, tiny_catalog) -> None:
     assert "sheet.png" in names
     assert len([name for name in names if name.endswith(".png")]) == 5
     assert len([name for name in names if name.endswith(".json")]) == 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "named"),
+    [("models", "missing.yaml", "missing.yaml"), ("worker_slots", "many", "WORKER_SLOTS")],
+)
+def test_a_wrong_setting_ends_it_at_once_and_is_named_in_one_line(
+    tmp_path: Path, setting: str, value: str, named: str
+) -> None:
+    port = processes.free_port()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "service.cli.main", "up"),
+            *("--port", str(port), "--data", str(tmp_path / "data")),
+        ],
+        env=environment({setting: value}),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 1
+    [line] = done.stderr.strip().splitlines()
+    assert named in line
+    assert "Traceback" not in done.stdout + done.stderr
