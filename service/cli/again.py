@@ -74,7 +74,7 @@ def _recipe(picture: Path) -> dict[str, Any]:
 def fields(recipe: Mapping[str, Any]) -> dict[str, str]:
     """The parameters of a recipe as the form takes them."""
     given = {name: recipe.get(name) for name in parameters(GenerateRequest)}
-    return {name: _text(value) for name, value in given.items() if value is not None}
+    return {name: _text(value) for name, value in given.items() if value not in (None, [])}
 
 
 def _text(value: object) -> str:

@@ -55,8 +55,15 @@ def test_an_upload_that_lacks_is_named(made: Path) -> None:
 
 def test_a_recipe_is_sent_as_the_form_takes_it() -> None:
     recipe = picture_metadata(generate_request(deterministic=True, image_weights=(1.0, 0.25)))
-    sent = fields(recipe | {"weights": {"base": "x"}, "from_the_future": 1})
+    sent = fields(recipe | {"weights": {"base": "x"}, "from_the_future": 1, "lora": []})
     assert sent["deterministic"] == "true"
     assert sent["image_weights"] == "1.0,0.25"
     assert sent["seed"] == str(recipe["seed"])
-    assert not {"weights", "from_the_future", "webhook_url", "control_scale", "image"} & set(sent)
+    assert not {
+        "weights",
+        "from_the_future",
+        "webhook_url",
+        "control_scale",
+        "lora",
+        "image",
+    } & set(sent)
