@@ -10,7 +10,6 @@ import base64
 import hashlib
 import hmac
 import ipaddress
-import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,17 +25,17 @@ from redis import Redis
 from service.browser_access import BrowserAccess
 from service.core import redis_keys, scripts
 from service.core.errors import Unauthorized
-from service.core.settings import Settings
+from service.core.settings import API_KEY, Settings
 from service.core.storage import ObjectMissing, Storage
 
 CACHE_SECONDS: Final = 2.0
 """After this time at the latest, a revoked key is refused."""
 KEYS_MARK: Final = "access/api-keys-exist"
 """Storage key of the mark that there have been API keys."""
+BOOTSTRAP: Final = "bootstrap"
+"""Name of the key that comes from the settings."""
 ANONYMOUS: Final = "anonymous"
 """Owner of the jobs of callers without a key."""
-
-_KEY: Final = re.compile(r"ip_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -90,10 +89,9 @@ def make_key(
     now: float,
 ) -> tuple[str, ApiKey]:
     """A new key, shown once, and its record."""
-    key_id = secrets.token_hex(6)
-    key = f"ip_{key_id}_{secrets.token_urlsafe(32)}"
+    key = f"ip_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
     record = ApiKey(
-        id=key_id,
+        id=str(key_id(key)),
         name=name,
         sha256=digest(key),
         scopes=tuple(scopes),
@@ -101,7 +99,7 @@ def make_key(
         max_jobs=max_jobs,
         created_at=now,
         expires_at=None if lifetime_seconds is None else now + lifetime_seconds,
-        webhook_secret="whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
+        webhook_secret=_webhook_secret(),
     )
     return key, record
 
@@ -113,13 +111,29 @@ def digest(key: str) -> str:
 
 def key_id(key: str) -> str | None:
     """The id of a key; `None` for what cannot be one."""
-    match = _KEY.fullmatch(key)
+    match = API_KEY.fullmatch(key)
     return match[1] if match else None
 
 
 def matches(key: str, record: ApiKey) -> bool:
     """Whether a record is that of `key`, compared in constant time."""
     return hmac.compare_digest(digest(key), record.sha256)
+
+
+def bootstrap_record(key: str, *, now: float) -> ApiKey:
+    """The record of IMAGEPROMPT_BOOTSTRAP_KEY: all scopes, no limits."""
+    return ApiKey(
+        id=str(key_id(key)),
+        name=BOOTSTRAP,
+        sha256=digest(key),
+        scopes=tuple(Scope),
+        created_at=now,
+        webhook_secret=_webhook_secret(),
+    )
+
+
+def _webhook_secret() -> str:
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def save(redis: "Redis", record: ApiKey) -> None:
@@ -165,7 +179,7 @@ def is_loopback(host: str) -> bool:
 
 def anonymous_allowed(settings: Settings) -> bool:
     """Whether callers without a key are served while no key is configured."""
-    if settings.require_api_keys:
+    if settings.require_api_keys or settings.bootstrap_key is not None:
         return False
     return settings.allow_anonymous or is_loopback(settings.host)
 
