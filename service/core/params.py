@@ -120,10 +120,7 @@ class GenerateRequest(StoredRecord):
         OnlyWith("init_image"),
         Computed(),
         Public(),
-        Field(
-            description="Share of the steps that run from init_image; 0.6 by default, 1 with a "
-            "mask."
-        ),
+        Field(description="Share of the steps that run; 0.6 by default, 1 with a mask."),
     ] = 1.0
     mask_image: Annotated[
         tuple[StoredUpload, ...],
@@ -327,12 +324,7 @@ class GenerateRequest(StoredRecord):
     preview_every: Annotated[
         int | None,
         Public(pictures=False),
-        Field(
-            ge=0,
-            le=100,
-            description="Steps between previews in the job's events; 0 for none. The server's "
-            "setting by default.",
-        ),
+        Field(ge=0, le=100, description="Steps between previews, 0 for none; default: server's."),
     ] = None
     webhook_url: Annotated[
         HttpsUrl | None,
