@@ -215,6 +215,24 @@ class Stopping(ServiceError):
     message = "The service is shutting down before the whole body has been received; send it again"
 
 
+class NoPictures(ServiceError):
+    """Raised when a request whose answer is pictures made a job that ended without any."""
+
+    status = 502
+    code = "no-pictures"
+    title = "Job without pictures"
+    message = "The job has no pictures"
+
+
+class JobUnfinished(ServiceError):
+    """Raised when a request whose answer is pictures made a job that takes too long."""
+
+    status = 504
+    code = "job-unfinished"
+    title = "Job not finished"
+    message = "The job goes on; ask for it"
+
+
 class JobFailed(Exception):
     """Base of all errors that end one job and leave the worker alive.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from service.cli.redis_server import RedisServer
+from service.cli.processes import RedisServer
 from service.core.settings import ROOT
 from tests.browser.conftest import CHROMIUM, FLAGS
 from tests.stack import Service

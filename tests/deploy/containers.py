@@ -17,7 +17,11 @@ from tests.deploy.manifests import ROOT
 
 BASE = "localhost/imageprompt-base:1"
 TOOLS = ("buildah", "podman", "runc", "debootstrap")
-PACKAGES = "python3,python3-venv,python3-pip,python-is-python3,ca-certificates"
+PACKAGES = (
+    "python3,python3-venv,python3-pip,python-is-python3,ca-certificates,python3-async-timeout"
+)
+BACKPORTS = "opt/backports"
+"""Debian 12 has Python 3.11.2, for which redis needs a module; the real base has a newer one."""
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 WHEELS = Path("/opt/wheels")
 """Of this machine, where they exist: whom pip trusts, and wheels that lie here (torch for CPUs)."""
@@ -70,10 +74,14 @@ class Engine:
         )
         if made.returncode != 0:
             pytest.skip(f"debootstrap reached no Debian mirror: {made.stdout[-500:]}")
+        (rootfs / BACKPORTS).mkdir()
+        (rootfs / "usr/lib/python3/dist-packages/async_timeout").rename(
+            rootfs / BACKPORTS / "async_timeout"
+        )
         archive = self.folder / "rootfs.tar"
         subprocess.run(["tar", "-C", rootfs, "-cf", archive, "."], check=True)
         shutil.rmtree(rootfs)
-        self.call("podman", "import", str(archive), BASE)
+        self.call("podman", "import", f"--change=ENV PYTHONPATH=/{BACKPORTS}", str(archive), BASE)
         archive.unlink()
 
     def build(self, dockerfile: str, tag: str, *options: str) -> None:

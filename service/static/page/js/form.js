@@ -20,7 +20,7 @@ function Fold({ title, set, children }) {
 }
 
 function Loras({ state, schema, error, change }) {
-  const names = schema.served(state.model, "loras", "lora");
+  const names = schema.served(state.model, "loras");
   if (!schema.has("lora") || !names.length) return null;
   const set = (name, scale) => {
     const loras = { ...state.loras };
@@ -101,7 +101,7 @@ export function Form({
       <//>
       ${
         schema.has("control_image") &&
-        schema.served(state.model, "controlnets").length > 0 &&
+        schema.field("control_type", state).choices.length > 0 &&
         html`<${Group} id="control-title" title="Structure">
         <${ControlMaps} ...${parts} examples=${offered.maps} onFiles=${adders.controls} onExample=${example(adders.controls)} /><//>`
       }

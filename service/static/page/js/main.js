@@ -34,7 +34,9 @@ const jobInUrl = () => new URLSearchParams(location.hash.slice(1)).get("job");
 /** Names of the examples as `[file, title, url]`: image prompts, and maps for a served ControlNet. */
 function examplesOf(names, schema) {
   const types = new Set(
-    schema.models.models.flatMap((model) => schema.served(model.name, "controlnets")),
+    schema.models.models.flatMap((model) =>
+      schema.served(model.name, "controlnets", "t2i_adapters"),
+    ),
   );
   const all = names.map((name) => [
     name,

@@ -82,13 +82,6 @@ function fieldOf(name, schema) {
   };
 }
 
-/** A field whose values are numbers in a range, however its list is written on the wire. */
-function asNumber(field, minimum, maximum, step = 0.05) {
-  return field && field.kind !== "number"
-    ? { ...field, kind: "number", minimum, maximum, step }
-    : field;
-}
-
 export class Schema {
   /** `form` is `form.json`, `models` the answer of GET /models. */
   constructor(form, models) {
@@ -98,12 +91,6 @@ export class Schema {
     this.fields = Object.fromEntries(
       Object.entries(form.schema.properties).map(([name, schema]) => [name, fieldOf(name, schema)]),
     );
-    for (const name of ["ip_scale", "control_scale"]) {
-      if (name in this.fields) this.fields[name] = asNumber(this.fields[name], 0, 2);
-    }
-    for (const name of ["control_start", "control_end"]) {
-      if (name in this.fields) this.fields[name] = asNumber(this.fields[name], 0, 1);
-    }
   }
 
   has(name) {
@@ -117,11 +104,10 @@ export class Schema {
     );
   }
 
-  /** Names that the model serves for a field, as GET /models tells them. */
+  /** Names that the model serves under these keys of GET /models. */
   served(modelName, ...keys) {
     const model = this.model(modelName);
-    const lists = keys.map((key) => model[key] ?? this.models[key]).filter(Boolean);
-    return lists.length ? (Array.isArray(lists[0]) ? lists[0] : Object.keys(lists[0])) : [];
+    return keys.flatMap((key) => model[key] ?? []);
   }
 
   /** A field within the limits of a model; `state` gives the defaults that hang on others. */
@@ -151,20 +137,12 @@ export class Schema {
       });
     }
     if (name === "control_type") {
-      const choices = this.served(state.model, "controlnets");
+      const choices = this.served(state.model, "controlnets", "t2i_adapters");
       Object.assign(own, { kind: "choice", choices, fallback: choices[0] });
     }
     if (name === "control_preprocess") {
-      const choices = this.served(state.model, "control_preprocess", "preprocessors", "preprocess");
-      Object.assign(own, {
-        kind: "choice",
-        choices: ["none", ...choices.filter((one) => one !== "none")],
-        fallback: "none",
-      });
-    }
-    if (name === "scheduler") {
-      const choices = this.served(state.model, "schedulers");
-      if (choices.length) Object.assign(own, { kind: "choice", choices });
+      const choices = this.served(state.model, "preprocessors");
+      Object.assign(own, { kind: "choice", choices, fallback: "none" });
     }
     const fixed = {
       control_scale: 1,
