@@ -10,8 +10,8 @@ RUN := $(VENV)/.run
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-images lint format openapi bench bench-gpu bench-http \
-	bench-uploads bench-workers bench-scale faults soak overload train eval clean
+.PHONY: help setup demo serve test test-images test-manifests checkov hashes sbom lint format openapi bench \
+	bench-gpu bench-http bench-uploads bench-workers bench-scale faults soak overload train eval clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,9 +39,31 @@ serve: $(RUN) ## the whole service on 127.0.0.1:$(PORT) until Ctrl-C
 test: setup ## the whole test suite
 	$(BIN)/python -m pytest
 
-test-images: setup ## install and resolve what the worker's images hold; minutes; out/images.xml
+test-images: setup ## build and run the images (root; buildah, podman, runc, debootstrap); minutes
 	$(BIN)/python -m pip install --quiet uv==0.13.9
 	$(BIN)/python -m pytest -rA --junitxml=out/images.xml tests/deploy/images.py
+
+test-manifests: setup ## every combination of the components, by kustomize and Helm; minutes
+	$(BIN)/python -m pytest -rA tests/deploy/combinations.py
+
+checkov: ## checkov over both overlays; exceptions below
+	$(PYTHON) -m venv out/checkov
+	out/checkov/bin/python -m pip install --quiet --disable-pip-version-check checkov==3.3.30
+# Digests (43) are the operator's to add, tags never move (15), one container only waits (8, 9), and
+# the trial's Redis and store run as their images' users (40).
+	for overlay in gpu local; do kubectl kustomize k8s/overlays/$$overlay > out/$$overlay.yaml && \
+		out/checkov/bin/checkov -f out/$$overlay.yaml --framework kubernetes --quiet --compact \
+		--skip-download --skip-check CKV_K8S_43,CKV_K8S_15,CKV_K8S_8,CKV_K8S_9,CKV_K8S_40 || exit 1; done
+
+hashes: setup ## write requirements/hashed/ again, after a pin has changed
+	$(BIN)/python -m pip install --quiet uv==0.13.9
+	$(BIN)/python requirements/hashes.py
+
+sbom: ## a software bill of materials of each image; out/sbom/
+	$(PYTHON) -m venv out/sbom/venv
+	out/sbom/venv/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+	for image in requirements/hashed/*.txt; do out/sbom/venv/bin/cyclonedx-py requirements $$image \
+		--pyproject pyproject.toml --output-file out/sbom/$$(basename $$image .txt).cdx.json || exit 1; done
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,25 +1,46 @@
-# syntax=docker/dockerfile:1.7
-# Workers. Three targets; models are never in the first two:
-#   cuda          torch 2.10 + xformers on CUDA 12.8; the default
+# Workers. Three targets; models are only in the last one:
+#   cuda          on an NVIDIA GPU; the default
 #   cuda-compile  the same and a C compiler, which torch.compile needs when it meets a new shape
 #   cpu           torch for CPUs and the bundled model, for trials
+# and two stacks for the first two:
+#   STACK=cuda    torch 2.10 + xformers on CUDA 12.8: Turing to Hopper; the default
+#   STACK=cuda13  torch 2.13 with its own attention (SDPA, cuDNN) on CUDA 13: Turing to Blackwell
 #   docker build -f docker/worker.Dockerfile --target cuda -t imageprompt-worker:0.1.0-cuda .
+#   docker build -f docker/worker.Dockerfile --target cuda --build-arg STACK=cuda13 -t imageprompt-worker:0.1.0-cuda13 .
+# For a build that can be repeated, name the bases by their digests (NAME:TAG@sha256:…).
+ARG BASE=python:3.11.14-slim-bookworm
+ARG CUDA_BASE=nvidia/cuda:12.8.1-base-ubuntu24.04
+ARG CUDA13_BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
+ARG STACK=cuda
 
-FROM python:3.11.14-slim-bookworm AS cpu-build
+FROM ${BASE} AS cpu-build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN ["python", "-m", "venv", "--without-pip", "/opt/venv"]
-COPY requirements/api.txt requirements/otel.txt requirements/worker.txt /build/requirements/
-# Name PyTorch's index of CPU wheels here, or the CUDA libraries come along (about 5 GB).
+COPY requirements/hashed/worker.txt /build/requirements/hashed/worker.txt
+RUN ["python", "-m", "pip", "--python", "/opt/venv/bin/python", "install", "--no-deps", "--only-binary", ":all:", "--require-hashes", "--requirement", "/build/requirements/hashed/worker.txt"]
+# Name PyTorch's index of CPU wheels here, or the CUDA libraries come along (about 5 GB). The wheel of
+# the one index has another hash than that of the other, so torch alone is installed by its version.
+# What runs nothing is deleted, 195 MB: torch's tests, C++ headers and tools.
 ARG PIP_EXTRA_INDEX_URL=
-RUN ["python", "-m", "pip", "--python", "/opt/venv/bin/python", "install", "--only-binary", ":all:", "--requirement", "/build/requirements/worker.txt", "--requirement", "/build/requirements/otel.txt"]
+RUN python -m pip --python /opt/venv/bin/python install --only-binary :all: torch==2.13.0 \
+    && find /opt/venv/lib -path "*/site-packages/torch/*" -maxdepth 5 -type d \
+        \( -name test -o -name include -o -name bin -o -name share \) -exec rm -rf {} +
 
-FROM python:3.11.14-slim-bookworm AS cpu
-RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin imageprompt
+FROM ${BASE} AS cpu
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="imageprompt CPU worker" \
+    org.opencontainers.image.description="Worker of imageprompt for trials, with the bundled model" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.licenses="Apache-2.0"
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin imageprompt
 COPY --from=cpu-build /opt/venv /opt/venv
 WORKDIR /app
 COPY models models
 COPY service service
 COPY workers workers
+RUN ["/opt/venv/bin/python", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "service", "workers"]
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
@@ -35,29 +56,44 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['IMAGEPROMPT_WORKER_METRICS_PORT'] + '/healthz/live', timeout=2)"]
 ENTRYPOINT ["python", "-m", "workers"]
 
-# torch's wheel brings its CUDA 12.8 libraries; the base adds NVIDIA's runtime, which xformers links
+# torch's wheel brings its CUDA libraries; the base adds NVIDIA's runtime, which xformers links
 # against, and the libraries that let an older driver of a data-centre GPU run it.
-FROM nvidia/cuda:12.8.1-base-ubuntu24.04 AS cuda-base
+FROM ${CUDA_BASE} AS cuda-base
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3=3.12.* \
     && rm -rf /var/lib/apt/lists/*
 
-FROM cuda-base AS cuda-build
+FROM ${CUDA13_BASE} AS cuda13-base
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3=3.12.* \
+    && rm -rf /var/lib/apt/lists/*
+
+FROM ${STACK}-base AS cuda-build
+ARG STACK
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-pip=24.* python3-venv=3.12.* \
     && rm -rf /var/lib/apt/lists/* \
     && python3 -m venv --without-pip /opt/venv
-COPY requirements/api.txt requirements/otel.txt requirements/worker-cuda.txt /build/requirements/
-RUN ["python3", "-m", "pip", "--python", "/opt/venv/bin/python", "install", "--only-binary", ":all:", "--requirement", "/build/requirements/worker-cuda.txt", "--requirement", "/build/requirements/otel.txt"]
+COPY requirements/hashed/worker-cuda.txt requirements/hashed/worker-cuda13.txt /build/requirements/hashed/
+RUN python3 -m pip --python /opt/venv/bin/python install --no-deps --only-binary :all: --require-hashes --requirement "/build/requirements/hashed/worker-${STACK}.txt"
 
-FROM cuda-base AS cuda-worker
-RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin imageprompt
+FROM ${STACK}-base AS cuda-worker
+ARG STACK
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="imageprompt worker (${STACK})" \
+    org.opencontainers.image.description="GPU worker of imageprompt; models come from a volume" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.licenses="Apache-2.0"
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin imageprompt
 COPY --from=cuda-build /opt/venv /opt/venv
 WORKDIR /app
 COPY models/*.yaml models/
 COPY service service
 COPY workers workers
+RUN ["/opt/venv/bin/python", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "service", "workers"]
 # Model files, compiled kernels and temporary files live in volumes; the rest may be read-only.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \

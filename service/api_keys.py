@@ -1,14 +1,15 @@
 """API keys: created, stored as hashes in Redis, and authenticated by a request's headers.
 
 While no key exists, callers are anonymous where that is allowed; as soon as there is one, all
-requests about jobs need a key. Models, health, metrics and docs never do.
+requests about jobs need a key. Models, health, metrics and docs never do. A Redis that loses the
+keys does not open the service: the storage keeps a mark that there were keys, and only revoking the
+last one makes callers anonymous again.
 """
 
 import base64
 import hashlib
 import hmac
 import ipaddress
-import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,20 +18,26 @@ from enum import StrEnum
 from typing import Annotated, Any, Final
 
 import redis.asyncio as aioredis
-from pydantic import BaseModel, ConfigDict, Field
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from redis import Redis
 
 from service.browser_access import BrowserAccess
-from service.core import redis_keys
+from service.core import redis_keys, scripts
 from service.core.errors import Unauthorized
-from service.core.settings import Settings
+from service.core.settings import API_KEY, Settings
+from service.core.storage import ObjectMissing, Storage
 
 CACHE_SECONDS: Final = 2.0
 """After this time at the latest, a revoked key is refused."""
+KEYS_MARK: Final = "access/api-keys-exist"
+"""Storage key of the mark that there have been API keys."""
+BOOTSTRAP: Final = "bootstrap"
+"""Name of the key that comes from the settings."""
 ANONYMOUS: Final = "anonymous"
 """Owner of the jobs of callers without a key."""
 
-_KEY: Final = re.compile(r"ip_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Scope(StrEnum):
@@ -60,6 +67,13 @@ class ApiKey(BaseModel):
     webhook_secret: str
     """Signs this key's webhooks (Standard Webhooks: `whsec_` and base64)."""
 
+    @field_validator("scopes", mode="before")
+    @classmethod
+    def _known_scopes(cls, scopes: Any) -> Any:
+        """A right that this release does not know gives nothing."""
+        known = set(Scope)
+        return [one for one in scopes if one in known] if isinstance(scopes, list) else scopes
+
     def is_valid(self, now: float) -> bool:
         """Whether the key has not expired."""
         return self.expires_at is None or now < self.expires_at
@@ -75,10 +89,9 @@ def make_key(
     now: float,
 ) -> tuple[str, ApiKey]:
     """A new key, shown once, and its record."""
-    key_id = secrets.token_hex(6)
-    key = f"ip_{key_id}_{secrets.token_urlsafe(32)}"
+    key = f"ip_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
     record = ApiKey(
-        id=key_id,
+        id=str(key_id(key)),
         name=name,
         sha256=digest(key),
         scopes=tuple(scopes),
@@ -86,7 +99,7 @@ def make_key(
         max_jobs=max_jobs,
         created_at=now,
         expires_at=None if lifetime_seconds is None else now + lifetime_seconds,
-        webhook_secret="whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
+        webhook_secret=_webhook_secret(),
     )
     return key, record
 
@@ -98,7 +111,7 @@ def digest(key: str) -> str:
 
 def key_id(key: str) -> str | None:
     """The id of a key; `None` for what cannot be one."""
-    match = _KEY.fullmatch(key)
+    match = API_KEY.fullmatch(key)
     return match[1] if match else None
 
 
@@ -107,21 +120,53 @@ def matches(key: str, record: ApiKey) -> bool:
     return hmac.compare_digest(digest(key), record.sha256)
 
 
+def bootstrap_record(key: str, *, now: float) -> ApiKey:
+    """The record of IMAGEPROMPT_BOOTSTRAP_KEY: all scopes, no limits."""
+    return ApiKey(
+        id=str(key_id(key)),
+        name=BOOTSTRAP,
+        sha256=digest(key),
+        scopes=tuple(Scope),
+        created_at=now,
+        webhook_secret=_webhook_secret(),
+    )
+
+
+def _webhook_secret() -> str:
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
 def save(redis: "Redis", record: ApiKey) -> None:
     """Store a record. Raises `redis.RedisError`."""
-    redis.hset(redis_keys.API_KEYS, record.id, record.model_dump_json())
+    redis.register_script(scripts.load("api_key_save"))(
+        keys=[redis_keys.API_KEYS, redis_keys.API_KEYS_REVOKED],
+        args=[record.id, record.model_dump_json()],
+    )
 
 
 def revoke(redis: "Redis", record_id: str) -> bool:
     """Delete a key; whether there was one. Raises `redis.RedisError`."""
-    return bool(redis.hdel(redis_keys.API_KEYS, record_id))
+    return bool(
+        redis.register_script(scripts.load("api_key_revoke"))(
+            keys=[redis_keys.API_KEYS, redis_keys.API_KEYS_REVOKED], args=[record_id]
+        )
+    )
 
 
 def list_keys(redis: "Redis") -> list[ApiKey]:
     """All records, oldest first. Raises `redis.RedisError`."""
     texts: Any = redis.hvals(redis_keys.API_KEYS)
-    records = [ApiKey.model_validate_json(text) for text in texts]
+    records = [record for text in texts if (record := _parse(text)) is not None]
     return sorted(records, key=lambda record: record.created_at)
+
+
+def _parse(text: bytes | str) -> ApiKey | None:
+    """A record; `None` for a damaged one, which is no key."""
+    try:
+        return ApiKey.model_validate_json(text)
+    except ValidationError:
+        log.exception("the record of an API key is damaged")
+        return None
 
 
 def is_loopback(host: str) -> bool:
@@ -134,6 +179,8 @@ def is_loopback(host: str) -> bool:
 
 def anonymous_allowed(settings: Settings) -> bool:
     """Whether callers without a key are served while no key is configured."""
+    if settings.require_api_keys or settings.bootstrap_key is not None:
+        return False
     return settings.allow_anonymous or is_loopback(settings.host)
 
 
@@ -145,6 +192,28 @@ class Caller:
     key: ApiKey | None = None
 
 
+class KeysMark:
+    """A mark in the storage that API keys exist, which Redis cannot lose together with them."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._written = False
+
+    async def write(self) -> None:
+        """Make sure that it is there."""
+        if not self._written:
+            await self._storage.put_async(KEYS_MARK, b"", "text/plain")
+            self._written = True
+
+    async def exists(self) -> bool:
+        """Whether there have been keys. Raises `StorageError`."""
+        try:
+            await self._storage.get_async(KEYS_MARK)
+        except ObjectMissing:
+            return False
+        return True
+
+
 class Authenticator:
     """Authenticates callers by their keys."""
 
@@ -153,11 +222,18 @@ class Authenticator:
         redis: "aioredis.Redis",
         *,
         anonymous: BrowserAccess | None,
+        mark: KeysMark,
+        on_missing: Callable[[bool], None] = lambda _missing: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`anonymous` checks callers without a key; without it there are none."""
+        """`anonymous` checks callers without a key; without it there are none.
+
+        `on_missing` is told whether Redis has lost the keys, each time that it is looked at.
+        """
         self._redis = redis
         self._anonymous = anonymous
+        self._mark = mark
+        self._on_missing = on_missing
         self._clock = clock
         self._known: dict[str, tuple[float, ApiKey]] = {}
         self._open: tuple[float, bool] = (0.0, False)
@@ -206,17 +282,37 @@ class Authenticator:
             text: Any = await self._redis.hget(redis_keys.API_KEYS, record_id)
             if text is None:
                 return None
-            record = ApiKey.model_validate_json(text)
+            record = _parse(text)
+            if record is None:
+                return None
             self._known[record_id] = (now, record)
+            await self._mark.write()
         return record
 
     async def _no_keys(self) -> bool:
         now = self._clock()
         read_at, empty = self._open
         if now - read_at > CACHE_SECONDS:
-            empty = not await self._redis.exists(redis_keys.API_KEYS)
+            empty = await self._open_to_anonymous()
             self._open = (now, empty)
         return empty
+
+    async def _open_to_anonymous(self) -> bool:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.exists(redis_keys.API_KEYS)
+            pipeline.exists(redis_keys.API_KEYS_REVOKED)
+            keys, revoked = await pipeline.execute()
+        if keys:
+            await self._mark.write()
+        missing = not keys and not revoked and await self._mark.exists()
+        self._on_missing(missing)
+        if missing:
+            log.error(
+                "Redis has lost the API keys: no request is served without one. Restore Redis, or "
+                "create new keys; to serve without keys, delete the mark in the storage",
+                mark=KEYS_MARK,
+            )
+        return not keys and not missing
 
 
 def _credential(headers: Mapping[str, str]) -> str | None:

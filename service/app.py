@@ -1,12 +1,14 @@
 """Assembles the application. Connections are opened in the lifespan, nothing at import."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import Enum, auto
+from functools import lru_cache
 from typing import TypedDict
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
@@ -19,7 +21,16 @@ from service.middleware import GracefulShutdown, HeadMiddleware, RequestMiddlewa
 from service.openapi import describe
 from service.periodic import StorageSweep, repeat
 from service.public_url import ProxyMiddleware
-from service.routes import events, generate, health, jobs, models, pages
+from service.routes import (
+    events,
+    generate,
+    health,
+    huggingface,
+    jobs,
+    models,
+    openai,
+    pages,
+)
 from service.webhooks.delivery import Delivery
 from service.webhooks.sender import Sender
 
@@ -75,7 +86,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        openapi_url=None if side is Side.PUBLIC else "/openapi.json",
+        openapi_url=None,
         telemetry={"operation_spans": False},  # one span per request
     )
     app.add_middleware(HeadMiddleware)
@@ -89,18 +100,35 @@ def create_app(
             expose_headers=CORS_RESPONSE_HEADERS,
         )
     app.add_middleware(ProxyMiddleware, settings=settings)  # the outermost
-    problems.install(app)
+    problems.install(app, {"/v1/images": openai.render_error})
     if side is not Side.ADMIN:
-        for part in (generate, jobs, events, models):
+        for part in (generate, jobs, events, models, openai, huggingface):
             _include(app, part.router, counted)
         if settings.page:
             _include(app, pages.page, counted)
     if side is not Side.PUBLIC:
         _include(app, health.router, counted)
         _include(app, pages.console, counted)
-    document = describe()
-    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own hook
+        _serve_document(app)
     return app
+
+
+def _serve_document(app: FastAPI) -> None:
+    """Serve the OpenAPI document. It is rendered once: that costs more than most requests."""
+    document = describe()
+
+    @lru_cache(maxsize=8)
+    def rendered(prefix: str) -> bytes:
+        servers = [{"url": prefix}, *document.get("servers", [])] if prefix else None
+        return json.dumps(document | ({"servers": servers} if servers else {})).encode()
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi(request: Request) -> Response:
+        # A prefix comes from the settings or from a trusted proxy, so there are few of them.
+        prefix = request.scope.get("root_path", "")
+        return Response(rendered(prefix), media_type="application/json")
+
+    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own hook
 
 
 def _include(app: FastAPI, router: APIRouter, metrics: ApiMetrics) -> None:

@@ -5,9 +5,10 @@ A route declares what it uses by a parameter of one of the types at the end of t
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any, Protocol
 
 import redis.asyncio as aioredis
 from fastapi import Depends, Request
@@ -16,13 +17,21 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service.api_keys import ANONYMOUS, Authenticator, Caller, Scope, anonymous_allowed
+from service.api_keys import (
+    ANONYMOUS,
+    Authenticator,
+    Caller,
+    KeysMark,
+    Scope,
+    anonymous_allowed,
+)
 from service.browser_access import BrowserAccess
 from service.connections import client_group
 from service.core.catalog import Catalog, load_catalog
 from service.core.errors import Forbidden
 from service.core.metrics import ApiMetrics
 from service.core.queue import open_queue
+from service.core.schema import Declaration
 from service.core.settings import Settings
 from service.core.storage import Storage
 from service.core.transitions import Transitions
@@ -34,8 +43,10 @@ from service.jobs.views import JobView, job_view
 from service.periodic import RedisMonitor, StorageProbe
 from service.rate_limits import RateLimits
 from service.signed_urls import SIGNATURE, SignedUrls
-from service.submission.body import BodyBudget
+from service.submission.body import BodyBudget, BodyLimits, read_body, read_bytes
+from service.submission.form import MAX_TEXT_BYTES, Form
 from service.submission.idempotency import Idempotency
+from service.submission.submit import Origin, Submission, submit
 from service.submission.uploads import Uploads
 
 CONNECT_SECONDS = 2
@@ -137,6 +148,8 @@ async def open_services(
             authenticator=Authenticator(
                 client,
                 anonymous=BrowserAccess(settings) if anonymous_allowed(settings) else None,
+                mark=KeysMark(storage),
+                on_missing=metrics.api_keys_missing.set,
             ),
             signed_urls=SignedUrls(client, lifetime_seconds=settings.signed_url_seconds),
             rate_limits=RateLimits(client),
@@ -251,3 +264,106 @@ async def _show(base_url: BaseUrl, estimates: UseEstimates, signed_urls: UseSign
 
 UseShow = Annotated[Show, Depends(_show)]
 """Makes the public view of a job, with its links and estimate."""
+
+Receive = Callable[[Declaration], AbstractAsyncContextManager[Form]]
+ReceiveBytes = Callable[[], AbstractAsyncContextManager[bytes]]
+
+
+async def _limits(settings: UseSettings) -> BodyLimits:
+    return BodyLimits(
+        max_body_bytes=settings.max_body_bytes,
+        max_file_bytes=settings.max_file_bytes,
+        timeout_seconds=settings.body_timeout_seconds,
+    )
+
+
+Limits = Annotated[BodyLimits, Depends(_limits)]
+
+
+async def _receive(
+    request: Request,
+    caller: MayGenerate,
+    share: UseShare,
+    limits: Limits,
+    budget: UseBodyBudget,
+    metrics: UseMetrics,
+) -> Receive:
+    @asynccontextmanager
+    async def receive(declaration: Declaration) -> AsyncIterator[Form]:
+        with budget.count(share(caller)) as counted:
+            body = counted(request.stream())
+            with await read_body(declaration, request.headers, body, limits) as form:
+                metrics.uploaded_bytes.inc(form.size_bytes)
+                yield form
+
+    return receive
+
+
+UseReceive = Annotated[Receive, Depends(_receive)]
+"""Receives the request's body, whole, with the fields of a declaration."""
+
+
+async def _receive_bytes(
+    request: Request,
+    caller: MayGenerate,
+    share: UseShare,
+    limits: Limits,
+    budget: UseBodyBudget,
+    metrics: UseMetrics,
+) -> ReceiveBytes:
+    one_file = replace(limits, max_body_bytes=limits.max_file_bytes * 4 // 3 + MAX_TEXT_BYTES)
+
+    @asynccontextmanager
+    async def receive() -> AsyncIterator[bytes]:
+        with budget.count(share(caller)) as counted:
+            received = await read_bytes(request.headers, counted(request.stream()), one_file)
+            metrics.uploaded_bytes.inc(len(received))
+            yield received
+
+    return receive
+
+
+UseReceiveBytes = Annotated[ReceiveBytes, Depends(_receive_bytes)]
+"""Receives a body into memory that may have one file, perhaps in base64, and little besides."""
+
+
+class Submit(Protocol):
+    """`service.submission.submit.submit` with its collaborators."""
+
+    async def __call__(
+        self,
+        body: AbstractAsyncContextManager[Form],
+        origin: Origin,
+        *,
+        requires_images: bool = ...,
+    ) -> Submission:
+        """Queue a job for a body."""
+
+
+async def _submit(
+    caller: MayGenerate,
+    settings: UseSettings,
+    catalog: UseCatalog,
+    rate_limits: UseRateLimits,
+    estimates: UseEstimates,
+    idempotency: UseIdempotency,
+    uploads: UseUploads,
+    queue: UseQueue,
+    metrics: UseMetrics,
+) -> Submit:
+    return partial(
+        submit,
+        caller,
+        settings=settings,
+        catalog=catalog,
+        rate_limits=rate_limits,
+        estimates=estimates,
+        idempotency=idempotency,
+        uploads=uploads,
+        queue=queue,
+        metrics=metrics,
+    )
+
+
+UseSubmit = Annotated[Submit, Depends(_submit)]
+"""Queues a job for the caller."""

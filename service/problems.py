@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem documents: the only place where an exception becomes a response."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 
@@ -50,7 +50,11 @@ class Problem(BaseModel):
     )
 
 
-def respond(error: ServiceError, request_id: str) -> Response:
+Renderer = Callable[["Problem"], Response]
+"""Makes a response of a problem in the form that other clients read."""
+
+
+def respond(error: ServiceError, request_id: str, render: Renderer | None = None) -> Response:
     """The response for an error, with `Retry-After` where it is known."""
     headers = dict(error.headers)
     if error.retry_after_seconds is not None:
@@ -67,7 +71,7 @@ def respond(error: ServiceError, request_id: str) -> Response:
         instance=request_id,
         errors=[FieldProblem(field=one.field, message=one.message) for one in error.errors] or None,
     )
-    return _answer(problem, headers)
+    return _answer(problem, headers, render)
 
 
 def respond_internal(request_id: str) -> Response:
@@ -87,12 +91,19 @@ def respond_stopping(request_id: str) -> Response:
     )
 
 
-def install(app: FastAPI) -> None:
-    """Make `app` respond to every known exception with a problem document."""
+def install(app: FastAPI, renderers: Mapping[str, Renderer]) -> None:
+    """Make `app` respond to every known exception with a problem document.
+
+    `renderers` has those of paths whose clients read another form, by the start of the path.
+    """
+
+    def renderer(request: Request) -> Renderer | None:
+        path = request.url.path
+        return next((one for start, one in renderers.items() if path.startswith(start)), None)
 
     async def on_service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)
-        return respond(error, request.state.request_id)
+        return respond(error, request.state.request_id, renderer(request))
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -104,15 +115,16 @@ def install(app: FastAPI) -> None:
             detail=_ROUTING.get(status, status.description or status.phrase),
             instance=request.state.request_id,
         )
-        return _answer(problem, error.headers or {})
+        return _answer(problem, error.headers or {}, renderer(request))
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         fields = [FieldError(str(cause["loc"][-1]), str(cause["msg"])) for cause in error.errors()]
-        return respond(InvalidField.of(*fields), request.state.request_id)
+        return respond(InvalidField.of(*fields), request.state.request_id, renderer(request))
 
     async def on_unavailable(request: Request, error: Exception) -> Response:
-        return respond(_unavailable(error, "nothing was changed"), request.state.request_id)
+        failure = _unavailable(error, "nothing was changed")
+        return respond(failure, request.state.request_id, renderer(request))
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_error)
@@ -152,7 +164,13 @@ _ROUTING = {
 }
 
 
-def _answer(problem: Problem, headers: Mapping[str, str]) -> Response:
+def _answer(
+    problem: Problem, headers: Mapping[str, str], render: Renderer | None = None
+) -> Response:
+    if render is not None:
+        response = render(problem)
+        response.headers.update(headers)
+        return response
     return Response(
         problem.model_dump_json(exclude_none=True),
         status_code=problem.status,

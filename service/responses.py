@@ -116,6 +116,10 @@ def header(name: str, description: str, example: str) -> dict[str, Any]:
     }
 
 
+IMAGE_TYPES: Final = "image/png, image/jpeg, image/webp, image/avif, image/heic"
+"""Media types of uploads."""
+
+
 def generate_body() -> dict[str, Any]:
     """`requestBody` of POST /generate."""
     files = marked(GenerateRequest, Files)
@@ -126,9 +130,7 @@ def generate_body() -> dict[str, Any]:
         "content": {
             "multipart/form-data": {
                 "schema": {"$ref": REFERENCE.format(model="GenerateForm")},
-                "encoding": {
-                    name: {"contentType": "image/png, image/jpeg, image/webp"} for name in files
-                },
+                "encoding": {name: {"contentType": IMAGE_TYPES} for name in files},
                 "example": {name: ["(file)"] for name in required} | values,
             },
             "application/json": {

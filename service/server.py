@@ -5,6 +5,7 @@ import contextlib
 import math
 import resource
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final
@@ -17,7 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from service.api_keys import anonymous_allowed
+from service.api_keys import anonymous_allowed, bootstrap_record
 from service.connections import Connections
 from service.core import redis_keys
 from service.core.settings import Settings
@@ -145,8 +146,9 @@ def connection_capacity(wanted: int) -> int:
 
 
 async def may_listen_publicly(settings: Settings) -> bool:
-    """Whether other machines may connect: an API key exists, or anonymous use is allowed."""
-    if anonymous_allowed(settings):
+    """Whether other machines may connect: an API key exists or is demanded, or none is needed."""
+    bootstrap = settings.bootstrap_key
+    if bootstrap is None and (settings.require_api_keys or anonymous_allowed(settings)):
         return True
     client = aioredis.Redis.from_url(
         settings.redis_url.get_secret_value(),
@@ -155,6 +157,11 @@ async def may_listen_publicly(settings: Settings) -> bool:
         retry=Retry(NoBackoff(), 0),
     )
     try:
+        if bootstrap is not None:
+            record = bootstrap_record(bootstrap.get_secret_value(), now=time.time())
+            # Not over what is there: several replicas start at once.
+            await client.hsetnx(redis_keys.API_KEYS, record.id, record.model_dump_json())
+            await client.delete(redis_keys.API_KEYS_REVOKED)
         return bool(await client.exists(redis_keys.API_KEYS))
     except RedisError:
         return False

@@ -1,4 +1,6 @@
-"""A storm of generated hostile uploads. `python -m tests.hostile 2000` prints what came of it.
+"""A storm of generated hostile uploads, then hostile clients. `python -m tests.hostile 2000 60`.
+
+The first number is that of uploads, the second one seconds (`tests/hostile_clients.py`).
 
 Every case is a body of the corpus or a picture of it, damaged by chance: in its bytes, or in the
 order, number and content of its chunks and segments. The seed makes it again.
@@ -17,10 +19,12 @@ from redis import Redis
 
 from service.cli.processes import RedisServer
 from tests import corpus, picture_files
+from tests.hostile_clients import besiege, resident_kib
 from tests.running import KEEP, Running, start_api
 
 ALLOWED = {202, 400, 413, 415, 422}
-FIELDS = ("image", "image", "control_image")
+MORE = 0.3
+"""How often a case has a second picture."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,6 @@ class Outcome:
     resident_after: int
     leftovers: int
     """Uploads in storage that no accepted job has."""
-
-
-def resident_kib(running: Running) -> int:
-    """Memory that the process has resident now."""
-    status = Path(f"/proc/{running.process.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if "VmRSS" in line).split()[1])
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
@@ -61,7 +59,8 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
 
 @functools.cache
 def _corpus() -> tuple[list[bytes], list[corpus.HostileBody]]:
-    files = [file.data for file in (*corpus.hostile_files(), *corpus.honest_files())]
+    honest = [file.data for file in corpus.honest_files()]
+    files = [*(file.data for file in corpus.hostile_files()), *honest, *honest]
     return files, corpus.hostile_bodies()
 
 
@@ -77,12 +76,10 @@ def body(chance: random.Random) -> tuple[str, bytes]:
             return picked.content_type, damaged(picked.body, chance)
         case 2:
             damage = chance.choice((damaged, picture_files.rebuilt))
-            parts = [
-                corpus.part(
-                    chance.choice(FIELDS), damage(chance.choice(files), chance), filename="a"
-                )
-                for _ in range(chance.randint(1, 3))
-            ]
+            parts = [corpus.part("image", damage(chance.choice(files), chance), filename="a")]
+            if chance.random() < MORE:
+                field = chance.choice(("image", "control_image"))
+                parts.append(corpus.part(field, chance.choice(files), filename="b"))
         case _:
             field = chance.choice(["steps", "width", "seed", "ip_scale", "image_weights", "\x00"])
             value = chance.randbytes(chance.randint(0, 40))
@@ -110,8 +107,9 @@ def storm(running: Running, redis: Redis, folder: Path, cases: int, seed: int = 
 
 
 def main() -> None:
-    """Run one storm against an API and a Redis of its own."""
+    """Run one storm and one siege against an API and a Redis of their own."""
     cases = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 60
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         server = RedisServer(folder / "redis")
@@ -125,6 +123,7 @@ def main() -> None:
             with start_api(settings, folder / "log").wait("/healthz/live") as running:
                 redis = Redis(port=server.port)
                 outcome = storm(running, redis, folder / "storage", cases)
+                siege = besiege(running, seconds=seconds)
                 redis.close()
         finally:
             server.stop()
@@ -133,6 +132,7 @@ def main() -> None:
         f"{cases} cases: {dict(sorted(outcome.statuses.items()))}",
         "resident {:.1f} MiB after a quarter, {:.1f} MiB at the end".format(*mebibytes),
         f"uploads left without a job: {outcome.leftovers}",
+        *siege.lines(),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
 

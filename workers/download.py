@@ -23,7 +23,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from service import __version__
 from service.core import logging
-from service.core.catalog import Adapter, Catalog, ModelEntry, Source, load_catalog
+from service.core.catalog import Adapter, Catalog, Lora, ModelEntry, Source, load_catalog
 from service.core.errors import ConfigurationError
 from service.core.settings import Settings, load_settings
 from workers import model_copy
@@ -86,14 +86,20 @@ def _downloads(entry: ModelEntry) -> Iterator[tuple[str, Source, Callable[[], ob
         yield f"image encoder of adapter {name}", encoder, part(encoder)
     for name, control in entry.controlnets.items():
         yield f"ControlNet {name}", control, part(control)
+    for name, t2i_adapter in entry.t2i_adapters.items():
+        yield f"T2I-Adapter {name}", t2i_adapter, part(t2i_adapter)
+    for name, lora in entry.loras.items():
+        yield f"LoRA {name}", lora, _weights(lora)
+    for fused in entry.fused_loras:
+        yield f"fused LoRA {fused.weight_name}", fused, _weights(fused)
 
 
-def _weights(adapter: Adapter) -> Callable[[], object]:
+def _weights(source: Adapter | Lora) -> Callable[[], object]:
     return lambda: hf_hub_download(
-        str(adapter.repo),
-        adapter.weight_name,
-        subfolder=adapter.subfolder,
-        revision=adapter.revision,
+        str(source.repo),
+        source.weight_name,
+        subfolder=source.subfolder,
+        revision=source.revision,
     )
 
 

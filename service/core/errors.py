@@ -137,7 +137,7 @@ class UnsupportedMedia(ServiceError):
     status = 415
     code = "unsupported-media-type"
     title = "Unsupported media type"
-    message = "image is GIF; PNG, JPEG and WebP are served"
+    message = "image is GIF; PNG, JPEG, WebP, AVIF and HEIC are served"
 
 
 class InvalidField(ServiceError):
@@ -213,6 +213,24 @@ class Stopping(ServiceError):
     code = "stopping"
     title = "Shutting down"
     message = "The service is shutting down before the whole body has been received; send it again"
+
+
+class NoPictures(ServiceError):
+    """Raised when a request whose answer is pictures made a job that ended without any."""
+
+    status = 502
+    code = "no-pictures"
+    title = "Job without pictures"
+    message = "The job has no pictures"
+
+
+class JobUnfinished(ServiceError):
+    """Raised when a request whose answer is pictures made a job that takes too long."""
+
+    status = 504
+    code = "job-unfinished"
+    title = "Job not finished"
+    message = "The job goes on; ask for it"
 
 
 class JobFailed(Exception):

@@ -118,6 +118,11 @@ class ApiMetrics:
             "Redis' maxmemory; 0 where it has none.",
             registry=self.redis_registry,
         )
+        self.api_keys_missing = Gauge(
+            "imageprompt_api_keys_missing",
+            "1 where there have been API keys and Redis has none, though none was revoked.",
+            registry=self.registry,
+        )
         self.webhook_outbox = Gauge(
             "imageprompt_webhook_outbox",
             "Webhooks that are still to be delivered.",

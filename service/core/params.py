@@ -120,10 +120,7 @@ class GenerateRequest(StoredRecord):
         OnlyWith("init_image"),
         Computed(),
         Public(),
-        Field(
-            description="Share of the steps that run from init_image; 0.6 by default, 1 with a "
-            "mask."
-        ),
+        Field(description="Share of the steps that run; 0.6 by default, 1 with a mask."),
     ] = 1.0
     mask_image: Annotated[
         tuple[StoredUpload, ...],
@@ -324,6 +321,11 @@ class GenerateRequest(StoredRecord):
         Public(),
         Field(description="Run alone, so that the same input gives the same bytes on one machine."),
     ] = False
+    preview_every: Annotated[
+        int | None,
+        Public(pictures=False),
+        Field(ge=0, le=100, description="Steps between previews, 0 for none; default: server's."),
+    ] = None
     webhook_url: Annotated[
         HttpsUrl | None,
         Public(pictures=False),

@@ -25,8 +25,10 @@ _V1_SCALARS: Final = (
     *("steps", "guidance_scale", "guidance_end", "scheduler", "seed", "num_images"),
     *("output_format", "deterministic", "webhook_url"),
 )
-_V1_UPLOADS: Final = ("image", "image_weights", "control_image", "control_type")
-_V1_CONTROL: Final = {"control_scale": 1.0, "control_start": 0.0, "control_end": 1.0}
+_V1_NESTED: Final = (
+    *("image", "image_weights", "control_image"),
+    *("control_type", "control_scale", "control_start", "control_end"),
+)
 _V1_SCHEDULERS: Final = ("ddim", "euler", "dpmpp_2m", "unipc", "lcm")
 _UPLOADS: Final = TypeAdapter(tuple[StoredUpload, ...])
 
@@ -47,32 +49,25 @@ def write(request: GenerateRequest) -> dict[str, str]:
     ]
     record["control"] = None
     fields = {}
-    if content["control_image"]:
-        map_ = content["control_image"][0]
-        parts = {
-            name.removeprefix("control_"): default if content[name] is None else content[name]
-            for name, default in _V1_CONTROL.items()
-        }
+    for control in request.controls:
+        stored = control.model_dump(mode="json")
         record["control"] = {
-            "key": map_["key"],
-            "sha256": map_["sha256"],
-            "type": content["control_type"],
-            **parts,
+            part: stored[part] for part in ("key", "sha256", "type", "scale", "start", "end")
         }
-        fields[DETAILS] = json.dumps({"control_image": [map_]})
+        fields[DETAILS] = json.dumps({"control_image": content["control_image"]})
     return {REQUEST: json.dumps(record), **fields}
 
 
 def _is_version_1(request: GenerateRequest, content: dict[str, Any]) -> bool:
-    known = {*_V1_SCALARS, *_V1_UPLOADS, *_V1_CONTROL}
+    known = {*_V1_SCALARS, *_V1_NESTED}
     for name, field in type(request).model_fields.items():
         default = field.get_default(call_default_factory=True)
         if name not in known and getattr(request, name) != default:
             return False
     return (
         bool(content["image"])
+        and not isinstance(content["ip_scale"], list)
         and len(content["control_image"]) <= 1
-        and (not content["control_image"] or content["control_type"] is not None)
         and content["scheduler"] in _V1_SCHEDULERS
     )
 

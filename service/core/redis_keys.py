@@ -46,6 +46,9 @@ def worker(name: str) -> str:
 API_KEYS = f"{PREFIX}apikeys"
 """Hash: the records of all API keys by their ids; the keys themselves as hashes only."""
 
+API_KEYS_REVOKED = f"{API_KEYS}:all-revoked"
+"""String: there is no API key, since the last one was revoked."""
+
 EMBEDDINGS = f"{PREFIX}embeddings"
 """Hash: cached embeddings of images and texts by their fingerprints."""
 

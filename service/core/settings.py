@@ -8,6 +8,7 @@ import base64
 import binascii
 import json
 import os
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,8 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+API_KEY = re.compile(r"ip_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+"""An API key: its id and its secret part."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -130,6 +133,12 @@ class Settings(BaseSettings):
     """Whether requests without an API key are served on a host other than loopback, as long as
     no key is configured. On loopback they are; without this the service listens there only
     until a key is made."""
+    require_api_keys: bool = False
+    """Whether no request about jobs is ever served without an API key, also while none exists."""
+    bootstrap_key: SecretStr | None = None
+    """An API key with all rights that exists from the start, best given as the secret file
+    `imageprompt_bootstrap_key`: `ip_`, 12 hexadecimal digits, `_` and 43 URL-safe characters. It
+    cannot be revoked while it is set."""
     webhook_secret: SecretStr | None = None
     """Signs webhooks of requests without an API key (`whsec_` and base64); keys have their own."""
     webhook_networks: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_listed)] = ()
@@ -189,6 +198,13 @@ class Settings(BaseSettings):
     # Logs
     log_level: str = "INFO"
     log_format: LogFormat = LogFormat.JSON
+
+    @field_validator("bootstrap_key")
+    @classmethod
+    def _is_key(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is None or API_KEY.fullmatch(key.get_secret_value()):
+            return key
+        raise ValueError("must be ip_, 12 hexadecimal digits, _ and 43 of A-Z, a-z, 0-9, _ and -")
 
     @field_validator("public_url", "storage_public_url")
     @classmethod

@@ -1,48 +1,33 @@
 """POST /generate: submits a request, and waits for its job where the client asks for that."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from service.core import tracing
-from service.core.errors import Gone, NotFound
+from service.core.errors import Gone
 from service.core.job import Status
-from service.core.metrics import ApiMetrics
 from service.core.param_types import OutputFormat
 from service.core.params import GenerateRequest
-from service.core.settings import Settings
 from service.core.storage import Storage, StorageError
 from service.dependencies import (
     BaseUrl,
     MayGenerate,
-    UseBodyBudget,
-    UseCatalog,
-    UseEstimates,
     UseEventStreams,
-    UseIdempotency,
     UseJobs,
-    UseMetrics,
-    UseQueue,
-    UseRateLimits,
-    UseSettings,
+    UseReceive,
     UseShare,
     UseShow,
     UseStorage,
-    UseUploads,
+    UseSubmit,
 )
-from service.jobs.store import FoundJob, JobStore
+from service.jobs.store import FoundJob
 from service.jobs.views import JobView
 from service.problems import outcome_if_unavailable
 from service.responses import JOB_EXAMPLE, failures, generate_body, header, success
-from service.routes.answers import download_name, job_response, whole_picture
-from service.submission.body import BodyBudget, BodyLimits, read_body
-from service.submission.form import Form
-from service.submission.idempotency import read_key
+from service.routes.answers import download_name, job_response, stored_job, whole_picture
 from service.submission.preferences import Accept, Preferences, read_accept, read_prefer
-from service.submission.submit import Origin, Submission, submit
+from service.submission.submit import read_origin
 
 router = APIRouter()
 
@@ -105,15 +90,8 @@ async def generate(
     caller: MayGenerate,
     share: UseShare,
     base_url: BaseUrl,
-    settings: UseSettings,
-    catalog: UseCatalog,
-    rate_limits: UseRateLimits,
-    estimates: UseEstimates,
-    idempotency: UseIdempotency,
-    body_budget: UseBodyBudget,
-    uploads: UseUploads,
-    queue: UseQueue,
-    metrics: UseMetrics,
+    receive: UseReceive,
+    submit: UseSubmit,
     jobs: UseJobs,
     event_streams: UseEventStreams,
     storage: UseStorage,
@@ -124,32 +102,19 @@ async def generate(
     accept = read_accept(request.headers.get("accept", ""))
     waits = bool(prefer.wait_seconds) and event_streams.has_free_slot(share(caller))
     submission = await submit(
-        _received(request, body_budget, settings, metrics, share(caller)),
-        caller,
-        Origin(
-            base_url=base_url,
-            idempotency_key=read_key(request.headers),
-            traceparent=tracing.carried(request.headers),
-            accept=accept if waits else None,
-        ),
-        settings=settings,
-        catalog=catalog,
-        rate_limits=rate_limits,
-        estimates=estimates,
-        idempotency=idempotency,
-        uploads=uploads,
-        queue=queue,
-        metrics=metrics,
+        receive(GenerateRequest),
+        read_origin(request.headers, base_url, accept if waits else None),
     )
     with outcome_if_unavailable(f"the job is queued as {submission.job_id}"):
         if submission.replayed:
-            await _stored(jobs, submission, caller.owner)  # a deleted job has no end to wait for
+            # A deleted job has no end to wait for.
+            await stored_job(jobs, submission.job_id, caller.owner)
         ended = None
         if waits:
             ended = await event_streams.wait(
                 submission.job_id, float(prefer.wait_seconds or 0), owner=share(caller)
             )
-        found = await _stored(jobs, submission, caller.owner)
+        found = await stored_job(jobs, submission.job_id, caller.owner)
         response = await _picture(storage, found, accept) if ended else None
         if response is None:
             response = job_response(await show(found), 200 if ended else 202)
@@ -160,34 +125,6 @@ async def generate(
     response.headers["Vary"] = "Accept, Prefer"
     _confirm(response, prefer, waited=ended is not None)
     return response
-
-
-@asynccontextmanager
-async def _received(
-    request: Request,
-    budget: BodyBudget,
-    settings: Settings,
-    metrics: ApiMetrics,
-    owner: str,
-) -> AsyncIterator[Form]:
-    """The body of a request, whole."""
-    limits = BodyLimits(
-        max_body_bytes=settings.max_body_bytes,
-        max_file_bytes=settings.max_file_bytes,
-        timeout_seconds=settings.body_timeout_seconds,
-    )
-    with budget.count(owner) as counted:
-        form = await read_body(GenerateRequest, request.headers, counted(request.stream()), limits)
-        with form:
-            metrics.uploaded_bytes.inc(form.size_bytes)
-            yield form
-
-
-async def _stored(jobs: JobStore, submission: Submission, owner: str) -> FoundJob:
-    try:
-        return await jobs.get(submission.job_id, owner)
-    except NotFound:
-        raise Gone("The job was deleted") from None
 
 
 def _confirm(response: Response, prefer: Preferences, *, waited: bool) -> None:

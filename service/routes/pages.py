@@ -23,6 +23,7 @@ from service.core.schema import sent_model
 from service.core.settings import ROOT, Settings
 from service.dependencies import UseSettings
 from service.openapi import describe, form_schema
+from service.responses import IMAGE_TYPES
 
 STATIC: Final = Path(__file__).resolve().parents[1] / "static"
 EXAMPLES: Final = ROOT / "examples"
@@ -134,10 +135,11 @@ def _page_files() -> Iterator[tuple[str, bytes]]:
 
 
 def form() -> dict[str, Any]:
-    """JSON schema of POST /generate's form without references, and the names of the examples."""
+    """What POST /generate takes: its schema without references, and media types of pictures."""
     definitions = sent_model(GenerateRequest).model_json_schema().get("$defs", {})
     return {
         "schema": _inlined(form_schema(GenerateRequest), definitions),
+        "accept": IMAGE_TYPES,
         "examples": [path.name for path in sorted(EXAMPLES.glob("*.png"))],
     }
 

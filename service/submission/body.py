@@ -88,9 +88,7 @@ async def read_body(
     not UTF-8.
     """
     content_type = headers.get("content-type", "")
-    content_length = headers.get("content-length", "")
-    if content_length.isdigit() and int(content_length) > limits.max_body_bytes:
-        raise TooLarge(what="The body", limit=limits.max_body_bytes)
+    _check_length(headers, limits)
     fields = FieldReader(declaration, limits.max_file_bytes)
     kind, _ = parse_options_header(content_type)
     parser: FormParser | JsonParser
@@ -108,15 +106,24 @@ async def read_body(
             async with asyncio.timeout(limits.timeout_seconds):
                 await _receive(form, parser, fields, body, limits.max_body_bytes)
         except TimeoutError:
-            raise MalformedBody(
-                f"The body was not received within {limits.timeout_seconds:g} seconds"
-            ) from None
+            raise _too_slow(limits) from None
         except OSError:  # of a temporary file
             raise Busy(
                 "There is no disk space for more uploads", retry_after_seconds=BUSY_SECONDS
             ) from None
         undo.pop_all()
     return form
+
+
+def _check_length(headers: Mapping[str, str], limits: BodyLimits) -> None:
+    """Refuse by its announced length what would be too large."""
+    content_length = headers.get("content-length", "")
+    if content_length.isdigit() and int(content_length) > limits.max_body_bytes:
+        raise TooLarge(what="The body", limit=limits.max_body_bytes)
+
+
+def _too_slow(limits: BodyLimits) -> MalformedBody:
+    return MalformedBody(f"The body was not received within {limits.timeout_seconds:g} seconds")
 
 
 async def _receive(
@@ -139,3 +146,20 @@ async def _receive(
     form.values = parser.finish()
     for file in fields.files:
         await file.finish(form)
+
+
+async def read_bytes(
+    headers: Mapping[str, str], body: AsyncIterator[bytes], limits: BodyLimits
+) -> bytes:
+    """Read a body into memory. Raises `TooLarge` or `MalformedBody` (too slow)."""
+    received = bytearray()
+    _check_length(headers, limits)
+    try:
+        async with asyncio.timeout(limits.timeout_seconds):
+            async for chunk in body:
+                received += chunk
+                if len(received) > limits.max_body_bytes:
+                    raise TooLarge(what="The body", limit=limits.max_body_bytes)
+    except TimeoutError:
+        raise _too_slow(limits) from None
+    return bytes(received)

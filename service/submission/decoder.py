@@ -32,7 +32,7 @@ MODULE: Final = "service.submission.decoder_process"
 AT_ONCE: Final = 2
 """Processes; each decodes one upload at a time."""
 LARGE_PIXELS: Final = 4 * 2**20
-"""Pictures above it go one at a time, for a decoder takes up to 16 bytes a pixel."""
+"""Pictures above it go one at a time, for a decoder takes up to 12 bytes a pixel."""
 IDLE_SECONDS: Final = 60
 ANSWER_SECONDS: Final = 60
 """Longer than the CPU time that a decoder may use; a machine that takes longer is busy."""

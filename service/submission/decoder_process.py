@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,10 +24,10 @@ from service.core.upload_kind import UploadKind
 from service.submission import images
 from service.submission.decoded import MESSAGE_BYTES
 
-BASE_MEMORY_BYTES: Final = 384 * 2**20
-"""Address space of the interpreter, its libraries and one upload with its copies."""
-MEMORY_BYTES_A_PIXEL: Final = 16
-"""The most that a decoder takes: libavif with its planes, its RGB and Pillow's copy."""
+BASE_MEMORY_BYTES: Final = 256 * 2**20
+"""Address space of the interpreter, its libraries and one upload with its copies: 110 MiB."""
+MEMORY_BYTES_A_PIXEL: Final = 14
+"""The most that any format took was 12: turned, transparent, with a profile."""
 READING_CPU_SECONDS: Final = 4
 """To take a file apart and open it, whatever its size."""
 CPU_SECONDS: Final = 4
@@ -41,15 +42,18 @@ class _TooLarge(Exception):
 def _limit(max_pixels: int) -> None:
     """Set what holds for the whole process."""
     memory = BASE_MEMORY_BYTES + MEMORY_BYTES_A_PIXEL * max_pixels
-    for name, bound in (
+    for name, wanted in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, 4 * max_pixels + 64 * 2**20),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, 64),
     ):
+        _, most = resource.getrlimit(name)
+        bound = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
         resource.setrlimit(name, (bound, bound))
     # Where memory runs out, the kernel ends a decoder rather than the API.
-    Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def _allow_cpu(seconds: float) -> None:

@@ -36,6 +36,8 @@ class Upload:
     content: IO[bytes]
     size_bytes: int
     sha256: str
+    is_blank: bool = False
+    """Empty and without a name: an HTML form sends this where no file was chosen."""
 
 
 @dataclass(slots=True)
@@ -58,9 +60,19 @@ class Form:
         self.opened.close()
 
     def parse(self) -> BaseModel:
-        """The parameters, each checked by itself. Raises `InvalidField`."""
-        parse = parse_json if self.is_json else parse_form
-        return parse(self.declaration, self.values)
+        """The parameters, each checked by itself. Raises `InvalidField`.
+
+        Fields that an HTML form sent empty are dropped.
+        """
+        if self.is_json:
+            return parse_json(self.declaration, self.values)
+        for name, uploads in list(self.files.items()):
+            self.files[name] = [upload for upload in uploads if not upload.is_blank]
+            if not self.files[name]:
+                del self.files[name]
+        return parse_form(
+            self.declaration, {name: value for name, value in self.values.items() if value != ""}
+        )
 
 
 class FileSink:
@@ -69,6 +81,7 @@ class FileSink:
     def __init__(self, name: str, max_bytes: int) -> None:
         self.name = name
         self.size_bytes = 0
+        self.is_blank = False
         self._max_bytes = max_bytes
         self._buffer = bytearray()
         self._disk: IO[bytes] | None = None
@@ -102,7 +115,9 @@ class FileSink:
             self._disk.seek(0)
         content = self._disk or io.BytesIO(self._buffer)
         form.opened.enter_context(content)
-        upload = Upload(self.name, content, self.size_bytes, self._digest.hexdigest())
+        upload = Upload(
+            self.name, content, self.size_bytes, self._digest.hexdigest(), self.is_blank
+        )
         form.files.setdefault(self.name, []).append(upload)
 
     def close(self) -> None:
@@ -120,6 +135,11 @@ class FieldReader:
         self._limits = marked(declaration, Files)
         self._texts = frozenset(parameters(declaration))
         self._max_file_bytes = max_file_bytes
+
+    def named(self, name: str) -> str:
+        """The field of a form's name: some frameworks write `image[]` for `image`."""
+        base = name.removesuffix("[]")
+        return base if base in self._limits else name
 
     def is_file(self, name: str) -> bool:
         """Whether a field is an upload. Raises `InvalidField` where it is unknown."""
@@ -157,6 +177,7 @@ class FormParser:
         self._name = ""
         self._text = bytearray()
         self._file: FileSink | None = None
+        self._has_filename = False
         self._complete = False
         try:
             self._parser = MultipartParser(boundary, self._callbacks())
@@ -205,10 +226,11 @@ class FormParser:
         if kind != b"form-data" or b"name" not in options:
             raise MalformedBody("A part of the body has no Content-Disposition with a name")
         try:
-            self._name = options[b"name"].decode()
+            self._name = self._fields.named(options[b"name"].decode())
         except UnicodeDecodeError:
             raise MalformedBody("A part of the body has a name that is not UTF-8") from None
         self._file = None
+        self._has_filename = bool(options.get(b"filename"))
         if self._fields.is_file(self._name):
             self._file = self._fields.open_file(self._name)
         elif self._name in self._texts:
@@ -224,7 +246,9 @@ class FormParser:
             raise TooLarge(what=self._name, limit=MAX_TEXT_BYTES)
 
     def _on_part_end(self) -> None:
-        if self._file is None:
+        if self._file is not None:
+            self._file.is_blank = not self._file.size_bytes and not self._has_filename
+        else:
             try:
                 self._texts[self._name] = self._text.decode()
             except UnicodeDecodeError:

@@ -142,6 +142,10 @@ _COLOUR_MODELS: Final = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _TABLES: Final = frozenset((*range(0xC0, 0xD0), _END, _SCAN, 0xDB, 0xDD))
 """Frames, Huffman and arithmetic tables, the end, scans, quantisation tables, restart interval."""
+_METADATA: Final = frozenset((*range(0xE0, 0xF0), 0xFE))
+"""Segments of applications, and comments."""
+_READ: Final = frozenset((*_COLOUR_MODELS, _APP1, _APP2))
+_SHORTEST_READ: Final = 10
 _EXIF: Final = b"Exif\0\0"
 _PROFILE: Final = b"ICC_PROFILE\0"
 
@@ -186,7 +190,7 @@ def _jpeg(data: bytes) -> Container:
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Code, begin and end of each segment and of the end marker; a scan's with its pixels."""
     at = 2
-    while marker := _MARKER.search(data, at):
+    while marker := _MARKER.search(data, _behind_unread(data, at)):
         code, at = data[marker.end() - 1], marker.end()
         if code == _END:
             yield code, marker.start(), at
@@ -196,6 +200,17 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             following = _MARKER.search(data, at)
             at = following.start() if following else len(data)
         yield code, marker.start(), at
+
+
+def _behind_unread(data: bytes, at: int) -> int:
+    """Where segments end that nobody reads; a file may have millions of them."""
+    last = len(data) - 4
+    while at <= last and data[at] == 0xFF and data[at + 1] in _METADATA:  # noqa: PLR2004 - a marker
+        length = data[at + 2] << 8 | data[at + 3]
+        if data[at + 1] in _READ and length >= _SHORTEST_READ:
+            break
+        at += 2 + length
+    return at
 
 
 def _joined(parts: Mapping[int, bytes]) -> bytes | None:

@@ -31,8 +31,11 @@ def read_prefer(values: Sequence[str]) -> Preferences:
             match = _PREFERENCE.match(piece.strip())
             if match is not None:
                 found.setdefault(match[1].lower(), (match[2] or "").strip())
-    wait = found.get("wait", "")
-    seconds = min(int(wait), MAX_WAIT_SECONDS) if re.fullmatch(r"[0-9]{1,9}", wait) else None
+    wait = found.get("wait")
+    if wait == "":  # without a value, which the RFC calls the same as an empty one
+        wait = str(MAX_WAIT_SECONDS)
+    valid = wait is not None and re.fullmatch(r"[0-9]{1,9}", wait)
+    seconds = min(int(valid[0]), MAX_WAIT_SECONDS) if valid else None
     return Preferences(seconds, "respond-async" in found)
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import structlog
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 
 from service.api_keys import Caller
-from service.core import redis_keys
+from service.core import redis_keys, tracing
 from service.core.catalog import Catalog
 from service.core.errors import FieldError, InvalidField, RateLimited, ServiceError
 from service.core.job import Job, Status
@@ -26,7 +27,12 @@ from service.jobs.eta import Estimates
 from service.jobs.queue import JobQueue
 from service.rate_limits import RateLimits, concurrency_headers
 from service.submission.form import Form
-from service.submission.idempotency import Idempotency, IdempotencyClaim, fingerprint
+from service.submission.idempotency import (
+    Idempotency,
+    IdempotencyClaim,
+    fingerprint,
+    read_key,
+)
 from service.submission.preferences import Accept
 from service.submission.uploads import Uploads
 from service.submission.validate import validate
@@ -57,9 +63,19 @@ class Origin:
     """Decides the picture format where the response may be the picture itself."""
 
 
+def read_origin(headers: Headers, base_url: str, accept: Accept | None = None) -> Origin:
+    """What a job takes from the headers of its request. Raises `InvalidField`."""
+    return Origin(
+        base_url=base_url,
+        idempotency_key=read_key(headers),
+        traceparent=tracing.carried(headers),
+        accept=accept,
+    )
+
+
 async def submit(
-    body: AbstractAsyncContextManager[Form],
     caller: Caller,
+    body: AbstractAsyncContextManager[Form],
     origin: Origin,
     *,
     settings: Settings,

@@ -34,7 +34,7 @@ class ValidRequest:
 
     def with_uploads(self, stored: Mapping[str, Sequence[StoredUpload]]) -> GenerateRequest:
         """The whole request; without a size of its own, it has the shape of its init image."""
-        values = {**self.values, **stored}
+        values = {"image": (), **self.values, **stored}
         if stored.get("init_image") and not self.has_size:
             values["width"], values["height"] = size_like(stored["init_image"][0], self.entry)
         return GenerateRequest.model_validate(values)

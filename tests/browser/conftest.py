@@ -150,7 +150,8 @@ def drop(page: Page, target: Locator, *files: tuple[str, bytes]) -> None:
 
 
 def accessible(page: Page) -> None:
-    """Nothing that axe-core finds wrong."""
+    """Nothing that axe-core finds wrong, and nothing wider than the window."""
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.evaluate(AXE)
     found = page.evaluate("axe.run().then((result) => result.violations)")
     assert not [(one["id"], [node["html"] for node in one["nodes"]], one["help"]) for one in found]
@@ -173,6 +174,12 @@ def generate(page: Page) -> str:
 def example(page: Page, name: str = "red star") -> None:
     """Take one of the examples."""
     page.get_by_role("button", name=f"Use the example {name}").click()
+
+
+def setting(page: Page, name: str, value: object) -> None:
+    """Set a field of the form, unfolding what it is folded into."""
+    page.get_by_text("More settings").evaluate("(summary) => { summary.parentElement.open = true }")
+    page.locator(f"#f-{name}").fill(str(value))
 
 
 def finished(page: Page) -> Locator:

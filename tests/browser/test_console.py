@@ -13,7 +13,8 @@ from tests.stack import Service
 def test_the_console_sends_a_picture_and_shows_the_job(
     make_visitor: Callable[..., Visitor], service: Service
 ) -> None:
-    visitor = make_visitor()
+    # Operations are drawn as they come into view.
+    visitor = make_visitor(viewport={"width": 1280, "height": 3000})
     visitor.tolerated = {"script-src: eval "}  # a library of Scalar's asks once whether it may
     page = visitor.open(f"{service.api.url}/docs")
     for title in ("API keys", "Events", "Webhooks"):

@@ -7,8 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 from service import api_keys
-from service.core import redis_keys
-from tests.browser.conftest import Visitor, accessible, example, finished, generate
+from tests.browser.conftest import Visitor, accessible, example, finished, generate, setting
 from tests.running import redis_client, until
 from tests.stack import Service
 
@@ -21,7 +20,7 @@ def key(service: Service) -> Iterator[str]:
         api_keys.save(redis, record)
         until(lambda: service.client.get("/jobs").status_code == 401, what="the need of a key")
         yield made
-        redis.delete(redis_keys.API_KEYS)
+        api_keys.revoke(redis, record.id)
         until(lambda: service.client.get("/jobs").status_code == 200, what="the end of that need")
 
 
@@ -31,9 +30,10 @@ def test_it_asks_for_a_key_and_keeps_it_in_its_tab(
     visitor = make_visitor()
     page = visitor.open(service.api.url)
     example(page)
+    setting(page, "steps", 4)
     page.get_by_role("button", name="Generate").click()
     dialog = page.get_by_role("dialog", name="API key")
-    expect(dialog).to_contain_text("This needs an API key")
+    expect(dialog).to_contain_text("Authorization: Bearer KEY")
     accessible(page)
     dialog.get_by_label("Key").fill(key)
     dialog.get_by_role("button", name="Use this key").click()

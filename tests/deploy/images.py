@@ -1,101 +1,159 @@
-"""What the worker image's Dockerfile installs, installed and resolved for real: `make test-images`.
+"""The images, built and run: `make test-images`. No part of `make test`, because it takes minutes.
 
-No part of `make test`: it takes minutes, and gigabytes where pip finds no wheel of torch for CPUs.
-PIP_EXTRA_INDEX_URL names PyTorch's index of them, as it does when the image is built. Prints what
-it saw.
+API and CPU worker are built with buildah and run as their Deployments run them, beside a Redis and
+an S3 server; a job goes through both, and SIGTERM ends both with status 0. Of the CUDA images only
+the packages are resolved. Prints sizes, times and memory.
 """
 
-import json
 import re
 import subprocess
 import sys
-import venv
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.deploy import pins
-from tests.deploy.manifests import ROOT
+from service.cli import processes
+from tests.buckets import KEYS, REGION, Bucket
+from tests.deploy import manifests, pins
+from tests.deploy.containers import Container, Engine, require_tools
 from tests.deploy.test_dockerfiles import stages
+from tests.running import until
+from tests.stack import picture
 
-STEPS = stages(ROOT / "docker" / "worker.Dockerfile")
+STEPS = stages(manifests.ROOT / "docker" / "worker.Dockerfile")
 NO_REGISTRY = re.compile(
     "from versions: none|Max retries|timed out|HTTP error 5|Connection (broken|aborted|reset)"
     "|IncompleteRead|RemoteDisconnected|Failed to fetch|error sending request"
 )
 """What pip and uv say of it; a version that does not exist reads otherwise."""
-WARM = """
-from workers import __main__, download
-from workers.engine.engine import load_engine
-from workers.engine.api import Options
-from service.core.catalog import load_catalog
-from service.core.settings import ROOT, Device
-engine = load_engine(
-    load_catalog(ROOT / "models" / "shapes.yaml"), Options(threads=1), device=Device.CPU
-)
-print(engine.models.keys())
-"""
+API, WORKER = "localhost/imageprompt-api:test", "localhost/imageprompt-worker:test"
 
 
-def install(stage: str) -> list[str]:
-    """The arguments of a stage's `pip install`, its requirement files where they lie here."""
-    (step,) = (r for i, r in STEPS[stage] if i == "RUN" and r[0] == "[" and '"install"' in r)
-    return [
-        part.replace("/build/requirements", f"{ROOT}/requirements")
-        for part in json.loads(step)[json.loads(step).index("install") + 1 :]
-    ]
+def told(text: str) -> None:
+    """Print a figure."""
+    print(text, flush=True)  # noqa: T201  figures are what this is for
 
 
-def ran(command: Iterable[str | Path], *, folder: Path) -> str:
-    """What a command prints. Skips where no registry answers."""
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Both images, built."""
+    require_tools()
+    made = Engine(tmp_path_factory.mktemp("containers"))
+    made.make_base()
+    for dockerfile, tag, options in (
+        ("docker/api.Dockerfile", API, []),
+        ("docker/worker.Dockerfile", WORKER, ["--target=cpu"]),
+    ):
+        started = time.monotonic()
+        made.build(dockerfile, tag, *options)
+        seconds = time.monotonic() - started
+        told(f"\n{tag}: {made.bytes_of(tag) / 1e6:.0f} MB above its base, built in {seconds:.0f} s")
+    yield made
+    made.remove()
+
+
+def memory(name: str) -> str:
+    """The memory limit of a Deployment's container, in podman's notation."""
+    spec = dict(manifests.pod_specs(manifests.files()))[f"Deployment/{name}"]
+    limit: str = spec["containers"][0]["resources"]["limits"]["memory"]
+    return limit.replace("Gi", "g")
+
+
+def ready(container: Container, url: str, what: str) -> float:
+    """Seconds until a path answers 200."""
+    started = time.monotonic()
+
+    def answers() -> bool:
+        assert container.state("Status") == "running", container.logs()
+        try:
+            return httpx.get(url, timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    until(answers, what=what, seconds=300)
+    return time.monotonic() - started
+
+
+def test_the_images_do_a_job_and_end_with_sigterm(
+    engine: Engine, redis_url: str, make_bucket: Callable[[], Bucket], tmp_path: Path
+) -> None:
+    bucket = make_bucket()
+    secrets = tmp_path / "secrets"
+    secrets.mkdir(mode=0o755)
+    for name, text in {
+        "imageprompt_redis_url": redis_url,
+        "imageprompt_storage_access_key_id": KEYS["aws_access_key_id"],
+        "imageprompt_storage_secret_access_key": KEYS["aws_secret_access_key"],
+    }.items():
+        (secrets / name).write_text(text)
+    ports = {"api": processes.free_port(), "worker": processes.free_port()}
+    environment = {
+        "IMAGEPROMPT_SECRETS_DIR": "/run/secrets/imageprompt",
+        "IMAGEPROMPT_MODELS": "/app/models/shapes.yaml",
+        "IMAGEPROMPT_STORAGE_URL": bucket.url,
+        "IMAGEPROMPT_STORAGE_ENDPOINT": bucket.endpoint,
+        "IMAGEPROMPT_STORAGE_PUBLIC": "false",
+        "IMAGEPROMPT_HOST": "127.0.0.1",
+        "IMAGEPROMPT_PORT": str(ports["api"]),
+        "IMAGEPROMPT_WORKER_METRICS_PORT": str(ports["worker"]),
+        "IMAGEPROMPT_WORKER_THREADS": "1",
+        "AWS_REGION": REGION,
+    }
+    url = f"http://127.0.0.1:{ports['api']}"
+    api = engine.start(API, memory("api"), environment, secrets)
+    told(f"\nAPI answers after {ready(api, url + '/healthz/live', 'the API'):.1f} s")
+    worker = engine.start(WORKER, memory("worker"), environment, secrets)
+    warm = ready(worker, f"http://127.0.0.1:{ports['worker']}/healthz/ready", "the worker")
+    told(f"worker is warm after {warm:.1f} s")
+    until(lambda: httpx.get(f"{url}/healthz/ready", timeout=10).is_success, what="readiness")
+    answer = httpx.post(
+        f"{url}/generate",
+        files={"image": ("a.png", picture(), "image/png")},
+        data={"steps": "4", "seed": "1"},
+        headers={"Prefer": "wait=60", "Accept": "image/png"},
+        timeout=120,
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.content.startswith(b"\x89PNG")
+    told(f"a picture of {len(answer.content)} bytes, job {answer.headers['X-Job-Id']}")
+    for name, container in (("API", api), ("worker", worker)):
+        process = dict(container.status())
+        assert process["Uid"].split() == ["10001"] * 4
+        assert int(process["CapEff"], 16) == 0
+        assert process["NoNewPrivs"] == "1"
+        told(f"{name}: {int(process['VmHWM'].split()[0]) / 1000:.0f} MB of memory at most")
+    assert worker.stop(90) == 0, worker.logs()
+    assert api.stop(90) == 0, api.logs()
+
+
+def resolved(file: str, python: str) -> dict[str, str]:
+    """What pip would install from a file of pins in the image. Only metadata is fetched."""
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--no-python-downloads", "--no-header"]
+    place = ["--no-annotate", "--python-version", python]
+    platform = ["--python-platform", "x86_64-manylinux_2_39"]
+    files = [str(pins.FOLDER / file), str(pins.FOLDER / "otel.txt")]
     done = subprocess.run(
-        [*command], cwd=folder, capture_output=True, text=True, check=False, timeout=3600
+        [*command, *place, *platform, *files],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=3600,
     )
     if done.returncode != 0 and NO_REGISTRY.search(done.stderr):
         pytest.skip(f"no package registry can be reached: {done.stderr.splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return dict(line.split("==") for line in done.stdout.splitlines())
 
 
-def test_the_cpu_worker_installs_and_loads_the_bundled_model(tmp_path: Path) -> None:
-    """The stage `cpu-build` in a clean virtual environment, which then loads the model."""
-    target = tmp_path / "venv"
-    venv.create(target, with_pip=False)
-    python = target / "bin" / "python"
-    ran(
-        [sys.executable, "-m", "pip", "--python", python, "install", *install("cpu-build")],
-        folder=tmp_path,
-    )
-    size = sum(p.lstat().st_size for p in target.rglob("*") if p.is_file())
-    print(f"\nPython packages of the CPU worker's image: {size / 1e6:.0f} MB")  # noqa: T201  a figure
-    assert "shapes" in ran([python, "-c", WARM], folder=ROOT)
-
-
-def test_the_cuda_worker_gets_exactly_its_pins(tmp_path: Path) -> None:
-    """What resolves for the Python and the glibc of the image's base. Only metadata is fetched."""
-    steps = " ".join(rest for _, rest in STEPS["cuda-build"])
+@pytest.mark.parametrize("stack", ["cuda", "cuda13"])
+def test_a_cuda_worker_gets_exactly_its_pins(stack: str) -> None:
+    """What resolves for the Python and the glibc of the image's base."""
+    steps = " ".join(rest for _, rest in STEPS[f"{stack}-base"])
     python = re.search(r"python3=(\d\.\d+)\.", steps)
     assert python
-    assert any(i == "FROM" and "ubuntu24.04" in rest for i, rest in STEPS["cuda-base"]), (
-        "glibc 2.39"
-    )
-    place = ["--python-version", python[1], "--python-platform", "x86_64-manylinux_2_39"]
-    files = [part for part in install("cuda-build") if part != "--requirement"]
-    found = ran(
-        [
-            sys.executable,
-            "-m",
-            "uv",
-            "pip",
-            "compile",
-            "--no-python-downloads",
-            "--no-header",
-            "--no-annotate",
-            *place,
-            *files,
-        ],
-        folder=tmp_path,
-    )
-    resolved = dict(line.split("==") for line in found.splitlines())
-    assert resolved == pins.read("worker-cuda.txt") | pins.read("otel.txt")
+    assert "ubuntu24.04" in steps, "glibc 2.39"
+    wanted = pins.read(f"worker-{stack}.txt") | pins.read("otel.txt")
+    assert resolved(f"worker-{stack}.txt", python[1]) == wanted

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service import __version__
 from service.cli import processes
 from tests.deploy import pins
 from tests.deploy.manifests import ROOT
@@ -35,11 +36,22 @@ def instructions(path: Path) -> list[tuple[str, str]]:
 
 
 def stages(path: Path) -> dict[str, list[tuple[str, str]]]:
-    """The instructions of each stage by its name, those of its base stage first."""
+    """The instructions of each stage by its name, those of its base stage first.
+
+    Build arguments before the first FROM have their defaults.
+    """
     found: dict[str, list[tuple[str, str]]] = {}
     name = ""
-    for instruction, rest in instructions(path):
+    defaults: dict[str, str] = {}
+    for instruction, written in instructions(path):
+        rest = written
+        if instruction == "ARG" and not found:
+            key, _, value = rest.partition("=")
+            defaults[key] = value
+            continue
         if instruction == "FROM":
+            for key, value in defaults.items():
+                rest = rest.replace(f"${{{key}}}", value)
             base, _, given = rest.partition(" AS ")
             name = given or "final"
             found[name] = list(found.get(base, []))
@@ -78,12 +90,39 @@ def test_images_run_as_nobody_and_get_their_signals(path: Path) -> None:
 
 @named
 def test_bases_and_packages_have_versions(path: Path) -> None:
-    own = set(stages(path))
+    bases = 0
     for instruction, rest in instructions(path):
-        if instruction == "FROM" and (base := rest.split()[0]) not in own:
-            assert re.search(r":\d+\.\d+\.\d+-", base), f"{base} is not pinned"
+        if instruction == "ARG" and re.match(r"\w*BASE=", rest):
+            bases += 1
+            assert re.search(r":\d+\.\d+\.\d+-", rest), f"{rest} is not pinned"
+        if instruction == "FROM":
+            assert rest.startswith("${") or rest.split()[0] in stages(path), "a build argument"
         for packages in re.findall(r"--no-install-recommends ([^&]+)", rest):
             assert all("=" in package for package in packages.split()), packages
+    assert bases
+
+
+@named
+def test_images_tell_what_they_are_and_hold_bytecode(path: Path) -> None:
+    assert not path.read_text().startswith("# syntax"), "it would be pulled at each build"
+    for name, steps in images(path).items():
+        labels = " ".join(rest for instruction, rest in steps if instruction == "LABEL")
+        for label in ("title", "description", "version", "revision", "licenses"):
+            assert f"org.opencontainers.image.{label}=" in labels, name
+        assert ("ARG", f"VERSION={__version__}") in steps, name
+        runs = [rest for instruction, rest in steps if instruction == "RUN"]
+        assert any("compileall" in run for run in runs), name
+        assert not any("--system" in run for run in runs), "10001 is no system user"
+
+
+@named
+def test_packages_are_installed_by_hash(path: Path) -> None:
+    """But for torch in the CPU worker, whose wheel depends on the index (docs in the file)."""
+    for name, steps in stages(path).items():
+        for instruction, rest in steps:
+            if instruction == "RUN" and "pip" in rest and "only-binary" in rest:
+                by_hash = "--require-hashes" in rest
+                assert by_hash != (name.startswith("cpu") and "torch==" in rest), rest
 
 
 @named
@@ -112,7 +151,8 @@ def test_everything_that_is_copied_is_there_and_is_sent_to_the_builder(path: Pat
         if instruction == "COPY" and not rest.startswith("--from"):
             for source in rest.split()[:-1]:
                 assert list(ROOT.glob(source)), f"{path.name} copies {source}"
-                assert source.split("/")[0] in sent, f".dockerignore leaves out {source}"
+                known = {source, source.split("/")[0]}
+                assert known & sent, f".dockerignore leaves out {source}"
 
 
 def test_models_are_only_in_the_image_for_trials() -> None:
@@ -128,12 +168,22 @@ def test_torch_and_xformers_of_the_cuda_image_fit() -> None:
     assert pinned["xformers"] == "0.0.35"
     assert tuple(map(int, pinned["torch"].split("."))) >= (2, 10)
     cuda = pinned["nvidia-cuda-runtime-cu12"].split(".")[:2]
-    base = next(
-        rest
-        for instruction, rest in instructions(ROOT / "docker" / "worker.Dockerfile")
-        if instruction == "FROM" and rest.startswith("nvidia/cuda:")
-    )
-    assert base.removeprefix("nvidia/cuda:").split(".")[:2] == cuda
+    assert cuda_of("CUDA_BASE") == cuda
+
+
+def test_the_other_stack_runs_the_torch_that_is_tested_on_cpus() -> None:
+    """Its torch is built for CUDA 13, for which xformers has no wheel."""
+    pinned = pins.read("worker-cuda13.txt")
+    assert "xformers" not in pinned
+    assert pinned["torch"] == pins.read("worker.txt")["torch"]
+    assert cuda_of("CUDA13_BASE") == pinned["nvidia-cuda-runtime"].split(".")[:2]
+
+
+def cuda_of(argument: str) -> list[str]:
+    """CUDA's version in the base image that a build argument names."""
+    text = (ROOT / "docker" / "worker.Dockerfile").read_text()
+    [base] = re.findall(rf"^ARG {argument}=nvidia/cuda:(\S+)", text, re.MULTILINE)
+    return str(base).split(".")[:2]
 
 
 @pytest.mark.slow

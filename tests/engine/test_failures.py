@@ -26,8 +26,8 @@ def test_a_row_that_is_not_finite_fails_alone(stepper: Stepper, networks: Networ
     """NaN in one job's latents ends that job; the others' pictures are unharmed."""
     clean = networks.denoise
 
-    def poisoned(sample: Tensor, *rest: object) -> Tensor:
-        output = clean(sample, *rest)
+    def poisoned(sample: Tensor, *rest: object, **more: object) -> Tensor:
+        output = clean(sample, *rest, **more)
         for row in [each for each in stepper.loop.rows if each.work.job.id == "1"]:
             same = [i for i in range(len(output)) if torch.equal(sample[i], row.model_input()[0])]
             output[same] = torch.nan
@@ -46,10 +46,10 @@ def test_out_of_memory_splits_the_batch_and_every_job_succeeds(
     """Batches become as small as fit, down to one branch of one row."""
     whole = networks.denoise
 
-    def small(sample: Tensor, *rest: object) -> Tensor:
+    def small(sample: Tensor, *rest: object, **more: object) -> Tensor:
         if len(sample) > 1:
             raise torch.OutOfMemoryError
-        return whole(sample, *rest)
+        return whole(sample, *rest, **more)
 
     networks.denoise = small
     stepper.together(*(job(request(seed=seed), f"{seed}") for seed in range(3)))
@@ -66,7 +66,7 @@ def test_a_job_that_never_fits_fails_and_the_engine_goes_on(
 ) -> None:
     """The error says what happened; the next job runs."""
 
-    def full(*_arguments: object) -> Tensor:
+    def full(*_arguments: object, **_more: object) -> Tensor:
         raise torch.OutOfMemoryError
 
     whole, networks.denoise = networks.denoise, full
@@ -168,7 +168,7 @@ def test_a_listener_that_fails_does_no_harm(stepper: Stepper) -> None:
     assert stepper.run(job(request()), Steps(2, fail)).images
 
 
-def lost(*_arguments: object) -> Any:
+def lost(*_arguments: object, **_more: object) -> Any:
     """What any use of a lost device raises."""
     raise torch.AcceleratorError("unspecified launch failure")
 

@@ -3,7 +3,9 @@
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,15 +15,18 @@ from diffusers import (
     T2IAdapter,
     UNet2DConditionModel,
 )
+from PIL import Image
+from safetensors.torch import save_file
 
 from bench.engine.plain import Plain
-from service.core.catalog import Catalog, Lora, Source
+from service.core.catalog import Catalog, FusedLora, Lora, Source
+from service.core.errors import ConfigurationError, UnservableRequest
 from service.core.param_types import IpTarget, SchedulerName, SigmaSchedule
 from service.core.params import GenerateRequest
 from service.core.settings import Device
 from tests.engine import tiny_lora
 from tests.engine.conftest import Stepper, job, read, request, uploads
-from workers.engine.api import Options
+from workers.engine.api import EngineJob, Options
 from workers.engine.engine import Engine, load_engine
 
 log = logging.getLogger(__name__)
@@ -36,8 +41,6 @@ TARGETS = {
     IpTarget.STYLE_LAYOUT: {"up": {"block_0": [0, 1]}, "down": {"block_1": [1]}},
 }
 """What `set_ip_adapter_scale` takes for each target on the tiny UNet."""
-NEW_SHAPE = {"low_cpu_mem_usage": False, "ignore_mismatched_sizes": True}
-"""Loads a UNet with a first convolution of its own, for more channels."""
 TWO = {"images": 2, "image_adapter": ("base", "plus")}
 
 CASES: dict[str, GenerateRequest] = {
@@ -182,7 +185,11 @@ def rich(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     }
     changes = {"controlnets": controlnets, "t2i_adapters": sketch, "loras": loras}
     nine = shutil.copytree(entry.base.location, folder / "nine")
-    unet = UNet2DConditionModel.from_pretrained(nine / "unet", in_channels=9, **NEW_SHAPE)
+    unet = UNet2DConditionModel.from_pretrained(nine / "unet")
+    more = 0.1 * torch.randn(len(unet.conv_in.weight), 5, 3, 3)
+    unet.conv_in = torch.nn.Conv2d(9, len(more), 3, padding=1).requires_grad_(requires_grad=False)
+    unet.conv_in.weight.copy_(torch.cat([pipe.unet.conv_in.weight, more], dim=1))
+    unet.register_to_config(in_channels=9)
     unet.save_pretrained(nine / "unet")
     models = {
         "tiny": entry.model_copy(update=changes),
@@ -230,3 +237,135 @@ def test_rows_that_are_steered_in_every_way_share_batches(stepper: Stepper) -> N
     for index, wanted in enumerate(mixed):
         stepper.run(job(wanted, "alone"))
         assert stepper.difference("alone", f"{index}") <= SAME_IN_A_BATCH, f"row {index}"
+
+
+def test_a_map_made_here_is_that_of_opencv_and_comes_back(stepper: Stepper) -> None:
+    """The job with `canny` equals the one that sends the edges, and its result has them."""
+    made = stepper.run(job(request(control={"preprocess": "canny"}), "made"))
+    assert stepper.run(job(request(control={}), "sent")).maps == ()
+    (edges,) = made.maps
+    theirs = cv2.Canny(np.asarray(read("inputs/job/map.png")), 100, 200)
+    assert np.array_equal(np.asarray(edges), np.stack([theirs] * 3, axis=-1))
+
+    def read_edges(key: str) -> Image.Image:
+        return edges if "map" in key else read(key)
+
+    stepper.run(EngineJob("edges", request(control={}), read_edges))
+    assert np.array_equal(stepper.decoded("made"), stepper.decoded("edges"))
+    assert stepper.difference("made", "sent") > MATTERS
+
+
+def test_what_is_outside_the_mask_keeps_its_pixels(stepper: Stepper) -> None:
+    """Exactly; a blurred edge lies between the original and what was painted."""
+    wanted = request(init_image=uploads("init"), mask_image=uploads("middle"), steps=3)
+    blurred = wanted.model_copy(update={"mask_blur": 4.0})
+    original = np.asarray(read("inputs/job/init.png"))
+    kept = np.asarray(read("inputs/job/middle.png"))[..., 0] == 0
+    (sharp,) = stepper.run(job(wanted, "sharp")).images
+    assert np.array_equal(np.asarray(sharp)[kept], original[kept])
+    assert np.abs(np.asarray(sharp)[~kept].astype(int) - original[~kept]).mean() > 5
+    (soft,) = stepper.run(job(blurred, "soft")).images
+    corner = np.s_[:4, :4]
+    assert np.array_equal(np.asarray(soft)[corner], original[corner])
+    assert not np.array_equal(np.asarray(soft)[kept], original[kept])
+
+
+def test_a_nine_channel_model_paints_without_a_picture_too(stepper: Stepper) -> None:
+    """Everything is repainted then; with a picture and no mask it starts from that."""
+    free = stepper.run(job(request(model="nine"), "free"))
+    stepper.run(job(request(model="nine", init_image=uploads("init"), strength=0.5), "started"))
+    assert free.images
+    assert stepper.difference("free", "started") > MATTERS
+
+
+PLAIN = request(steps=5, images=2)
+CHANGES = {
+    "the start of guidance": {"guidance_start": 0.5},
+    "the start of the image prompt": {"ip_start": 0.5},
+    "the end of the image prompt": {"ip_end": 0.5},
+    "style": {"ip_target": IpTarget.STYLE},
+    "layout": {"ip_target": IpTarget.LAYOUT},
+    "a negative image": {"negative_image": uploads(5)},
+    "an image's adapter": {"image_adapter": ("base", "plus")},
+    "masks": {"image_mask": uploads("left", "middle")},
+    "the picture to start from": {"init_image": uploads("init"), "strength": 0.6},
+    "its mask": {"init_image": uploads("init"), "mask_image": uploads("middle")},
+    "a T2I-Adapter": {"control_image": uploads("map"), "control_type": ("sketch",)},
+    "a LoRA": {"lora": ("pencil:0.8",)},
+    "its scale": {"lora": ("pencil:0.4",)},
+    "clip_skip": {"prompt": "a star", "clip_skip": 1},
+}
+
+
+def test_every_way_to_steer_matters(stepper: Stepper) -> None:
+    """Each changes the picture by far more than the tolerance of the comparisons."""
+    stepper.run(job(PLAIN, "plain"))
+    for name, change in CHANGES.items():
+        stepper.run(job(PLAIN.model_copy(update=change), name))
+    for name in CHANGES:
+        assert stepper.difference("plain", name) > 1e-3, name
+    assert stepper.difference("a LoRA", "its scale") > 1e-3
+    stepper.run(job(PLAIN.model_copy(update={"prompt": "a star"}), "text"))
+    assert stepper.difference("text", "clip_skip") > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"lora": ("unknown",)}, "lora"),
+        ({"image_adapter": ("unknown",)}, "image_adapter"),
+        ({"control_image": uploads("map"), "control_type": ("unknown",)}, "control_type"),
+        (
+            {
+                "control_image": uploads("map"),
+                "control_type": ("outline",),
+                "control_preprocess": ("unknown",),
+            },
+            "control_preprocess",
+        ),
+        ({"clip_skip": 4}, "clip_skip"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(
+    stepper: Stepper, changes: dict[str, object], named: str
+) -> None:
+    wanted = request().model_copy(update=changes)
+    assert not stepper.engine.serves(wanted)
+    with pytest.raises(UnservableRequest, match=f"`{named}`"):
+        stepper.run(job(wanted))
+
+
+def test_a_lora_that_does_not_fit_is_found_at_start_up(rich: Catalog, tmp_path: Path) -> None:
+    """With its own name and the network's."""
+    entry = rich.models["tiny"]
+    tensors = {
+        "unet.down_blocks.0.attentions.7.proj_in.lora_A.weight": torch.zeros(2, 16),
+        "unet.down_blocks.0.attentions.7.proj_in.lora_B.weight": torch.zeros(16, 2),
+    }
+    save_file(tensors, tmp_path / "other.safetensors")
+    loras = {"other": Lora(path=tmp_path, weight_name="other.safetensors")}
+    changed = entry.model_copy(update={"loras": loras})
+    with pytest.raises(ConfigurationError, match=r"other\.safetensors .*unet has no such layer"):
+        load_engine(
+            rich.model_copy(update={"models": {"tiny": changed}}), Options(), device=Device.CPU
+        )
+
+
+def test_a_fused_lora_is_always_in_force(rich: Catalog, stepper: Stepper) -> None:
+    """A model with it fused gives what another gives with it asked for."""
+    entry = rich.models["tiny"]
+    pencil = entry.loras["pencil"]
+    fused = FusedLora(path=pencil.path, weight_name=pencil.weight_name, scale=0.8)
+    changed = entry.model_copy(update={"loras": {}, "fused_loras": (fused,)})
+    engine = load_engine(
+        rich.model_copy(update={"models": {"tiny": changed}}),
+        Options(threads=1),
+        device=Device.CPU,
+    )
+    try:
+        always = Stepper(engine)
+        always.run(job(request(prompt="a star")))
+        stepper.run(job(request(prompt="a star", lora=("pencil:0.8",))))
+        assert np.abs(always.decoded("job") - stepper.decoded("job")).max() <= 1e-4
+    finally:
+        engine.stop()

@@ -85,9 +85,9 @@ def test_a_batch_is_timed_at_as_many_entries_as_it_says(
     networks = engine.networks["tiny"]
     denoise = networks.denoise
 
-    def counting(sample: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def counting(sample: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
         timed.append(len(sample))
-        return denoise(sample, *rest)
+        return denoise(sample, *rest, **more)
 
     monkeypatch.setattr(networks, "denoise", counting)
     monkeypatch.setattr(warmup, "GAIN", 0.0)  # larger batches are tried though they do not pay

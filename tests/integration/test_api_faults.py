@@ -14,7 +14,7 @@ from redis import Redis
 
 from service.cli import processes
 from service.core import redis_keys
-from tests import corpus, hostile
+from tests import corpus, hostile, hostile_clients
 from tests.running import Running, until
 
 PNG = corpus.saved(corpus.picture(), "PNG")
@@ -163,5 +163,21 @@ def test_a_storm_of_hostile_uploads_leaves_nothing(
         assert outcome.leftovers == 0
         assert outcome.resident_after - outcome.resident_before < 40 * 1024
         assert httpx.get(f"{api.running.url}/healthz/live", timeout=60).is_success
+    finally:
+        api.running.stop()
+
+
+def test_slow_pipelining_and_stalling_clients_cost_an_honest_one_nothing(
+    api: RestartedApi, redis: Redis, tmp_path: Path
+) -> None:
+    try:
+        siege = hostile_clients.besiege(api.running, seconds=8, clients=24)
+        assert set(siege.connections) == set(hostile_clients.DEEDS)
+        assert not siege.failures
+        assert set(siege.statuses) == {200, 202}
+        assert siege.resident_most_kib < 400 * 1024
+        jobs = {name.rpartition(b":")[2].decode() for name in redis.scan_iter(redis_keys.job("*"))}
+        stored = {path.name for path in (tmp_path / "storage" / "uploads").glob("*")}
+        assert stored <= jobs
     finally:
         api.running.stop()

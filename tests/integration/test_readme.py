@@ -105,10 +105,12 @@ def test_the_first_command_answers_the_job_that_the_readme_shows(curl) -> None:
 
 
 def test_without_prefer_it_answers_at_once_with_a_queued_job(curl) -> None:
+    """A worker may have started the job, or even ended it, when it is shown."""
     assert '(without `Prefer` at once, with `202` and `"status": "queued"`)' in README
     command = COMMANDS[0].replace(" -H 'Prefer: wait=60'", r" -w '\n%{http_code}'")
     body, _, status = curl(command).rpartition("\n")
-    assert (status, json.loads(body)["status"]) == ("202", "queued")
+    assert status == "202"
+    assert json.loads(body)["status"] in ("queued", "processing", "succeeded")
 
 
 @pytest.mark.parametrize("command", COMMANDS[1:], ids=lambda command: MADE.search(command)[1])

@@ -98,7 +98,9 @@ def test_either_api_and_either_worker_serve_each_other(
                 assert image.headers["content-type"] == "image/webp"
             other = next(url for url in urls.values() if url != posted)
             assert client.delete(f"{other}/jobs/{job_id}").status_code == 204
-            assert client.get(f"{posted}/jobs/{job_id}").status_code == 404
+            # The previous release leaves the tombstone of a job that it deletes.
+            gone = {404, 410} if other == urls["old"] else {404}
+            assert client.get(f"{posted}/jobs/{job_id}").status_code in gone
 
 
 def finished(client: httpx.Client, url: str) -> dict[str, object] | None:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from redis import Redis
 
+from service.api_keys import KEYS_MARK
 from service.cli import processes
 from service.cli.processes import RedisServer
 from service.core import redis_keys
@@ -27,7 +28,7 @@ WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
 PNG = corpus.saved(corpus.picture(), "PNG")
 PASSING = (
     *(redis_keys.WORKERS, redis_keys.worker(""), redis_keys.rate("")),
-    *(redis_keys.SWEEP, redis_keys.STORAGE_OWNER),
+    *(redis_keys.SWEEP, redis_keys.STORAGE_OWNER, redis_keys.API_KEYS_REVOKED),
 )
 """What Redis keys begin with that belong to no job."""
 
@@ -89,7 +90,7 @@ class Api:
         }
         names = {key.decode() for key in self.redis.keys("*")}
         return (
-            {file for file in files if not file.startswith(("health/", OWNER_MARK))},
+            {file for file in files if not file.startswith(("health/", OWNER_MARK, KEYS_MARK))},
             {name for name in names if not name.startswith(PASSING)},
         )
 

@@ -43,7 +43,8 @@ def new_key(api: Api) -> Iterator[Callable[..., tuple[str, ApiKey]]]:
         return key, record
 
     yield make
-    api.redis.delete(redis_keys.API_KEYS)
+    for record in api_keys.list_keys(api.redis):
+        api_keys.revoke(api.redis, record.id)
     until(lambda: api.client.get("/jobs").status_code == 200, what="the end of that need")
 
 
@@ -324,3 +325,64 @@ def test_keys_go_where_up_runs_unless_told_otherwise(
     assert [record.name for record in api_keys.list_keys(redis)] == ["ann"]
     monkeypatch.setenv("IMAGEPROMPT_REDIS_URL", "redis://127.0.0.1:9/0")
     assert CliRunner().invoke(keys_app, ["create", "bob"]).exit_code == 1
+
+
+def missing(running: Running) -> bool:
+    """Whether the process says that the keys were lost."""
+    return "imageprompt_api_keys_missing 1.0" in httpx.get(f"{running.url}/metrics").text
+
+
+def test_a_redis_that_loses_the_keys_opens_nothing(
+    make_api: Callable[..., Running], redis_url: str, redis: Redis, storage_url: str
+) -> None:
+    """Neither at once nor after a restart; new keys work, and so does revoking all of them."""
+    settings = {"redis_url": redis_url, "storage_url": storage_url}
+    key, record = api_keys.make_key("test", now=time.time())
+    api_keys.save(redis, record)
+
+    def status(**headers: str) -> int:
+        return httpx.get(f"{running.url}/jobs", headers=headers, timeout=60).status_code
+
+    with make_api(**settings) as running:
+        assert status(**bearer(key)) == 200
+        redis.flushdb()
+        until(lambda: status(**bearer(key)) == 401, what="the cached key's end")
+        assert status() == 401
+        assert missing(running)
+        assert "has lost the API keys" in running.tail()
+    with make_api(**settings) as running:
+        assert status() == 401
+        again, record = api_keys.make_key("test", now=time.time())
+        api_keys.save(redis, record)
+        assert status(**bearer(again)) == 200
+        api_keys.revoke(redis, record.id)
+        until(lambda: status() == 200, what="anonymous use")
+        assert not missing(running)
+
+
+def test_a_key_may_be_demanded_before_there_is_one(
+    make_api: Callable[..., Running], redis_url: str, storage_url: str
+) -> None:
+    settings = {"redis_url": redis_url, "storage_url": storage_url, "require_api_keys": True}
+    with make_api(**settings, allow_anonymous=True) as running:
+        assert httpx.get(f"{running.url}/jobs", timeout=60).status_code == 401
+
+
+def test_a_right_that_this_release_does_not_know_gives_nothing(api: Api, new_key: NewKey) -> None:
+    key, record = new_key(scopes=(Scope.READ,))
+    content = json.loads(record.model_dump_json())
+    content["rights"].append("of-tomorrow")
+    content["tier"] = "of tomorrow"
+    api.redis.hset(redis_keys.API_KEYS, record.id, json.dumps(content))
+    time.sleep(api_keys.CACHE_SECONDS)
+    assert api.client.get("/jobs", headers=bearer(key)).status_code == 200
+    problem(api.post(headers=bearer(key)), 403)
+    assert record.id in {one.id for one in api_keys.list_keys(api.redis)}
+
+
+def test_a_damaged_key_is_no_key(api: Api, new_key: NewKey) -> None:
+    key, record = new_key()
+    api.redis.hset(redis_keys.API_KEYS, record.id, "{")
+    until(lambda: api.client.get("/jobs", headers=bearer(key)).status_code == 401)
+    assert api_keys.list_keys(api.redis) == []
+    api.redis.hset(redis_keys.API_KEYS, record.id, record.model_dump_json())

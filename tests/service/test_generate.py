@@ -187,3 +187,26 @@ def test_a_trace_is_taken_over_only_where_it_is_one(api: Api) -> None:
     bad = api.post(headers={"traceparent": trace + "\tx"}).json()["id"]
     assert api.redis.hget(redis_keys.job(good), "traceparent") == trace.encode()
     assert api.redis.hget(redis_keys.job(bad), "traceparent") is None
+
+
+def test_an_html_form_may_leave_fields_empty_and_repeat_names_as_frameworks_do(api: Api) -> None:
+    """What a browser sends of a form whose optional inputs were left alone."""
+    empty = ("steps", "seed", "ip_scale", "control_type", "webhook_url", "image_weights", "width")
+    body = b"".join(corpus.part(name, b"") for name in empty)
+    body += corpus.part("control_image", b"", filename="", kind="application/octet-stream")
+    body += corpus.part("image[]", PNG, filename="a.png") + corpus.part(
+        "image[]", PNG, filename="b"
+    )
+    answer = api.client.post(
+        "/generate", content=body + corpus.END, headers={"content-type": corpus.MULTIPART}
+    )
+    assert answer.status_code == 202, answer.text
+    shown = answer.json()["input"]
+    assert (shown["steps"], shown["control_image"], len(shown["image"])) == (30, None, 2)
+    unnamed = corpus.part("control_image", b"") + corpus.part("image", PNG) + corpus.END
+    answer = api.client.post(
+        "/generate", content=unnamed, headers={"content-type": corpus.MULTIPART}
+    )
+    assert answer.status_code == 202, answer.text
+    truncated = api.post(files=[("image", ("a.png", b"", "image/png"))])
+    assert problem(truncated, 400)["type"].endswith("invalid-image"), "a file that was chosen"

@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.http_protocol import HttpLimits
 from service.server import Server
 from tests import corpus
-from tests.hostile import resident_kib
+from tests.hostile_clients import resident_kib
 from tests.running import Running, until
 from tests.service.conftest import PNG, Api
 

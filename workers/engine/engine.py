@@ -168,9 +168,8 @@ class Engine:
             cap = self._prepare(name, model, (width, height), choose_cap(measured))
             self.caps.set(name, height, width, cap)
             rates[width, height] = cap / measured[cap]
-        if self._previews.wanted:
-            colours = self.loop.ask(partial(profiler.colours, self.decoder, default))
-            self._previews.learn(name, colours)
+        colours = self.loop.ask(partial(profiler.colours, self.decoder, default))
+        self._previews.learn(name, colours)
         return rates[default]
 
     def _prepare(self, name: str, model: Model, size: tuple[int, int], cap: int) -> int:

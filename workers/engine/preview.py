@@ -74,19 +74,14 @@ def _columns(latents: Tensor) -> Tensor:
 
 
 class Previews:
-    """Draws the first row of a job every `every_steps` steps; 0 draws none.
+    """Draws the first row of a job every so many steps: as its request says, else `every_steps`.
 
-    On CUDA drawing one waits until its step has been computed.
+    0 draws none. On CUDA drawing one waits until its step has been computed.
     """
 
     def __init__(self, every_steps: int) -> None:
         self._every = every_steps
         self._colours: dict[str, Tensor] = {}
-
-    @property
-    def wanted(self) -> bool:
-        """Whether the maps from latents to colours are needed at all."""
-        return self._every > 0
 
     def learn(self, model: str, colours: Tensor) -> None:
         """Use `colours`, as `fit` returned them, for rows of `model`."""
@@ -98,7 +93,9 @@ class Previews:
         `model_input` is what the UNet was given, `prediction` its guided output, both
         `(1, channels, h, w)`.
         """
-        if not self._every or row.index != 0 or (row.step + 1) % self._every != 0:
+        wanted = row.work.job.request.preview_every
+        every = self._every if wanted is None else wanted
+        if not every or row.index != 0 or (row.step + 1) % every != 0:
             return
         if row.work.model.name in self._colours:
             image = self._draw(row, model_input, prediction)

@@ -1,7 +1,13 @@
 /** Starts Scalar on the OpenAPI document, with nothing that would ask another host. */
 
 /** Headers that a client may leave out: sent by default, an example value would do harm. */
-const OPTIONAL_HEADERS = new Set(["Idempotency-Key", "If-None-Match", "Last-Event-ID", "last-event-id", "traceparent"]);
+const OPTIONAL_HEADERS = new Set([
+  "Idempotency-Key",
+  "If-None-Match",
+  "Last-Event-ID",
+  "last-event-id",
+  "traceparent",
+]);
 
 async function open() {
   const [document_, guide] = await Promise.all([

@@ -2,7 +2,9 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -120,6 +122,31 @@ def test_streams_are_bounded_and_leave_room_for_the_rest(
                 "/generate", headers={"prefer": "wait=5"}, files={"image": ("a", b"x")}
             )
             assert waited.status_code == 400
+
+
+def test_a_burst_of_streams_does_not_pass_the_limit(
+    api: Api, make_api: Callable[..., Running], tmp_path: Path
+) -> None:
+    settings = {
+        "redis_url": api.redis_url,
+        "storage_url": tmp_path.as_uri(),
+        "max_event_streams": 2,
+    }
+    url = f"/jobs/{api.job()}/events"
+    answered = threading.Barrier(12)
+    with make_api(**settings) as running:
+
+        def follow(_: int) -> int:
+            with (
+                httpx.Client(base_url=running.url, timeout=60) as client,
+                client.stream("GET", url) as answer,
+            ):
+                answered.wait(60)
+                return answer.status_code
+
+        with ThreadPoolExecutor(12) as clients:
+            statuses = sorted(clients.map(follow, range(12)))
+    assert statuses == [200] * 2 + [503] * 10
 
 
 def test_one_job_and_one_owner_leave_streams_to_the_others() -> None:

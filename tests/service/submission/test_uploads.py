@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import corpus
-from tests.running import Running
+from tests.running import Running, until
 from tests.service.conftest import PNG, Api, problem
 
 
@@ -161,3 +161,24 @@ def test_uploads_outlive_a_decoder_process_that_is_killed(api: Api) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert api.post().status_code == 202
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGKILL])
+def test_no_decoder_process_outlives_its_api(
+    make_api: Callable[..., Running], redis_url: str, storage_url: str, name: signal.Signals
+) -> None:
+    with make_api(redis_url=redis_url, storage_url=storage_url) as running:
+        files = {"image": ("a.png", PNG)}
+        assert httpx.post(f"{running.url}/generate", files=files, timeout=60).status_code == 202
+        tasks = Path(f"/proc/{running.process.pid}/task").glob("*/children")
+        pids = [int(pid) for file in tasks for pid in file.read_text().split()]
+        assert pids
+        os.kill(running.process.pid, name)
+        until(lambda: not any(_lives(pid) for pid in pids), what="the end of the decoders")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False

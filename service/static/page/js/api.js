@@ -28,7 +28,11 @@ const unreachable = () =>
 
 async function problemOf(response) {
   const retryAfter = Number(response.headers.get("Retry-After")) || null;
-  const plain = { status: response.status, title: `Error ${response.status}`, detail: response.statusText };
+  const plain = {
+    status: response.status,
+    title: `Error ${response.status}`,
+    detail: response.statusText,
+  };
   const body = await response.json().catch(() => ({}));
   return new Problem({ ...plain, ...body, retryAfter });
 }
@@ -49,9 +53,8 @@ export async function call(path, { headers = {}, ...options } = {}) {
 
 export const getJson = async (path, options) => (await call(path, options)).json();
 
-/** Bytes of a finished picture; from the service itself, since the page may ask no other host. */
-export const getImage = async (jobId, number) =>
-  (await call(`jobs/${jobId}/images/${number}?redirect=false`)).blob();
+/** Bytes of a picture of a job; from the service itself, since the page may ask no other host. */
+export const getPicture = async (path) => (await call(`${path}?redirect=false`)).blob();
 
 export const cancelJob = async (jobId) =>
   (await call(`jobs/${jobId}/cancel`, { method: "POST" })).json();
@@ -126,7 +129,13 @@ export async function* follow(jobId, signal) {
       }
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof Problem && error.status >= 400 && error.status < 500 && error.status !== 429) throw error;
+      if (
+        error instanceof Problem &&
+        error.status >= 400 &&
+        error.status < 500 &&
+        error.status !== 429
+      )
+        throw error;
     }
     yield { name: "interrupted", data: null };
     await pause(wait, signal);

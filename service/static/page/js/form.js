@@ -20,7 +20,7 @@ function Fold({ title, set, children }) {
 }
 
 function Loras({ state, schema, error, change }) {
-  const names = schema.served(state.model, "loras", "lora");
+  const names = schema.served(state.model, "loras");
   if (!schema.has("lora") || !names.length) return null;
   const set = (name, scale) => {
     const loras = { ...state.loras };
@@ -30,21 +30,43 @@ function Loras({ state, schema, error, change }) {
   };
   const help = schema.fields.lora.help;
   return html`<div class="field" id="f-lora" tabindex="-1"><span class="legend">LoRAs</span>
-    ${names.map((name) => html`<${Field} key=${name} prefix="lora" value=${state.loras[name]} onChange=${(scale) => set(name, scale)}
-      field=${{ name, label: name, kind: "number", minimum: 0, maximum: 2, step: 0.05, fallback: "off", help: "" }} />`)}
+    ${names.map(
+      (
+        name,
+      ) => html`<${Field} key=${name} prefix="lora" value=${state.loras[name]} onChange=${(scale) => set(name, scale)}
+      field=${{ name, label: name, kind: "number", minimum: 0, maximum: 2, step: 0.05, fallback: "off", help: "" }} />`,
+    )}
     ${help && html`<p class="help">${help}</p>`}
     ${error && html`<p class="field-error">${error}</p>`}</div>`;
 }
 
-export function Form({ state, schema, errors, change, adders, offered, example, sending, onSubmit, onClear, onPaint }) {
-  const set = (name) => (value) => change(({ values }) => {
-    const next = { ...values };
-    if (value === undefined) delete next[name];
-    else next[name] = value;
-    return { values: next };
-  });
-  const fields = (names) => names.map((name) => html`<${Field} key=${name} field=${schema.field(name, state)} value=${state.values[name]}
-    error=${errors[name]} onChange=${set(name)} />`);
+export function Form({
+  state,
+  schema,
+  errors,
+  change,
+  adders,
+  offered,
+  example,
+  sending,
+  onSubmit,
+  onClear,
+  onPaint,
+}) {
+  const set = (name) => (value) =>
+    change(({ values }) => {
+      const next = { ...values };
+      if (value === undefined) delete next[name];
+      else next[name] = value;
+      return { values: next };
+    });
+  const fields = (names) =>
+    names.map(
+      (
+        name,
+      ) => html`<${Field} key=${name} field=${schema.field(name, state)} value=${state.values[name]}
+    error=${errors[name]} onChange=${set(name)} />`,
+    );
   const submit = (event) => {
     event.preventDefault();
     onSubmit();
@@ -55,14 +77,19 @@ export function Form({ state, schema, errors, change, adders, offered, example, 
   const manyModels = schema.models.models.length > 1;
   const adapters = schema.field("adapter", state);
   const advanced = schema.advancedFields();
-  const setCount = (names) => names.filter((name) => name in state.values).length + names.filter((name) => errors[name]).length;
+  const setCount = (names) =>
+    names.filter((name) => name in state.values).length +
+    names.filter((name) => errors[name]).length;
   const parts = { state, schema, errors, change };
   const prompt = { ...schema.field("prompt", state), help: "", label: "Text" };
   const negative = { ...schema.field("negative_prompt", state), help: "", label: "Avoid" };
   return html`<form class="panel" aria-label="Request" noValidate onSubmit=${submit} onKeyDown=${keys}>
     <div class="panel-body">
-      ${manyModels && html`<${Field} field=${{ ...schema.field("model", state), help: "" }} value=${state.model || undefined} error=${errors.model}
-        onChange=${(model) => change({ model: model ?? "" })} />`}
+      ${
+        manyModels &&
+        html`<${Field} field=${{ ...schema.field("model", state), help: "" }} value=${state.model || undefined} error=${errors.model}
+        onChange=${(model) => change({ model: model ?? "" })} />`
+      }
       <${Group} id="images-title" title="Image prompt">
         <${ImagePrompts} ...${parts} examples=${offered.images} onFiles=${adders.images} onExample=${example(adders.images)} onPaint=${onPaint} />
         ${fields(schema.imageFields())}
@@ -72,12 +99,19 @@ export function Form({ state, schema, errors, change, adders, offered, example, 
         <${Field} field=${prompt} value=${state.values.prompt} error=${errors.prompt} onChange=${set("prompt")} placeholder="What should be different? Optional" />
         <${Field} field=${negative} value=${state.values.negative_prompt} error=${errors.negative_prompt} onChange=${set("negative_prompt")} rows=${1} placeholder="What should not be in it? Optional" />
       <//>
-      ${schema.has("control_image") && schema.served(state.model, "controlnets").length > 0 && html`<${Group} id="control-title" title="Structure">
-        <${ControlMaps} ...${parts} examples=${offered.maps} onFiles=${adders.controls} onExample=${example(adders.controls)} /><//>`}
+      ${
+        schema.has("control_image") &&
+        schema.field("control_type", state).choices.length > 0 &&
+        html`<${Group} id="control-title" title="Structure">
+        <${ControlMaps} ...${parts} examples=${offered.maps} onFiles=${adders.controls} onExample=${example(adders.controls)} /><//>`
+      }
       ${schema.has("init_image") && html`<${Group} id="init-title" title="Init image"><${InitImage} ...${parts} onFiles=${adders.init} onPaint=${onPaint} /><//>`}
       <${Group} id="output-title" title="Output"><div class="grid">${fields(schema.mainFields())}</div><//>
-      ${schema.has("negative_image") && html`<${Fold} title="Pictures to avoid" set=${state.negatives.length}>
-        <${NegativeImages} ...${parts} onFiles=${adders.negatives} /><//>`}
+      ${
+        schema.has("negative_image") &&
+        html`<${Fold} title="Pictures to avoid" set=${state.negatives.length}>
+        <${NegativeImages} ...${parts} onFiles=${adders.negatives} /><//>`
+      }
       <${Fold} title="More settings" set=${setCount(advanced) + Object.keys(state.loras).length}>
         <${Loras} state=${state} schema=${schema} error=${errors.lora} change=${change} />
         ${fields(advanced)}

@@ -1,7 +1,7 @@
 /** The caller's own jobs, newest first; pictures are fetched as they come into view. */
 
 import { useEffect, useRef, useState } from "../vendor/hooks.js";
-import { getImage, getJson } from "./api.js";
+import { getJson, getPicture } from "./api.js";
 import { Button, html, Icon } from "./elements.js";
 
 const AT_ONCE = 12;
@@ -17,7 +17,7 @@ function useThumb(job, element) {
     const observer = new IntersectionObserver(async ([entry]) => {
       if (!entry.isIntersecting) return;
       observer.disconnect();
-      const blob = await getImage(job.id, 0).catch(() => null);
+      const blob = await getPicture(`jobs/${job.id}/images/0`).catch(() => null);
       if (blob && !ended) setUrl((made = URL.createObjectURL(blob)));
     });
     observer.observe(element.current);
@@ -30,12 +30,22 @@ function useThumb(job, element) {
   return url;
 }
 
-const WORDS = { queued: "Queued", processing: "In progress", succeeded: "", failed: "Failed", canceled: "Canceled", expired: "Expired" };
+const WORDS = {
+  queued: "Queued",
+  processing: "In progress",
+  succeeded: "",
+  failed: "Failed",
+  canceled: "Canceled",
+  expired: "Expired",
+};
 
 function Entry({ job, current, onOpen }) {
   const element = useRef();
   const url = useThumb(job, element);
-  const when = new Date(job.created_at).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
+  const when = new Date(job.created_at).toLocaleString([], {
+    dateStyle: "short",
+    timeStyle: "short",
+  });
   const text = job.input.prompt || `Seed ${job.input.seed}`;
   return html`<li ref=${element}>
     <button type="button" class="entry" aria-current=${current ? "true" : undefined} title=${when} onClick=${onOpen}>
@@ -47,7 +57,7 @@ function Entry({ job, current, onOpen }) {
 }
 
 /** `changed` is another value whenever the list may have changed. */
-export function History({ current, changed, onOpen }) {
+export function History({ current, changed, onOpen, onKey }) {
   const [jobs, setJobs] = useState(null);
   const [next, setNext] = useState(null);
   const [problem, setProblem] = useState(null);
@@ -62,10 +72,10 @@ export function History({ current, changed, onOpen }) {
     }
   };
   useEffect(() => void load(`?limit=${AT_ONCE}`, []), [changed]);
-  if (problem?.status === 401) return null; // said above, where a key can be given
   return html`<section class="history" aria-labelledby="history-title">
     <h2 id="history-title">Your jobs</h2>
-    ${problem && html`<p class="help">${problem.detail}</p>`}
+    ${problem && html`<p class="help">${problem.status === 401 ? "This service needs an API key." : problem.detail}</p>`}
+    ${problem?.status === 401 && html`<${Button} icon="key" label="Enter an API key" onClick=${onKey} />`}
     ${jobs?.length === 0 && html`<p class="help">Nothing yet. What you make will stand here.</p>`}
     ${jobs?.length > 0 && html`<ul class="entries">${jobs.map((job) => html`<${Entry} key=${job.id} job=${job} current=${job.id === current} onOpen=${() => onOpen(job.id)} />`)}</ul>`}
     ${next && html`<${Button} label="Show more" onClick=${() => load(next, jobs)} />`}

@@ -13,15 +13,22 @@ const idOf = (field, prefix = "f") => `${prefix}-${field.name}`;
 
 function described(id, field, error) {
   const ids = [field.help && `${id}-help`, error && `${id}-error`].filter(Boolean);
-  return { id, "aria-describedby": ids.join(" ") || undefined, "aria-invalid": error ? "true" : undefined };
+  return {
+    id,
+    "aria-describedby": ids.join(" ") || undefined,
+    "aria-invalid": error ? "true" : undefined,
+  };
 }
 
 function Frame({ id, field, error, onReset, children }) {
   return html`<div class=${`field ${field.kind}`}>
     <div class="field-head">
       <label for=${id}>${field.label}</label>
-      ${onReset && html`<button type="button" class="reset" onClick=${onReset}
-        aria-label=${`Reset ${field.label} to its default`}>Reset</button>`}
+      ${
+        onReset &&
+        html`<button type="button" class="reset" onClick=${onReset}
+        aria-label=${`Reset ${field.label} to its default`}>Reset</button>`
+      }
     </div>
     ${children}
     ${field.help && html`<p class="help" id=${`${id}-help`}>${field.help}</p>`}
@@ -31,13 +38,17 @@ function Frame({ id, field, error, onReset, children }) {
 
 function NumberInput({ id, field, value, error, onChange }) {
   const { minimum, maximum, step } = field;
-  const take = (event) => onChange(event.target.value === "" ? undefined : event.target.valueAsNumber);
+  const take = (event) =>
+    onChange(event.target.value === "" ? undefined : event.target.valueAsNumber);
   const bounded = minimum !== undefined && maximum !== undefined;
   const slides = bounded && (maximum - minimum) / step <= MOST_STOPS;
   const common = { min: minimum, max: maximum, onInput: take };
   return html`<div class=${`number ${slides ? "slides" : ""} ${value === undefined ? "unset" : ""}`}>
-    ${slides && html`<input type="range" tabindex="-1" aria-hidden="true" step=${step} ...${common}
-      value=${value ?? field.fallback ?? minimum} />`}
+    ${
+      slides &&
+      html`<input type="range" tabindex="-1" aria-hidden="true" step=${step} ...${common}
+      value=${value ?? field.fallback ?? minimum} />`
+    }
     <input type="number" inputmode="decimal" step=${field.kind === "integer" ? step : "any"} ...${common}
       value=${shown(value)} placeholder=${shown(field.fallback) || "auto"} ...${described(id, field, error)} />
   </div>`;
@@ -55,7 +66,10 @@ function Choice({ id, field, value, error, onChange }) {
 
 function Text({ id, field, value, error, onChange, rows = 3, placeholder }) {
   const props = {
-    ...described(id, field, error), value: shown(value), maxLength: field.maxLength, placeholder,
+    ...described(id, field, error),
+    value: shown(value),
+    maxLength: field.maxLength,
+    placeholder,
     onInput: (event) => onChange(event.target.value || undefined),
   };
   return field.maxLength > LONG_TEXT && !field.name.endsWith("url")

@@ -1,7 +1,7 @@
 /** A job as it goes on: its record, its progress and previews, and its pictures. */
 
 import { useEffect, useState } from "../vendor/hooks.js";
-import { follow, getImage, getJson } from "./api.js";
+import { follow, getJson, getPicture } from "./api.js";
 
 const LOOK_AGAIN_MS = 3000;
 const FINAL = new Set(["succeeded", "failed", "canceled", "expired"]);
@@ -9,7 +9,9 @@ const FINAL = new Set(["succeeded", "failed", "canceled", "expired"]);
 export const isFinal = (view) => FINAL.has(view.status);
 
 const urlOf = ({ data, content_type: type }) =>
-  URL.createObjectURL(new Blob([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))], { type }));
+  URL.createObjectURL(
+    new Blob([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))], { type }),
+  );
 
 /** Follow a job; `update` gets functions from the state before to the state after. */
 async function watch(jobId, signal, update) {
@@ -30,7 +32,11 @@ async function watch(jobId, signal, update) {
       else if (name === "done") set({ view: data, interrupted: false });
       else if (name === "preview") set({ preview: urlOf(data), interrupted: false });
       else if (name === "progress") {
-        update((before) => ({ ...before, interrupted: false, view: { ...before.view, status: "processing", progress: data } }));
+        update((before) => ({
+          ...before,
+          interrupted: false,
+          view: { ...before.view, status: "processing", progress: data },
+        }));
       }
     }
   } finally {
@@ -48,38 +54,43 @@ export function useJob(jobId, again) {
     const update = (change) => {
       if (!stop.signal.aborted) setState(change);
     };
-    watch(jobId, stop.signal, update).catch((problem) => update((before) => ({ ...before, problem })));
+    watch(jobId, stop.signal, update).catch((problem) =>
+      update((before) => ({ ...before, problem })),
+    );
     return () => stop.abort();
   }, [jobId, again]);
   useEffect(() => () => state.preview && URL.revokeObjectURL(state.preview), [state.preview]);
   return state.id === jobId ? state : {};
 }
 
-/** `{blob, url}` of each picture of a job, fetched with the API key; `{problem}` where it failed. */
-export function useImages(view) {
-  const [images, setImages] = useState([]);
-  const id = view?.status === "succeeded" ? view.id : null;
+/**
+ * `{blob, url}` of each of a finished job's pictures, fetched with the API key; `{problem}` where
+ * that failed. `kind` is `images`, or `maps` for the ControlNet maps that were made.
+ */
+export function usePictures(view, kind) {
+  const [pictures, setPictures] = useState([]);
+  const id = view.status === "succeeded" ? view.id : null;
   useEffect(() => {
-    setImages([]);
+    setPictures([]);
     if (!id) return undefined;
     const urls = [];
     let ended = false;
     const load = async (_, number) => {
-      let image;
+      let picture;
       try {
-        const blob = await getImage(id, number);
-        image = { blob, url: URL.createObjectURL(blob) };
-        urls.push(image.url);
+        const blob = await getPicture(`jobs/${id}/${kind}/${number}`);
+        picture = { blob, url: URL.createObjectURL(blob) };
+        urls.push(picture.url);
       } catch (problem) {
-        image = { problem };
+        picture = { problem };
       }
-      if (!ended) setImages((before) => Object.assign([...before], { [number]: image }));
+      if (!ended) setPictures((before) => Object.assign([...before], { [number]: picture }));
     };
-    view.images.forEach(load);
+    (view[kind] ?? []).forEach(load);
     return () => {
       ended = true;
       urls.forEach((url) => URL.revokeObjectURL(url));
     };
   }, [id]);
-  return images;
+  return pictures;
 }

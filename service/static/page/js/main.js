@@ -10,7 +10,18 @@ import { History } from "./history.js";
 import { isFinal, useJob } from "./job.js";
 import { readSettings } from "./metadata.js";
 import { Painter } from "./painter.js";
-import { asControl, asImage, asInit, emptyState, entries, formData, isComplete, pictureOf, remembered, stateOf } from "./request.js";
+import {
+  asControl,
+  asImage,
+  asInit,
+  emptyState,
+  entries,
+  formData,
+  isComplete,
+  pictureOf,
+  remembered,
+  stateOf,
+} from "./request.js";
 import { Schema } from "./schema.js";
 import { Empty, Job, ProblemBox, spoken } from "./stage.js";
 
@@ -22,8 +33,16 @@ const jobInUrl = () => new URLSearchParams(location.hash.slice(1)).get("job");
 
 /** Names of the examples as `[file, title, url]`: image prompts, and maps for a served ControlNet. */
 function examplesOf(names, schema) {
-  const types = new Set(schema.models.models.flatMap((model) => schema.served(model.name, "controlnets")));
-  const all = names.map((name) => [name, name.replace(/\.\w+$/, "").replaceAll("-", " "), new URL(`examples/${name}`, assets).href]);
+  const types = new Set(
+    schema.models.models.flatMap((model) =>
+      schema.served(model.name, "controlnets", "t2i_adapters"),
+    ),
+  );
+  const all = names.map((name) => [
+    name,
+    name.replace(/\.\w+$/, "").replaceAll("-", " "),
+    new URL(`examples/${name}`, assets).href,
+  ]);
   const isMap = ([, title]) => types.has(title.split(" ").at(-1));
   return { images: all.filter((one) => !isMap(one)), maps: all.filter(isMap) };
 }
@@ -42,7 +61,14 @@ function Theme() {
 /** What the form holds, and what is said of it; kept in this tab over a reload. */
 function useForm(schema) {
   const [state, setState] = useState(emptyState);
-  const change = useCallback((patch) => setState((before) => ({ ...before, ...(typeof patch === "function" ? patch(before) : patch) })), []);
+  const change = useCallback(
+    (patch) =>
+      setState((before) => ({
+        ...before,
+        ...(typeof patch === "function" ? patch(before) : patch),
+      })),
+    [],
+  );
   const restored = useRef(false);
   useEffect(() => {
     const text = sessionStorage.getItem(FORM);
@@ -50,7 +76,10 @@ function useForm(schema) {
     restore.catch(() => {}).then(() => (restored.current = true));
   }, []);
   useEffect(() => {
-    if (restored.current) remembered(state, schema).then((found) => sessionStorage.setItem(FORM, JSON.stringify(found)));
+    if (restored.current)
+      remembered(state, schema).then((found) =>
+        sessionStorage.setItem(FORM, JSON.stringify(found)),
+      );
   }, [state]);
   return [state, change, setState];
 }
@@ -67,7 +96,10 @@ function App({ schema, examples, hasConsole }) {
   const job = useJob(jobId, keyed);
   const stage = useRef();
   const offered = useMemo(() => examplesOf(examples, schema), []);
-  const errors = useMemo(() => Object.fromEntries((problem?.errors ?? []).map(({ field, message }) => [field, message])), [problem]);
+  const errors = useMemo(
+    () => Object.fromEntries((problem?.errors ?? []).map(({ field, message }) => [field, message])),
+    [problem],
+  );
 
   const open = useCallback((id) => {
     history.pushState(null, "", id ? `#job=${id}` : location.pathname);
@@ -79,7 +111,10 @@ function App({ schema, examples, hasConsole }) {
     const follow = () => setJobId(jobInUrl());
     addEventListener("popstate", follow);
     addEventListener("hashchange", follow);
-    return () => (removeEventListener("popstate", follow), removeEventListener("hashchange", follow));
+    return () => (
+      removeEventListener("popstate", follow),
+      removeEventListener("hashchange", follow)
+    );
   }, []);
 
   const fail = (error) => {
@@ -97,7 +132,18 @@ function App({ schema, examples, hasConsole }) {
     try {
       const fields = await entries(what, schema);
       if (!isComplete(fields)) {
-        throw new Problem({ status: 422, title: "A file is missing", detail: "", errors: [{ field: "image", message: "Some pictures are not in this browser. Remove them and add their files again." }] });
+        throw new Problem({
+          status: 422,
+          title: "A file is missing",
+          detail: "",
+          errors: [
+            {
+              field: "image",
+              message:
+                "Some pictures are not in this browser. Remove them and add their files again.",
+            },
+          ],
+        });
       }
       open((await generate(formData(fields))).id);
     } catch (error) {
@@ -130,7 +176,11 @@ function App({ schema, examples, hasConsole }) {
   };
   const add = (key, as, most) => async (files) => {
     const pictures = await Promise.all(files.map((file) => pictureOf(file)));
-    change((before) => (key === "init" ? { init: as(pictures[0]) } : { [key]: [...before[key], ...pictures.map(as)].slice(0, most) }));
+    change((before) =>
+      key === "init"
+        ? { init: as(pictures[0]) }
+        : { [key]: [...before[key], ...pictures.map(as)].slice(0, most) },
+    );
     setProblem(null);
   };
   const adders = {
@@ -160,7 +210,12 @@ function App({ schema, examples, hasConsole }) {
       addImages([...event.dataTransfer.files]);
     };
     const end = () => setDragging(false);
-    const listeners = [["paste", paste], ["dragover", over], ["dragleave", leave], ["drop", drop]];
+    const listeners = [
+      ["paste", paste],
+      ["dragover", over],
+      ["dragleave", leave],
+      ["drop", drop],
+    ];
     listeners.forEach(([name, listener]) => document.addEventListener(name, listener));
     document.addEventListener("drop", end, true);
     return () => {
@@ -179,7 +234,10 @@ function App({ schema, examples, hasConsole }) {
   const painted = async (blob) => {
     const mask = await pictureOf(new File([blob], "mask.png", { type: "image/png" }));
     if (dialog.what.kind === "init") change(({ init }) => ({ init: { ...init, mask } }));
-    else change(({ images }) => ({ images: images.map((one, index) => (index === dialog.what.index ? { ...one, mask } : one)) }));
+    else
+      change(({ images }) => ({
+        images: images.map((one, index) => (index === dialog.what.index ? { ...one, mask } : one)),
+      }));
     setDialog(null);
   };
   const close = () => setDialog(null);
@@ -200,23 +258,36 @@ function App({ schema, examples, hasConsole }) {
       <div class="side">
         <section class="stage" ref=${stage} aria-label="Result" aria-busy=${running || sending ? "true" : "false"}>
           <p class="visually-hidden" role="status">${sending ? "Sending" : spoken(job)}</p>
-          ${shownProblem && html`<${ProblemBox} problem=${shownProblem} onField=${focusField} onKey=${() => setDialog({ kind: "key" })}
-            onRetry=${problem && problem.status !== 422 ? () => send(state) : null} />`}
+          ${
+            shownProblem &&
+            html`<${ProblemBox} problem=${shownProblem} onField=${focusField} onKey=${() => setDialog({ kind: "key" })}
+            onRetry=${problem && problem.status !== 422 ? () => send(state) : null} />`
+          }
           ${sending && html`<div class="sending"><progress aria-label="Sending"></progress><p>Sending…</p></div>`}
           ${!sending && !view && !shownProblem && !jobId && html`<${Empty} example=${offered.images.length > 0} onExample=${() => example(adders.images)(offered.images.at(-1)[0])} />`}
-          ${!sending && view && html`<${Job} key=${view.id} job=${job} schema=${schema} canceling=${canceling} onCancel=${cancel} onAgain=${again}
+          ${
+            !sending &&
+            view &&
+            html`<${Job} key=${view.id} job=${job} schema=${schema} canceling=${canceling} onCancel=${cancel} onAgain=${again}
             onInit=${(blob, name) => adders.init([new File([blob], name, { type: blob.type })])}
             onPrompt=${(blob, name) => addImages([new File([blob], name, { type: blob.type })], false)}
-            onSettings=${() => restore(view.input)} />`}
+            onSettings=${() => restore(view.input)} />`
+          }
         </section>
-        <${History} current=${jobId} changed=${`${keyed} ${jobId} ${view?.status}`} onOpen=${open} />
+        <${History} current=${jobId} changed=${`${keyed} ${jobId} ${view?.status}`} onOpen=${open} onKey=${() => setDialog({ kind: "key" })} />
       </div>
     </main>
-    ${dialog?.kind === "key" && html`<${KeyDialog} message=${dialog.message} onClose=${close}
-      onDone=${() => (close(), setProblem(null), setKeyed(keyed + 1))} />`}
-    ${dialog?.kind === "made-here" && html`<${MadeHereDialog} picture=${dialog.picture} onClose=${close}
+    ${
+      dialog?.kind === "key" &&
+      html`<${KeyDialog} message=${dialog.message} onClose=${close}
+      onDone=${() => (close(), setProblem(null), setKeyed(keyed + 1))} />`
+    }
+    ${
+      dialog?.kind === "made-here" &&
+      html`<${MadeHereDialog} picture=${dialog.picture} onClose=${close}
       onSettings=${() => (restore(dialog.settings), close())}
-      onPicture=${() => (change(({ images }) => ({ images: [...images, asImage(dialog.picture)] })), close())} />`}
+      onPicture=${() => (change(({ images }) => ({ images: [...images, asImage(dialog.picture)] })), close())} />`
+    }
     ${dialog?.kind === "painter" && html`<${MaskPainter} what=${dialog.what} state=${state} schema=${schema} onSave=${painted} onClose=${close} />`}`;
 }
 
@@ -225,43 +296,61 @@ function MaskPainter({ what, state, schema, onSave, onClose }) {
   const [size, setSize] = useState(null);
   const { init } = state;
   useEffect(() => {
-    if (what.kind === "init") createImageBitmap(init.file).then(({ width, height }) => setSize([width, height]));
-    else setSize(["width", "height"].map((name) => Number(state.values[name] ?? schema.field(name, state).fallback)));
+    if (what.kind === "init")
+      createImageBitmap(init.file).then(({ width, height }) => setSize([width, height]));
+    else
+      setSize(
+        ["width", "height"].map((name) =>
+          Number(state.values[name] ?? schema.field(name, state).fallback),
+        ),
+      );
   }, []);
   if (!size) return null;
-  const [title, hint, picture] = what.kind === "init"
-    ? ["Paint a mask", "Paint what is to be made anew; the rest keeps its pixels.", init]
-    : ["Where this image prompt acts", "Paint the part of the result that should follow it.", state.images[what.index]];
-  return html`<${Painter} title=${title} hint=${hint} url=${what.kind === "init" ? init.url : null} width=${size[0]} height=${size[1]}
+  const [title, hint, picture] =
+    what.kind === "init"
+      ? ["Paint a mask", "Paint what is to be made anew; the rest keeps its pixels.", init]
+      : [
+          "Where this image prompt acts",
+          "Paint the part of the result that should follow it.",
+          state.images[what.index],
+        ];
+  return html`<${Painter} title=${title} hint=${hint} url=${what.kind === "init" ? init.url : null} full=${size}
     mask=${picture.mask} onSave=${onSave} onClose=${onClose} />`;
 }
 
 /** Move the focus to the control of a field, out of whatever it is folded into. */
 function focusField(name) {
   setTimeout(() => {
-    const owner = name.startsWith("image_") ? "image" : name.startsWith("control_") ? "control_image" : name;
+    const owner = name.startsWith("image_")
+      ? "image"
+      : name.startsWith("control_")
+        ? "control_image"
+        : name;
     const control = document.getElementById(`f-${name}`) ?? document.getElementById(`f-${owner}`);
-    for (let box = control?.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
+    for (let box = control?.closest("details"); box; box = box.parentElement.closest("details"))
+      box.open = true;
     control?.focus({ preventScroll: true });
     control?.scrollIntoView({ block: "center" });
   });
 }
 
-function Start() {
-  const [loaded, setLoaded] = useState({});
-  const load = async () => {
-    setLoaded({});
-    try {
-      const [form, models] = await Promise.all([getJson(new URL("form.json", assets)), getJson("models")]);
-      setLoaded({ schema: new Schema(form.schema, models), examples: form.examples, hasConsole: form.console });
-    } catch (problem) {
-      setLoaded({ problem });
-    }
-  };
-  useEffect(() => void load(), []);
-  if (loaded.problem) return html`<main class="alone"><${ProblemBox} problem=${loaded.problem} onRetry=${load} /></main>`;
-  if (!loaded.schema) return html`<p class="visually-hidden" role="status">Loading</p>`;
-  return html`<${App} ...${loaded} />`;
+/** Until the form is known the page stays as it was sent: its header alone. */
+async function start() {
+  const page = document.getElementById("page");
+  try {
+    const [form, models] = await Promise.all([
+      getJson(new URL("form.json", assets)),
+      getJson("models"),
+    ]);
+    const known = { schema: new Schema(form, models), examples: form.examples };
+    render(html`<${App} ...${known} hasConsole=${form.console} />`, page);
+  } catch (problem) {
+    render(
+      html`<main class="alone"><${ProblemBox} problem=${problem} onRetry=${start} /></main>`,
+      page,
+    );
+    if (!(problem instanceof Problem)) throw problem;
+  }
 }
 
-render(html`<${Start} />`, document.getElementById("page"));
+start();

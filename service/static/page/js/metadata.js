@@ -11,11 +11,12 @@ const latin = (bytes) => new TextDecoder("latin1").decode(bytes);
 const starts = (bytes, text, at = 0) => latin(bytes.subarray(at, at + text.length)) === text;
 
 function* pngTexts(bytes, view) {
-  for (let at = 8; at + 12 <= bytes.length; ) {
+  for (let at = 8; at + 12 <= bytes.length;) {
     const length = view.getUint32(at);
     const data = bytes.subarray(at + 8, at + 8 + length);
     const end = data.indexOf(0);
-    if (starts(bytes, "tEXt", at + 4)) yield [latin(data.subarray(0, end)), latin(data.subarray(end + 1))];
+    if (starts(bytes, "tEXt", at + 4))
+      yield [latin(data.subarray(0, end)), latin(data.subarray(end + 1))];
     if (starts(bytes, "iTXt", at + 4) && data[end + 1] === 0) {
       const language = data.indexOf(0, end + 3);
       const text = data.subarray(data.indexOf(0, language + 1) + 1);
@@ -27,9 +28,10 @@ function* pngTexts(bytes, view) {
 
 /** The TIFF structure with a JPEG's EXIF data (APP1), or `null`. */
 function jpegExif(bytes, view) {
-  for (let at = 2; at + 10 < bytes.length && bytes[at] === 0xff && bytes[at + 1] !== 0xda; ) {
+  for (let at = 2; at + 10 < bytes.length && bytes[at] === 0xff && bytes[at + 1] !== 0xda;) {
     const length = view.getUint16(at + 2);
-    if (bytes[at + 1] === 0xe1 && starts(bytes, "Exif\0\0", at + 4)) return bytes.subarray(at + 10, at + 2 + length);
+    if (bytes[at + 1] === 0xe1 && starts(bytes, "Exif\0\0", at + 4))
+      return bytes.subarray(at + 10, at + 2 + length);
     at += 2 + length;
   }
   return null;
@@ -37,7 +39,7 @@ function jpegExif(bytes, view) {
 
 /** The same of a WebP (chunk EXIF). */
 function webpExif(bytes, view) {
-  for (let at = 12; at + 8 < bytes.length; ) {
+  for (let at = 12; at + 8 < bytes.length;) {
     const length = view.getUint32(at + 4, true);
     if (starts(bytes, "EXIF", at)) {
       const data = bytes.subarray(at + 8, at + 8 + length);
@@ -66,7 +68,8 @@ function userComment(tiff) {
   const value = tiff.subarray(start, start + view.getUint32(at + 4, little));
   const text = value.subarray(8);
   if (starts(value, "ASCII")) return new TextDecoder().decode(text);
-  if (starts(value, "UNICODE")) return new TextDecoder(little ? "utf-16le" : "utf-16be").decode(text);
+  if (starts(value, "UNICODE"))
+    return new TextDecoder(little ? "utf-16le" : "utf-16be").decode(text);
   return null;
 }
 
@@ -82,24 +85,12 @@ function textOf(bytes) {
   return tiff && userComment(tiff);
 }
 
-/** By the names of the form, whichever way the picture tells them. */
-function byFormNames(found) {
-  if (!("images" in found)) return found;
-  const { images, control, ...rest } = found;
-  const named = { ...rest, image: images, image_weights: images.map((one) => one.weight) };
-  if (control) {
-    const { sha256, type, scale, start, end } = control;
-    Object.assign(named, { control_image: { sha256 }, control_type: type, control_scale: scale, control_start: start, control_end: end });
-  }
-  return named;
-}
-
 /** The settings in a file, by the names of the form; `null` where it was not made here. */
 export async function readSettings(file) {
   try {
     const text = textOf(new Uint8Array(await file.arrayBuffer()));
     const found = text === null ? null : JSON.parse(text);
-    return found && typeof found === "object" && "seed" in found ? byFormNames(found) : null;
+    return found && typeof found === "object" && "seed" in found ? found : null;
   } catch {
     return null; // damaged, or another program's
   }

@@ -1,9 +1,11 @@
 /** A mask painted with mouse, pen, finger or keys: white where something is to act. */
 
-import { useEffect, useRef, useState } from "../vendor/hooks.js";
+import { useEffect, useMemo, useRef, useState } from "../vendor/hooks.js";
 import { Button, html } from "./elements.js";
 
 const MOST_UNDO = 20;
+/** A mask is painted on at most so many pixels a side, and sent in the size of its picture. */
+const MOST_SIDE = 1024;
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const INK = "#4f46e5";
 
@@ -12,18 +14,18 @@ function canvasOf(width, height) {
 }
 
 /** White on black, as the service reads it. */
-function maskOf(painted) {
+function maskOf(painted, width, height) {
   const white = canvasOf(painted.width, painted.height);
   const ink = white.getContext("2d");
   ink.drawImage(painted, 0, 0);
   ink.globalCompositeOperation = "source-in";
   ink.fillStyle = "#fff";
   ink.fillRect(0, 0, white.width, white.height);
-  const out = canvasOf(painted.width, painted.height);
+  const out = canvasOf(width, height);
   const context = out.getContext("2d");
   context.fillStyle = "#000";
   context.fillRect(0, 0, out.width, out.height);
-  context.drawImage(white, 0, 0);
+  context.drawImage(white, 0, 0, width, height);
   return new Promise((resolve) => out.toBlob(resolve, "image/png"));
 }
 
@@ -41,12 +43,17 @@ async function load(context, file) {
 }
 
 /**
- * A dialog that paints a mask of `width` x `height` pixels over the picture at `url` (or over
- * nothing). `onSave` gets the PNG.
+ * A dialog that paints a mask over the picture at `url`, or over nothing. `full` is its width and
+ * height in pixels; `onSave` gets the PNG.
  */
-export function Painter({ title, hint, url, width, height, mask, onSave, onClose }) {
+export function Painter({ title, hint, url, full, mask, onSave, onClose }) {
+  const [width, height] = useMemo(() => {
+    const ratio = Math.min(1, MOST_SIDE / Math.max(...full));
+    return full.map((side) => Math.max(1, Math.round(ratio * side)));
+  }, full);
   const dialog = useRef();
   const canvas = useRef();
+  const input = useRef();
   const undo = useRef([]);
   const last = useRef(null);
   const [size, setSize] = useState(Math.max(8, Math.round(Math.min(width, height) / 8)));
@@ -76,7 +83,10 @@ export function Painter({ title, hint, url, width, height, mask, onSave, onClose
   };
   const placeOf = (event) => {
     const box = canvas.current.getBoundingClientRect();
-    return [((event.clientX - box.x) * width) / box.width, ((event.clientY - box.y) * height) / box.height];
+    return [
+      ((event.clientX - box.x) * width) / box.width,
+      ((event.clientY - box.y) * height) / box.height,
+    ];
   };
   const start = (event) => {
     canvas.current.setPointerCapture(event.pointerId);
@@ -96,13 +106,20 @@ export function Painter({ title, hint, url, width, height, mask, onSave, onClose
     if (KEYS[event.key]) {
       const [x, y] = KEYS[event.key];
       const reach = size / 2;
-      setCursor([Math.min(width, Math.max(0, place[0] + x * reach)), Math.min(height, Math.max(0, place[1] + y * reach))]);
+      setCursor([
+        Math.min(width, Math.max(0, place[0] + x * reach)),
+        Math.min(height, Math.max(0, place[1] + y * reach)),
+      ]);
     } else if (event.key === " ") {
       remember();
       line(place, place);
       setCursor(place);
     } else return;
     event.preventDefault();
+  };
+  const loadFile = (event) => {
+    remember();
+    load(context(), event.target.files[0]);
   };
   const all = (operation) => () => {
     remember();
@@ -112,14 +129,20 @@ export function Painter({ title, hint, url, width, height, mask, onSave, onClose
     ink.fillRect(0, 0, width, height);
     ink.globalCompositeOperation = "source-over";
   };
-  const save = async () => onSave(await maskOf(canvas.current));
+  const save = async () => onSave(await maskOf(canvas.current, ...full));
   const ring = cursor && {
-    left: `${(100 * cursor[0]) / width}%`, top: `${(100 * cursor[1]) / height}%`, width: `${(100 * size) / width}%`,
+    left: `${(100 * cursor[0]) / width}%`,
+    top: `${(100 * cursor[1]) / height}%`,
+    width: `${(100 * size) / width}%`,
+  };
+  const shape = {
+    aspectRatio: `${width} / ${height}`,
+    width: `min(100%, ${(45 * width) / height}vh)`,
   };
   return html`<dialog ref=${dialog} class="painter" aria-labelledby="painter-title" onClose=${onClose}>
     <h2 id="painter-title">${title}</h2>
     <p class="help" id="painter-hint">${hint} With the keyboard: arrow keys move the brush, Space paints.</p>
-    <div class=${`easel ${url ? "" : "blank"}`}>
+    <div class="easel" style=${shape}>
       ${url && html`<img src=${url} alt="" />`}
       <canvas ref=${canvas} width=${width} height=${height} tabindex="0" role="application" aria-label="Mask"
         aria-describedby="painter-hint" onPointerDown=${start} onPointerMove=${move}
@@ -130,6 +153,8 @@ export function Painter({ title, hint, url, width, height, mask, onSave, onClose
       <label class="brush">Brush <input type="range" min="4" max=${Math.round(Math.min(width, height) / 2)} value=${size}
         onInput=${(event) => setSize(event.target.valueAsNumber)} /></label>
       <label class="check"><input type="checkbox" checked=${erases} onChange=${(event) => setErases(event.target.checked)} /> Erase</label>
+      <${Button} kind="small" label="Load" quiet="Load a mask from a file" onClick=${() => input.current.click()} />
+      <input ref=${input} type="file" accept="image/png,image/jpeg,image/webp" hidden onChange=${loadFile} />
       <${Button} kind="small" label="Undo" onClick=${() => undo.current.length && context().putImageData(undo.current.pop(), 0, 0)} />
       <${Button} kind="small" label="Fill" onClick=${all("source-over")} />
       <${Button} kind="small" label="Clear" onClick=${all("destination-out")} />

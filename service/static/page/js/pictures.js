@@ -4,11 +4,10 @@ import { useRef, useState } from "../vendor/hooks.js";
 import { Button, FieldError, html, Icon } from "./elements.js";
 import { Field } from "./inputs.js";
 
-const ACCEPT = "image/png,image/jpeg,image/webp,image/avif,image/heic,image/heif";
 const touches = matchMedia("(pointer: coarse)").matches;
 
 /** Where files are dropped or chosen; `onFiles` gets them. */
-export function DropZone({ id, label, hint, multiple = true, large, invalid, onFiles }) {
+export function DropZone({ id, label, hint, accept, multiple = true, large, invalid, onFiles }) {
   const [over, setOver] = useState(0);
   const input = useRef();
   const camera = useRef();
@@ -29,20 +28,25 @@ export function DropZone({ id, label, hint, multiple = true, large, invalid, onF
         onClick=${() => input.current.click()}>
       <${Icon} name=${large ? "image" : "add"} /><span><strong>${label}</strong>${hint && html`<small>${hint}</small>`}</span>
     </button>
-    ${touches && html`<${Button} icon="camera" label="Take a photo" kind="small" onClick=${() => camera.current.click()} />
-      <input ref=${camera} type="file" accept="image/*" capture="environment" hidden onChange=${take} />`}
-    <input ref=${input} type="file" accept=${ACCEPT} multiple=${multiple} hidden onChange=${take} />
+    ${
+      touches &&
+      html`<${Button} icon="camera" label="Take a photo" kind="small" onClick=${() => camera.current.click()} />
+      <input ref=${camera} type="file" accept="image/*" capture="environment" hidden onChange=${take} />`
+    }
+    <input ref=${input} type="file" accept=${accept} multiple=${multiple} hidden onChange=${take} />
   </div>`;
 }
 
-/** One picture's preview, or what to do where this browser does not have its file. */
+/** A picture's preview; a stand-in where this browser lacks the file or cannot decode it. */
 export function Thumb({ picture, alt }) {
-  return picture.url
-    ? html`<img class="thumb" src=${picture.url} alt=${alt} />`
-    : html`<div class="thumb missing" role="img" aria-label=${`${alt}: not in this browser`}><${Icon} name="image" /></div>`;
+  const [shows, setShows] = useState(true);
+  return picture.url && shows
+    ? html`<img class="thumb" src=${picture.url} alt=${alt} onError=${() => setShows(false)} />`
+    : html`<div class="thumb missing" role="img" aria-label=${`${alt}, no preview`}><${Icon} name="image" /></div>`;
 }
 
-const replaced = (list, index, patch) => list.map((one, at) => (at === index ? { ...one, ...patch } : one));
+const replaced = (list, index, patch) =>
+  list.map((one, at) => (at === index ? { ...one, ...patch } : one));
 const removed = (list, index) => list.filter((_, at) => at !== index);
 
 function Card({ picture, title, onRemove, children }) {
@@ -57,18 +61,41 @@ function Card({ picture, title, onRemove, children }) {
   </li>`;
 }
 
-const weightField = { name: "weight", label: "Weight", kind: "number", minimum: 0, maximum: 2, step: 0.05, fallback: 1 };
+const weightField = {
+  name: "weight",
+  label: "Weight",
+  kind: "number",
+  minimum: 0,
+  maximum: 2,
+  step: 0.05,
+  fallback: 1,
+};
 
 function Examples({ names, onPick }) {
   if (!names.length) return null;
   return html`<div class="examples"><span>Or try</span>
-    ${names.map(([name, title, url]) => html`<button type="button" key=${name} class="example" title=${title} onClick=${() => onPick(name)}>
-      <img src=${url} alt=${`Use the example ${title}`} /></button>`)}
+    ${names.map(
+      ([
+        name,
+        title,
+        url,
+      ]) => html`<button type="button" key=${name} class="example" title=${title} onClick=${() => onPick(name)}>
+      <img src=${url} alt=${`Use the example ${title}`} /></button>`,
+    )}
   </div>`;
 }
 
 /** Image prompts, each with its weight and, where the server knows them, adapter and mask. */
-export function ImagePrompts({ state, schema, errors, examples, change, onFiles, onExample, onPaint }) {
+export function ImagePrompts({
+  state,
+  schema,
+  errors,
+  examples,
+  change,
+  onFiles,
+  onExample,
+  onPaint,
+}) {
   const { images } = state;
   const field = schema.field("image", state);
   const adapter = schema.field("image_adapter", state);
@@ -76,27 +103,55 @@ export function ImagePrompts({ state, schema, errors, examples, change, onFiles,
   const set = (index, patch) => change({ images: replaced(images, index, patch) });
   const room = images.length < field.most;
   return html`
-    ${images.length > 0 && html`<ul class="cards">${images.map((image, index) => html`
+    ${
+      images.length > 0 &&
+      html`<ul class="cards">${images.map(
+        (image, index) => html`
       <${Card} key=${image.id} picture=${image} title="Image prompt" onRemove=${() => change({ images: removed(images, index) })}>
-        ${images.length > 1 && html`<${Field} field=${weightField} prefix=${`image-${index}`} value=${image.weight === 1 ? undefined : image.weight}
-          onChange=${(weight) => set(index, { weight: weight ?? 1 })} />`}
-        ${adapter && images.length > 1 && adapter.choices.length > 1 && html`<${Field} field=${{ ...adapter, label: "Adapter", help: "" }} prefix=${`image-${index}`}
-          value=${image.adapter || undefined} onChange=${(value) => set(index, { adapter: value ?? "" })} />`}
-        ${schema.has("image_mask") && html`<div class="row"><${Button} icon="brush" kind="small" label=${image.mask ? "Edit where it acts" : "Limit where it acts"}
+        ${
+          images.length > 1 &&
+          html`<${Field} field=${weightField} prefix=${`image-${index}`} value=${image.weight === 1 ? undefined : image.weight}
+          onChange=${(weight) => set(index, { weight: weight ?? 1 })} />`
+        }
+        ${
+          adapter &&
+          images.length > 1 &&
+          adapter.choices.length > 1 &&
+          html`<${Field} field=${{ ...adapter, label: "Adapter", help: "" }} prefix=${`image-${index}`}
+          value=${image.adapter || undefined} onChange=${(value) => set(index, { adapter: value ?? "" })} />`
+        }
+        ${
+          schema.has("image_mask") &&
+          html`<div class="row"><${Button} icon="brush" kind="small" label=${image.mask ? "Edit where it acts" : "Limit where it acts"}
             onClick=${() => onPaint({ kind: "image", index })} />
-          ${image.mask && html`<${Button} kind="small plain" label="Everywhere" onClick=${() => set(index, { mask: null })} />`}</div>`}
-      <//>`)}</ul>`}
-    ${room && html`<${DropZone} id="f-image" large=${!images.length} invalid=${Boolean(error)} onFiles=${onFiles}
+          ${image.mask && html`<${Button} kind="small plain" label="Everywhere" onClick=${() => set(index, { mask: null })} />`}</div>`
+        }
+      <//>`,
+      )}</ul>`
+    }
+    ${
+      room &&
+      html`<${DropZone} id="f-image" accept=${schema.accept} large=${!images.length} invalid=${Boolean(error)} onFiles=${onFiles}
       label=${images.length ? "Add another" : touches ? "Choose a picture" : "Drop a picture here"}
-      hint=${images.length ? "" : touches ? "that the result should follow" : "or click to choose one, or paste"} />`}
+      hint=${images.length ? "" : touches ? "that the result should follow" : "or click to choose one, or paste"} />`
+    }
     <${FieldError} id="f-image-error" message=${error} />
     ${!images.length && html`<${Examples} names=${examples} onPick=${onExample} />`}`;
 }
 
-const CONTROL_PARTS = ["control_type", "control_preprocess", "control_scale", "control_start", "control_end"];
+const CONTROL_PARTS = [
+  "control_type",
+  "control_preprocess",
+  "control_scale",
+  "control_start",
+  "control_end",
+];
 const CONTROL_LABELS = {
-  control_type: "Type", control_preprocess: "Make the map by", control_scale: "Strength",
-  control_start: "Acts from", control_end: "Acts until",
+  control_type: "Type",
+  control_preprocess: "Make the map by",
+  control_scale: "Strength",
+  control_start: "Acts from",
+  control_end: "Acts until",
 };
 
 /** ControlNet maps, each with its type, strength, part of the denoising and preprocessing. */
@@ -106,7 +161,10 @@ export function ControlMaps({ state, schema, errors, examples, change, onFiles, 
   const error = errors.control_image;
   const set = (index, patch) => change({ controls: replaced(controls, index, patch) });
   return html`
-    ${controls.length > 0 && html`<ul class="cards">${controls.map((control, index) => html`
+    ${
+      controls.length > 0 &&
+      html`<ul class="cards">${controls.map(
+        (control, index) => html`
       <${Card} key=${control.id} picture=${control} title="ControlNet map" onRemove=${() => change({ controls: removed(controls, index) })}>
         <div class="parts">${CONTROL_PARTS.filter((name) => schema.has(name)).map((name) => {
           const field = { ...schema.field(name, state), label: CONTROL_LABELS[name], help: "" };
@@ -117,9 +175,14 @@ export function ControlMaps({ state, schema, errors, examples, change, onFiles, 
           return html`<${Field} key=${name} field=${field} prefix=${`control-${index}`} error=${index === 0 ? errors[name] : undefined}
             value=${isDefault ? undefined : value} onChange=${(next) => set(index, { [part]: next ?? field.fallback })} />`;
         })}</div>
-      <//>`)}</ul>`}
-    ${controls.length < most && html`<${DropZone} id="f-control_image" multiple=${most > 1} invalid=${Boolean(error)} onFiles=${onFiles}
-      label=${controls.length ? "Add another map" : "Add a control map"} hint=${controls.length ? "" : "an outline, a pose, a depth map"} />`}
+      <//>`,
+      )}</ul>`
+    }
+    ${
+      controls.length < most &&
+      html`<${DropZone} id="f-control_image" accept=${schema.accept} multiple=${most > 1} invalid=${Boolean(error)} onFiles=${onFiles}
+      label=${controls.length ? "Add another map" : "Add a control map"} hint=${controls.length ? "" : "an outline, a pose, a depth map"} />`
+    }
     <${FieldError} id="f-control_image-error" message=${error} />
     ${!controls.length && html`<${Examples} names=${examples} onPick=${onExample} />`}`;
 }
@@ -129,17 +192,25 @@ export function InitImage({ state, schema, errors, change, onFiles, onPaint }) {
   const { init } = state;
   const error = errors.init_image ?? errors.mask_image;
   const set = (patch) => change({ init: { ...init, ...patch } });
-  const part = (name, key) => schema.has(name) && html`<${Field} field=${schema.field(name, state)} error=${errors[name]}
+  const part = (name, key) =>
+    schema.has(name) &&
+    html`<${Field} field=${schema.field(name, state)} error=${errors[name]}
     value=${init[key]} onChange=${(value) => set({ [key]: value })} />`;
   return html`
-    ${init && html`<ul class="cards"><${Card} picture=${init} title="Init image" onRemove=${() => change({ init: null })}>
-        ${schema.has("mask_image") && html`<div class="row"><${Button} icon="brush" kind="small" label=${init.mask ? "Edit the mask" : "Paint a mask"}
+    ${
+      init &&
+      html`<ul class="cards"><${Card} picture=${init} title="Init image" onRemove=${() => change({ init: null })}>
+        ${
+          schema.has("mask_image") &&
+          html`<div class="row"><${Button} icon="brush" kind="small" label=${init.mask ? "Edit the mask" : "Paint a mask"}
             onClick=${() => onPaint({ kind: "init" })} disabled=${!init.url} />
-          ${init.mask && html`<${Button} kind="small plain" label="Remove the mask" onClick=${() => set({ mask: null })} />`}</div>`}
+          ${init.mask && html`<${Button} kind="small plain" label="Remove the mask" onClick=${() => set({ mask: null })} />`}</div>`
+        }
       <//></ul>
       ${part("strength", "strength")}
-      ${init.mask && part("mask_blur", "blur")}`}
-    ${!init && html`<${DropZone} id="f-init_image" multiple=${false} invalid=${Boolean(error)} onFiles=${onFiles} label="Start from a picture" hint="to change it, or a part of it" />`}
+      ${init.mask && part("mask_blur", "blur")}`
+    }
+    ${!init && html`<${DropZone} id="f-init_image" accept=${schema.accept} multiple=${false} invalid=${Boolean(error)} onFiles=${onFiles} label="Start from a picture" hint="to change it, or a part of it" />`}
     <${FieldError} id="f-init_image-error" message=${error} />`;
 }
 
@@ -147,9 +218,17 @@ export function InitImage({ state, schema, errors, change, onFiles, onPaint }) {
 export function NegativeImages({ state, schema, errors, change, onFiles }) {
   const { negatives } = state;
   return html`
-    ${negatives.length > 0 && html`<ul class="cards">${negatives.map((one, index) => html`
-      <${Card} key=${one.id} picture=${one} title="Negative image" onRemove=${() => change({ negatives: removed(negatives, index) })} />`)}</ul>`}
-    ${negatives.length < schema.fields.negative_image.most && html`<${DropZone} id="f-negative_image" invalid=${Boolean(errors.negative_image)} onFiles=${onFiles}
-      label="Add a picture to avoid" />`}
+    ${
+      negatives.length > 0 &&
+      html`<ul class="cards">${negatives.map(
+        (one, index) => html`
+      <${Card} key=${one.id} picture=${one} title="Negative image" onRemove=${() => change({ negatives: removed(negatives, index) })} />`,
+      )}</ul>`
+    }
+    ${
+      negatives.length < schema.fields.negative_image.most &&
+      html`<${DropZone} id="f-negative_image" accept=${schema.accept} invalid=${Boolean(errors.negative_image)} onFiles=${onFiles}
+      label="Add a picture to avoid" />`
+    }
     <${FieldError} id="f-negative_image-error" message=${errors.negative_image} />`;
 }

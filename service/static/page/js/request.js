@@ -8,7 +8,13 @@
 import { keep, kept, sha256 } from "./store.js";
 
 export const emptyState = () => ({
-  model: "", values: {}, images: [], negatives: [], controls: [], init: null, loras: {},
+  model: "",
+  values: {},
+  images: [],
+  negatives: [],
+  controls: [],
+  init: null,
+  loras: {},
 });
 
 let made = 0;
@@ -24,14 +30,29 @@ export async function pictureOf(file, name = file.name || "image.png") {
 async function pictureBy(digest, name) {
   const found = await kept(digest);
   return {
-    id: ++made, sha256: digest, file: found?.file ?? null, name: found?.name ?? name,
+    id: ++made,
+    sha256: digest,
+    file: found?.file ?? null,
+    name: found?.name ?? name,
     url: found ? URL.createObjectURL(found.file) : null,
   };
 }
 
 export const asImage = (picture) => ({ ...picture, weight: 1, adapter: "", mask: null });
-export const asControl = (picture) => ({ ...picture, type: "", scale: 1, start: 0, end: 1, preprocess: "none" });
-export const asInit = (picture) => ({ ...picture, strength: undefined, mask: null, blur: undefined });
+export const asControl = (picture) => ({
+  ...picture,
+  type: "",
+  scale: 1,
+  start: 0,
+  end: 1,
+  preprocess: "none",
+});
+export const asInit = (picture) => ({
+  ...picture,
+  strength: undefined,
+  mask: null,
+  blur: undefined,
+});
 
 /** A mask that excludes nothing, for image prompts without one beside others that have one. */
 async function whiteMask() {
@@ -49,13 +70,22 @@ const joined = (list, read) => list.map(read).join(",");
 export async function entries(state, schema) {
   const found = [];
   const put = (name, value) => {
-    if (schema.has(name) && value !== undefined && value !== null && value !== "") found.push([name, value]);
+    if (schema.has(name) && value !== undefined && value !== null && value !== "")
+      found.push([name, value]);
   };
   const { images, controls, init } = state;
   for (const image of images) put("image", image);
-  if (images.some((image) => image.weight !== 1)) put("image_weights", joined(images, (image) => image.weight));
+  if (images.some((image) => image.weight !== 1))
+    put(
+      "image_weights",
+      joined(images, (image) => image.weight),
+    );
   const adapter = state.values.adapter || schema.model(state.model).defaults.adapter;
-  if (images.some((image) => image.adapter)) put("image_adapter", joined(images, (image) => image.adapter || adapter));
+  if (images.some((image) => image.adapter))
+    put(
+      "image_adapter",
+      joined(images, (image) => image.adapter || adapter),
+    );
   if (images.some((image) => image.mask)) {
     for (const image of images) put("image_mask", image.mask ?? (await whiteMask()));
   }
@@ -84,7 +114,12 @@ export async function entries(state, schema) {
   for (const [name, value] of Object.entries(state.values)) {
     if (value !== false) put(name, String(value));
   }
-  put("lora", Object.entries(state.loras).map(([name, scale]) => `${name}:${scale}`).join(","));
+  put(
+    "lora",
+    Object.entries(state.loras)
+      .map(([name, scale]) => `${name}:${scale}`)
+      .join(","),
+  );
   return found.map(([name, value]) => [name, typeof value === "object" ? value : String(value)]);
 }
 
@@ -127,8 +162,11 @@ const at = (value, index) => {
 export async function stateOf(input, schema) {
   const state = emptyState();
   const pictures = (name, stem = name) =>
-    Promise.all(listOf(input[name]).map((one, index) => pictureBy(one.sha256, `${stem}-${index + 1}.png`)));
-  const number = (value, fallback) => (value === undefined || value === null ? fallback : Number(value));
+    Promise.all(
+      listOf(input[name]).map((one, index) => pictureBy(one.sha256, `${stem}-${index + 1}.png`)),
+    );
+  const number = (value, fallback) =>
+    value === undefined || value === null ? fallback : Number(value);
   const [images, masks] = [await pictures("image"), await pictures("image_mask", "mask")];
   const adapters = listOf(input.image_adapter);
   state.images = images.map((picture, index) => ({
@@ -148,7 +186,13 @@ export async function stateOf(input, schema) {
   }));
   const [init] = await pictures("init_image", "init");
   const [mask] = await pictures("mask_image", "mask");
-  if (init) state.init = { ...asInit(init), mask: mask ?? null, strength: input.strength ?? undefined, blur: input.mask_blur || undefined };
+  if (init)
+    state.init = {
+      ...asInit(init),
+      mask: mask ?? null,
+      strength: input.strength ?? undefined,
+      blur: input.mask_blur || undefined,
+    };
   for (const one of listOf(input.lora)) {
     const [name, scale] = typeof one === "string" ? one.split(":") : [one.name, one.scale];
     state.loras[name] = Number(scale ?? 1);
@@ -160,7 +204,8 @@ export async function stateOf(input, schema) {
 }
 
 /** Of its own: what a place of its own does not show, and what is not the default anyway. */
-const PLACED = /^(image|image_.*|negative_image|control_.*|init_image|strength|mask_.*|model|lora)$/;
+const PLACED =
+  /^(image|image_.*|negative_image|control_.*|init_image|strength|mask_.*|model|lora)$/;
 
 function setValue(state, schema, name, value) {
   const field = schema.has(name) && !PLACED.test(name) ? schema.field(name, state) : null;

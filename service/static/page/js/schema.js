@@ -28,10 +28,28 @@ const IMAGE_FIELDS = ["ip_scale", "ip_target"];
 const MAIN_FIELDS = ["width", "height", "num_images", "seed"];
 /** Shown in places of their own. */
 const OWN_PLACE = new Set([
-  ...IMAGE_FIELDS, ...MAIN_FIELDS, "model", "adapter", "prompt", "negative_prompt",
-  "image", "image_weights", "image_adapter", "image_mask", "negative_image",
-  "control_image", "control_type", "control_scale", "control_start", "control_end", "control_preprocess",
-  "init_image", "strength", "mask_image", "mask_blur", "lora",
+  ...IMAGE_FIELDS,
+  ...MAIN_FIELDS,
+  "model",
+  "adapter",
+  "prompt",
+  "negative_prompt",
+  "image",
+  "image_weights",
+  "image_adapter",
+  "image_mask",
+  "negative_image",
+  "control_image",
+  "control_type",
+  "control_scale",
+  "control_start",
+  "control_end",
+  "control_preprocess",
+  "init_image",
+  "strength",
+  "mask_image",
+  "mask_blur",
+  "lora",
 ]);
 
 const words = (name) => name.replaceAll("_", " ").replace(/^./, (letter) => letter.toUpperCase());
@@ -64,24 +82,15 @@ function fieldOf(name, schema) {
   };
 }
 
-/** A field whose values are numbers in a range, however its list is written on the wire. */
-function asNumber(field, minimum, maximum, step = 0.05) {
-  return field && field.kind !== "number" ? { ...field, kind: "number", minimum, maximum, step } : field;
-}
-
 export class Schema {
-  /** `described` is `form.json`'s schema, `models` the answer of GET /models. */
-  constructor(described, models) {
+  /** `form` is `form.json`, `models` the answer of GET /models. */
+  constructor(form, models) {
     this.models = models;
+    /** Media types of pictures; a phone converts what it has into one of them. */
+    this.accept = form.accept;
     this.fields = Object.fromEntries(
-      Object.entries(described.properties).map(([name, schema]) => [name, fieldOf(name, schema)]),
+      Object.entries(form.schema.properties).map(([name, schema]) => [name, fieldOf(name, schema)]),
     );
-    for (const name of ["ip_scale", "control_scale"]) {
-      if (name in this.fields) this.fields[name] = asNumber(this.fields[name], 0, 2);
-    }
-    for (const name of ["control_start", "control_end"]) {
-      if (name in this.fields) this.fields[name] = asNumber(this.fields[name], 0, 1);
-    }
   }
 
   has(name) {
@@ -89,14 +98,16 @@ export class Schema {
   }
 
   model(name) {
-    return this.models.models.find((one) => one.name === (name || this.models.default)) ?? this.models.models[0];
+    return (
+      this.models.models.find((one) => one.name === (name || this.models.default)) ??
+      this.models.models[0]
+    );
   }
 
-  /** Names that the model serves for a field, as GET /models tells them. */
+  /** Names that the model serves under these keys of GET /models. */
   served(modelName, ...keys) {
     const model = this.model(modelName);
-    const lists = keys.map((key) => model[key] ?? this.models[key]).filter(Boolean);
-    return lists.length ? (Array.isArray(lists[0]) ? lists[0] : Object.keys(lists[0])) : [];
+    return keys.flatMap((key) => model[key] ?? []);
   }
 
   /** A field within the limits of a model; `state` gives the defaults that hang on others. */
@@ -112,23 +123,38 @@ export class Schema {
     }
     if (name === "steps") own.maximum = limits.max_steps ?? own.maximum;
     if (name === "ip_scale") own.fallback ??= state.values.prompt ? 0.5 : 1;
-    if (name === "model") Object.assign(own, { kind: "choice", choices: this.models.models.map((one) => one.name), fallback: this.models.default });
+    if (name === "model")
+      Object.assign(own, {
+        kind: "choice",
+        choices: this.models.models.map((one) => one.name),
+        fallback: this.models.default,
+      });
     if (name === "adapter" || name === "image_adapter") {
-      Object.assign(own, { kind: "choice", choices: this.served(state.model, "adapters"), fallback: defaults.adapter });
+      Object.assign(own, {
+        kind: "choice",
+        choices: this.served(state.model, "adapters"),
+        fallback: defaults.adapter,
+      });
     }
     if (name === "control_type") {
-      const choices = this.served(state.model, "controlnets");
+      const choices = this.served(state.model, "controlnets", "t2i_adapters");
       Object.assign(own, { kind: "choice", choices, fallback: choices[0] });
     }
     if (name === "control_preprocess") {
-      const choices = this.served(state.model, "control_preprocess", "preprocessors", "preprocess");
-      Object.assign(own, { kind: "choice", choices: ["none", ...choices.filter((one) => one !== "none")], fallback: "none" });
+      const choices = this.served(state.model, "preprocessors");
+      Object.assign(own, { kind: "choice", choices, fallback: "none" });
     }
-    if (name === "scheduler") {
-      const choices = this.served(state.model, "schedulers");
-      if (choices.length) Object.assign(own, { kind: "choice", choices });
-    }
-    const fixed = { control_scale: 1, control_start: 0, control_end: 1, strength: state.init?.mask ? 1 : 0.6, mask_blur: 0, ip_start: 0, ip_end: 1, guidance_start: 0, guidance_end: 1 };
+    const fixed = {
+      control_scale: 1,
+      control_start: 0,
+      control_end: 1,
+      strength: state.init?.mask ? 1 : 0.6,
+      mask_blur: 0,
+      ip_start: 0,
+      ip_end: 1,
+      guidance_start: 0,
+      guidance_end: 1,
+    };
     own.fallback ??= fixed[name];
     return own;
   }
@@ -136,5 +162,7 @@ export class Schema {
   imageFields = () => IMAGE_FIELDS.filter((name) => this.has(name));
   mainFields = () => MAIN_FIELDS.filter((name) => this.has(name));
   advancedFields = () =>
-    Object.keys(this.fields).filter((name) => !OWN_PLACE.has(name) && this.fields[name].kind !== "file");
+    Object.keys(this.fields).filter(
+      (name) => !OWN_PLACE.has(name) && this.fields[name].kind !== "file",
+    );
 }

@@ -10,7 +10,11 @@ function curl(url, fields, withKey) {
   if (withKey) lines.push('-H "Authorization: Bearer $IMAGEPROMPT_KEY"');
   lines.push("-H 'Prefer: wait=60'");
   for (const [name, value] of fields) {
-    lines.push(isText([name, value]) ? `--form-string ${shell(`${name}=${value}`)}` : `-F ${shell(`${name}=@${fileName(value.name)}`)}`);
+    lines.push(
+      isText([name, value])
+        ? `--form-string ${shell(`${name}=${value}`)}`
+        : `-F ${shell(`${name}=@${fileName(value.name)}`)}`,
+    );
   }
   return lines.join(" \\\n  ");
 }
@@ -66,7 +70,9 @@ function javascript(url, fields, withKey) {
 /** `[title, text]` of each language. `fields` are those of `entries`. */
 export function snippets(fields, withKey) {
   const url = new URL("generate", document.baseURI).href;
-  return [["curl", curl], ["Python", python], ["JavaScript", javascript]].map(([title, write]) => [
-    title, write(url, fields, withKey),
-  ]);
+  return [
+    ["curl", curl],
+    ["Python", python],
+    ["JavaScript", javascript],
+  ].map(([title, write]) => [title, write(url, fields, withKey)]);
 }

@@ -3,7 +3,7 @@
 import { useEffect, useState } from "../vendor/hooks.js";
 import { apiKey } from "./api.js";
 import { Button, copyText, count, duration, html, Icon } from "./elements.js";
-import { isFinal, useImages } from "./job.js";
+import { isFinal, usePictures } from "./job.js";
 import { Thumb } from "./pictures.js";
 import { entries, stateOf } from "./request.js";
 import { snippets } from "./snippets.js";
@@ -19,7 +19,9 @@ export function spoken({ view, interrupted, problem }) {
     queued: view.queue_position ? `Queued, ${count(view.queue_position, "job")} ahead` : "Queued",
     processing: quarter ? `In progress, ${25 * quarter} percent` : "In progress",
     succeeded: `Done: ${count(view.images.length, "picture")}`,
-    failed: "The job failed", canceled: "Canceled", expired: "Expired",
+    failed: "The job failed",
+    canceled: "Canceled",
+    expired: "Expired",
   }[view.status];
 }
 
@@ -37,10 +39,14 @@ export function ProblemBox({ problem, fields, onField, onKey, onRetry }) {
   const listed = problem.errors.filter(({ field }) => !fields || fields(field));
   return html`<div class="notice error" role="alert">
     <h2>${problem.title}</h2>
-    ${listed.length
-      ? html`<ul>${listed.map(({ field, message }) => html`<li key=${field}>
-          <button type="button" class="link" onClick=${() => onField(field)}>${field}</button>: ${message}</li>`)}</ul>`
-      : html`<p>${problem.detail}</p>`}
+    ${
+      listed.length
+        ? html`<ul>${listed.map(
+            ({ field, message }) => html`<li key=${field}>
+          <button type="button" class="link" onClick=${() => onField(field)}>${field}</button>: ${message}</li>`,
+          )}</ul>`
+        : html`<p>${problem.detail}</p>`
+    }
     ${problem.retryAfter && html`<p>Try again in ${duration(problem.retryAfter)}.</p>`}
     ${problem.instance && problem.status >= 500 && html`<p class="help">Request ${problem.instance}</p>`}
     <div class="row">
@@ -62,11 +68,14 @@ function usePrompts(input, schema) {
   return state;
 }
 
-function Prompts({ input, state }) {
+function Prompts({ input, state, maps }) {
   if (!state) return null;
   const pictures = [
     ...state.images.map((picture) => ["Image prompt", picture]),
     ...state.controls.map((picture) => ["Control map", picture]),
+    ...maps
+      .filter((map) => map?.url)
+      .map((map, index) => ["Map used", { ...map, id: `map-${index}` }]),
     ...(state.init ? [["Init image", state.init]] : []),
     ...state.negatives.map((picture) => ["Negative image", picture]),
   ];
@@ -77,13 +86,22 @@ function Prompts({ input, state }) {
 }
 
 /** Pictures are shown at up to four times their size. */
-const shape = ({ width, height }) => ({ aspectRatio: `${width} / ${height}`, width: `min(100%, ${4 * width}px, ${(66 * width) / height}vh)` });
+const shape = ({ width, height }) => ({
+  aspectRatio: `${width} / ${height}`,
+  width: `min(100%, ${4 * width}px, ${(66 * width) / height}vh)`,
+});
 
 function Progress({ view, preview, interrupted, onCancel, canceling }) {
   const { step, total } = view.progress;
   const waits = view.status === "queued";
-  const ahead = view.queue_position ? `${count(view.queue_position, "job")} ahead` : "next in the queue";
-  const text = interrupted ? "Connection lost; reconnecting…" : waits ? `Queued, ${ahead}` : `Step ${step} of ${total}`;
+  const ahead = view.queue_position
+    ? `${count(view.queue_position, "job")} ahead`
+    : "next in the queue";
+  const text = interrupted
+    ? "Connection lost; reconnecting…"
+    : waits
+      ? `Queued, ${ahead}`
+      : `Step ${step} of ${total}`;
   const eta = view.eta_seconds === null ? "" : `about ${duration(view.eta_seconds)} left`;
   return html`<div class="canvas" style=${shape(view.input)}>
       ${preview ? html`<img src=${preview} alt="Preview" />` : html`<div class=${`shimmer ${waits ? "waits" : ""}`}></div>`}
@@ -136,8 +154,10 @@ function Code({ state, schema }) {
   };
   return html`<details class="code"><summary>This request as code</summary>
     <div class="row spread">
-      <div class="tabs" role="group" aria-label="Language">${all.map(([title]) => html`<button type="button" key=${title}
-        aria-pressed=${title === language ? "true" : "false"} onClick=${() => setLanguage(title)}>${title}</button>`)}</div>
+      <div class="tabs" role="group" aria-label="Language">${all.map(
+        ([title]) => html`<button type="button" key=${title}
+        aria-pressed=${title === language ? "true" : "false"} onClick=${() => setLanguage(title)}>${title}</button>`,
+      )}</div>
       <${Button} icon="copy" kind="small" label=${copied === language ? "Copied" : "Copy"} onClick=${copy} />
     </div>
     <pre tabindex="0" role="region" aria-label=${`The request in ${language}`}><code>${text}</code></pre>
@@ -147,7 +167,10 @@ function Code({ state, schema }) {
 const HIDDEN = new Set(["prompt", "image", "image_weights", "webhook_url"]);
 
 function Settings({ view }) {
-  const rows = Object.entries(view.input).filter(([name, value]) => !HIDDEN.has(name) && value !== null && value !== "" && typeof value !== "object");
+  const rows = Object.entries(view.input).filter(
+    ([name, value]) =>
+      !HIDDEN.has(name) && value !== null && value !== "" && typeof value !== "object",
+  );
   const { total_seconds: total, queue_seconds: queued } = view.metrics;
   return html`<details class="settings"><summary>Settings${total > 0 && ` · made in ${total.toFixed(1)} s`}</summary>
     <dl>${rows.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${String(value)}</dd></div>`)}
@@ -158,13 +181,17 @@ function Settings({ view }) {
 const ENDED = {
   failed: (view) => [view.error?.title ?? "The job failed", view.error?.detail ?? ""],
   canceled: () => ["Canceled", "The job was canceled before its pictures were finished."],
-  expired: (view) => [view.error?.title ?? "Expired", view.error?.detail ?? "No worker took the job in time."],
+  expired: (view) => [
+    view.error?.title ?? "Expired",
+    view.error?.detail ?? "No worker took the job in time.",
+  ],
 };
 
 /** The job that the page shows. */
 export function Job({ job, schema, canceling, onCancel, onAgain, onInit, onPrompt, onSettings }) {
   const { view, preview, interrupted } = job;
-  const images = useImages(view);
+  const images = usePictures(view, "images");
+  const maps = usePictures(view, "maps");
   const state = usePrompts(view.input, schema);
   const [title, detail] = ENDED[view.status]?.(view) ?? [];
   return html`<div class="job"><div class="job-main">
@@ -174,8 +201,8 @@ export function Job({ job, schema, canceling, onCancel, onAgain, onInit, onPromp
     ${(view.warnings ?? []).map((warning) => html`<p class="notice warning" key=${warning.code}>${warning.message}</p>`)}
     </div>
     <div class="job-side">
-      <${Prompts} input=${view.input} state=${state} />
-      ${isFinal(view) && html`<${Button} kind="small" label="Put these settings into the form" onClick=${onSettings} />`}
+      <${Prompts} input=${view.input} state=${state} maps=${maps} />
+      ${isFinal(view) && html`<${Button} kind="small" label="Reuse these settings" onClick=${onSettings} />`}
     </div>
     <div class="job-tools">
       <${Settings} view=${view} />

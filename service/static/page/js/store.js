@@ -73,7 +73,9 @@ export async function forgetAll() {
 /** SHA-256 of a blob in hexadecimal. */
 export async function sha256(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());
-  const digest = crypto.subtle ? new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)) : digestOf(bytes);
+  const digest = crypto.subtle
+    ? new Uint8Array(await crypto.subtle.digest("SHA-256", bytes))
+    : digestOf(bytes);
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
@@ -107,14 +109,16 @@ export function digestOf(bytes) {
       const early = schedule[i - 15];
       const late = schedule[i - 2];
       schedule[i] =
-        schedule[i - 16] + schedule[i - 7] +
+        schedule[i - 16] +
+        schedule[i - 7] +
         (right(early, 7) ^ right(early, 18) ^ (early >>> 3)) +
         (right(late, 17) ^ right(late, 19) ^ (late >>> 10));
     }
     let [a, b, c, d, e, f, g, h] = state;
     for (let i = 0; i < 64; i++) {
       const chosen = (e & f) ^ (~e & g);
-      const one = h + (right(e, 6) ^ right(e, 11) ^ right(e, 25)) + chosen + constants[i] + schedule[i];
+      const one =
+        h + (right(e, 6) ^ right(e, 11) ^ right(e, 25)) + chosen + constants[i] + schedule[i];
       const two = (right(a, 2) ^ right(a, 13) ^ right(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
       [h, g, f, e, d, c, b, a] = [g, f, e, (d + one) | 0, c, b, a, (one + two) | 0];
     }
