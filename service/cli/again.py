@@ -13,7 +13,7 @@ from service.cli.client import Client, ClientError
 from service.cli.generate import run
 from service.core.params import GenerateRequest
 from service.core.picture_metadata import read_recipe
-from service.core.schema import Files, marked, parameters
+from service.core.schema import Files, OnlyWith, marked, marker, parameters
 
 console = Console(stderr=True)
 
@@ -73,8 +73,13 @@ def _recipe(picture: Path) -> dict[str, Any]:
 
 def fields(recipe: Mapping[str, Any]) -> dict[str, str]:
     """The parameters of a recipe as the form takes them."""
-    given = {name: recipe.get(name) for name in parameters(GenerateRequest)}
-    return {name: _text(value) for name, value in given.items() if value is not None}
+    sent = {}
+    for name, field in parameters(GenerateRequest).items():
+        value, only = recipe.get(name), marker(field, OnlyWith)
+        if value in (None, []) or (only is not None and not recipe.get(only.upload)):
+            continue
+        sent[name] = _text(value)
+    return sent
 
 
 def _text(value: object) -> str:

@@ -7,7 +7,6 @@ import pytest
 from playwright.sync_api import expect
 
 from service import api_keys
-from service.core import redis_keys
 from tests.browser.conftest import Visitor, accessible, example, finished, generate, setting
 from tests.running import redis_client, until
 from tests.stack import Service
@@ -21,7 +20,7 @@ def key(service: Service) -> Iterator[str]:
         api_keys.save(redis, record)
         until(lambda: service.client.get("/jobs").status_code == 401, what="the need of a key")
         yield made
-        redis.delete(redis_keys.API_KEYS)
+        api_keys.revoke(redis, record.id)
         until(lambda: service.client.get("/jobs").status_code == 200, what="the end of that need")
 
 

@@ -156,6 +156,18 @@ def test_a_controlnet_of_another_base_model_is_named_with_the_unet(
         load(catalog, folder)
 
 
+@pytest.mark.parametrize("part", ["controlnets/outline", "adapters/image_encoder"])
+def test_a_file_that_lacks_a_tensor_is_refused(catalog: Catalog, folder: Path, part: str) -> None:
+    """It would be served with random weights."""
+    (path,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(path)
+    dropped = next(key for key in sorted(tensors) if key.endswith("weight"))
+    del tensors[dropped]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ConfigurationError, match=rf"{Path(part).name} lacks 1 tensors"):
+        load(catalog, folder)
+
+
 def test_a_vae_of_another_model_is_named_with_the_unet(
     catalog: Catalog, folder: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """`imageprompt again` says in one line what it needs."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,13 @@ import pytest
 from PIL import Image
 
 from service.cli.again import fields
+from service.core.catalog import load_catalog
 from service.core.param_types import StoredUpload
+from service.core.params import GenerateRequest, OutputFormat
 from service.core.picture_metadata import exif, recipe_text
-from service.core.schema import picture_metadata
+from service.core.schema import parse_form, picture_metadata
 from service.core.settings import ROOT
+from service.submission.validate import validate
 from tests.requests import generate_request
 
 SHA = "ab" * 32
@@ -55,8 +59,32 @@ def test_an_upload_that_lacks_is_named(made: Path) -> None:
 
 def test_a_recipe_is_sent_as_the_form_takes_it() -> None:
     recipe = picture_metadata(generate_request(deterministic=True, image_weights=(1.0, 0.25)))
-    sent = fields(recipe | {"weights": {"base": "x"}, "from_the_future": 1})
+    sent = fields(recipe | {"weights": {"base": "x"}, "from_the_future": 1, "lora": []})
     assert sent["deterministic"] == "true"
     assert sent["image_weights"] == "1.0,0.25"
     assert sent["seed"] == str(recipe["seed"])
-    assert not {"weights", "from_the_future", "webhook_url", "control_scale", "image"} & set(sent)
+    assert not {
+        "weights",
+        "from_the_future",
+        "webhook_url",
+        "control_scale",
+        "lora",
+        "image",
+    } & set(sent)
+
+
+def test_a_recipe_asks_for_the_very_request_that_it_came_from() -> None:
+    """Also where it has parameters of uploads that it does not name."""
+    upload = StoredUpload(key="uploads/a/b", sha256=SHA, pixels_sha256=SHA, width=9, height=8)
+    uploads = {"image": (upload, upload), "control_image": (upload,)}
+    counts = {name: len(files) for name, files in uploads.items()}
+    catalog = load_catalog(ROOT / "models" / "shapes.yaml")
+
+    def request(sent: dict[str, str], seed: int) -> GenerateRequest:
+        form = parse_form(GenerateRequest, sent)
+        valid = validate(form, counts, catalog, seed=seed, output_format=OutputFormat.PNG)
+        return valid.with_uploads(uploads)
+
+    first = request({"prompt": "a star", "deterministic": "true", "control_scale": "0.3"}, 5)
+    recipe = json.loads(recipe_text(picture_metadata(first)))
+    assert request(fields(recipe), 6) == first

@@ -5,7 +5,7 @@ Turns a `Source` of `models.yaml` into what diffusers' and transformers' loaders
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -71,8 +71,26 @@ def loader_arguments(source: Source) -> dict[str, Any]:
 
 
 def load(kind: Any, source: Source, dtype: torch.dtype) -> Any:
-    """Load one network of class `kind`; see `from_pretrained`."""
-    return from_pretrained(kind, source, loader_arguments(source) | {"dtype": dtype})
+    """Load one network of class `kind`; see `from_pretrained`.
+
+    Raises `ConfigurationError` also where its file lacks tensors.
+    """
+    arguments = loader_arguments(source) | {"dtype": dtype, "output_loading_info": True}
+    network, info = from_pretrained(kind, source, arguments)
+    missing = sorted(_keys(info, "missing_keys"))
+    if missing:
+        name = name_of(source, source.subfolder or "")
+        raise ConfigurationError(
+            f"{kind.__name__} {name} lacks {len(missing)} tensors, among them {missing[0]}: the "
+            "file is damaged or of another kind"
+        )
+    return network
+
+
+def _keys(info: Any, name: str) -> Iterable[str]:
+    """Names of tensors in what a loader of diffusers (a dict) or transformers reports."""
+    found = info.get(name, ()) if isinstance(info, dict) else getattr(info, name, ())
+    return [str(key) for key in found or ()]
 
 
 def from_pretrained(kind: Any, source: Source, arguments: dict[str, Any]) -> Any:
