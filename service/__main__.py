@@ -114,9 +114,10 @@ def _check_redis(settings: Settings) -> None:
 def main() -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status."""
     malloc.trim_freed()
-    settings = load_settings()
-    logging.configure(settings.log_level, settings.log_format)
+    logging.configure()
     try:
+        settings = load_settings()
+        logging.configure(settings.log_level, settings.log_format)
         load_catalog(settings.models)
         tracing.configure("imageprompt-api")
         _check_redis(settings)

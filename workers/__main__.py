@@ -226,11 +226,12 @@ def wait_for(what: str, action: Callable[[], Any], errors: type[Exception]) -> A
 
 def main() -> None:
     """Run one worker. Exit status 0 after a signal, 2 where the configuration is wrong."""
-    settings = load_settings()
-    logging.configure(settings.log_level, settings.log_format)
+    logging.configure()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     try:
+        settings = load_settings()
+        logging.configure(settings.log_level, settings.log_format)
         tracing.configure("imageprompt-worker")
         Worker(settings).run()
     except ConfigurationError as error:

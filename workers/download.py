@@ -117,16 +117,17 @@ _STEMS: Final = ("diffusion_pytorch_model", "model")
 
 def main(arguments: list[str]) -> int:
     """Download, wait with `--wait`, or upload with `--upload URL`; the exit status."""
-    settings = load_settings()
-    logging.configure(settings.log_level, settings.log_format)
+    logging.configure()
     disable_progress_bars()
-    done = marker(settings.models)
-    if arguments == ["--wait"]:
-        logger.info("waiting for models", marker=str(done))
-        while not done.exists():
-            time.sleep(POLL_SECONDS)
-        return 0
     try:
+        settings = load_settings()
+        logging.configure(settings.log_level, settings.log_format)
+        done = marker(settings.models)
+        if arguments == ["--wait"]:
+            logger.info("waiting for models", marker=str(done))
+            while not done.exists():
+                time.sleep(POLL_SECONDS)
+            return 0
         if arguments[:1] == ["--upload"] and len(arguments) == UPLOAD_WORDS:
             model_copy.upload(Path(constants.HF_HOME), arguments[1], settings)
             return 0

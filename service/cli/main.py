@@ -16,6 +16,7 @@ from service.cli import keys as keys_command
 from service.cli.client import ClientError
 from service.cli.processes import RedisServerError
 from service.cli.up import DATA, StartError, running
+from service.core.errors import ConfigurationError
 
 WRONG_USE = 2
 console = Console(stderr=True)
@@ -62,7 +63,7 @@ def main() -> None:
         status = app(standalone_mode=False)
     except typer.TyperException as error:
         _fail(error.format_message(), WRONG_USE)
-    except (ClientError, StartError, RedisServerError) as error:
+    except (ClientError, ConfigurationError, StartError, RedisServerError) as error:
         _fail(str(error), 1)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)

@@ -31,7 +31,7 @@ class _LibraryLogger(logging.Logger):
         super().__setattr__(name, True if name == "propagate" else value)
 
 
-def configure(level: str, log_format: LogFormat) -> None:
+def configure(level: str = "INFO", log_format: LogFormat = LogFormat.JSON) -> None:
     """Send every log line of this process to standard error in one format."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

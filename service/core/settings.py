@@ -14,8 +14,17 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, IPvAnyNetwork, SecretStr, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    IPvAnyNetwork,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.core.errors import ConfigurationError
 
 API_KEY = re.compile(r"ip_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 """An API key: its id and its secret part."""
@@ -242,6 +251,16 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Settings from the environment and, where IMAGEPROMPT_SECRETS_DIR is set, from files."""
+    """Settings from the environment and, where IMAGEPROMPT_SECRETS_DIR is set, from files.
+
+    Raises `ConfigurationError` naming each variable that is wrong, without its value.
+    """
     secrets_dir = os.environ.get("IMAGEPROMPT_SECRETS_DIR")
-    return Settings(_secrets_dir=secrets_dir) if secrets_dir else Settings()
+    try:
+        return Settings(_secrets_dir=secrets_dir) if secrets_dir else Settings()
+    except ValidationError as error:
+        causes = [
+            f"IMAGEPROMPT_{'_'.join(map(str, cause['loc'])).upper()}: {cause['msg']}"
+            for cause in error.errors(include_input=False, include_url=False)
+        ]
+        raise ConfigurationError("; ".join(causes)) from None
