@@ -4,6 +4,7 @@ Derived from the routes, the parameters and the errors. The checked-in `openapi/
 equal it; a test compares them.
 """
 
+import json
 import sys
 from copy import deepcopy
 from functools import cache
@@ -27,7 +28,7 @@ from service.core.schema import (
 )
 from service.jobs.views import JobPage, JobView
 from service.problems import Problem
-from service.responses import REFERENCE
+from service.responses import JOB_EXAMPLE, REFERENCE
 from service.routes import events, generate, health, jobs, models
 
 VERSION: Final = "1.0.0"
@@ -42,6 +43,12 @@ SECURITY: Final = {
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 """How a key is sent. On loopback, and while no key is configured, none is needed."""
+
+
+TAGS: Final = {
+    "jobs": "Submit requests; poll, follow, cancel and delete their jobs; fetch pictures.",
+    "service": "What is served, and how the service is.",
+}
 
 
 def form_schema(declaration: Declaration) -> dict[str, Any]:
@@ -136,6 +143,9 @@ def webhook() -> dict[str, Any]:
     ends = [f"job.{status.value}" for status in Status if status.is_terminal]
     return {
         "operationId": "job_ended",
+        "summary": "A job has ended",
+        "tags": ["jobs"],
+        "security": [],
         "description": "Signed according to Standard Webhooks, with the secret of the API key. Any "
         "2xx response confirms it, 410 stops it; after any other it is retried for some sixteen "
         "hours.",
@@ -176,6 +186,7 @@ def describe() -> dict[str, Any]:
         version=VERSION,
         openapi_version="3.1.0",
         description=DESCRIPTION,
+        servers=[{"url": "/", "description": "Where this document comes from."}],
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         routes=app.routes,
     )
@@ -190,12 +201,24 @@ def describe() -> dict[str, Any]:
     schemas["GenerateJson"] = json_schema(GenerateRequest)
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     document["components"]["securitySchemes"] = SECURITY
+    document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items()]
     for path, operations in document["paths"].items():
-        if path.startswith(("/generate", "/jobs")):
-            for operation in operations.values():
-                operation["security"] = [{}, *({name: []} for name in SECURITY)]
+        is_private = path.startswith(("/generate", "/jobs"))
+        for operation in operations.values():
+            operation["tags"] = ["jobs" if is_private else "service"]
+            keys: list[dict[str, list[str]]] = [{name: []} for name in SECURITY]
+            operation["security"] = [{}, *keys] if is_private else []
+            _complete_examples(operation)
     document["webhooks"] = {"jobEnded": {"post": webhook()}}
     return document
+
+
+def _complete_examples(operation: dict[str, Any]) -> None:
+    """Put the nulls back into examples of jobs, which FastAPI leaves out."""
+    for response in operation["responses"].values():
+        content = response.get("content", {}).get("application/json", {})
+        if content.get("example", {}).get("id") == JOB_EXAMPLE["id"]:
+            content["example"] = json.loads(json.dumps(JOB_EXAMPLE))
 
 
 def render(document: dict[str, Any]) -> str:
