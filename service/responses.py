@@ -167,6 +167,7 @@ JOB_EXAMPLE: Final[dict[str, Any]] = {
         }
     ],
     "error": None,
+    "maps": [],
     "warnings": [],
     "metrics": {
         "queue_seconds": 0.4,

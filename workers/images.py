@@ -20,6 +20,7 @@ from PIL.Image import open as open_image
 from service.core import picture_metadata, png
 from service.core.catalog import Catalog
 from service.core.errors import InputLost, StorageFailed
+from service.core.job import StoredImage
 from service.core.param_types import OutputFormat
 from service.core.params import GenerateRequest
 from service.core.schema import picture_metadata as public_fields
@@ -161,3 +162,24 @@ def _chunks(text: str, description: str, *, marked: bool) -> list[bytes]:
         xmp = png.international_text_chunk(picture_metadata.PNG_XMP, picture_metadata.XMP)
         chunks.append(xmp)
     return chunks
+
+
+def encode_map(image: Image) -> PictureFile:
+    """A control map as a PNG without metadata."""
+    data = png.encode(image.convert("RGB"))
+    return PictureFile(data, "image/png", "png", hashlib.sha256(data).hexdigest())
+
+
+def stored(
+    key: str, file: PictureFile, size: tuple[int, int], *, seed: int | None = None
+) -> StoredImage:
+    """What the job's record says of a file that was written to storage."""
+    return StoredImage(
+        key=key,
+        content_type=file.content_type,
+        width=size[0],
+        height=size[1],
+        seed=seed,
+        sha256=file.sha256,
+        size_bytes=len(file.data),
+    )

@@ -126,13 +126,14 @@ class _Generation:
             )
             began = time.monotonic()
             stored = self._upload(job, result)
+            maps = self._upload_maps(job, result)
             metrics = metrics.model_copy(
                 update={
                     "upload_seconds": time.monotonic() - began,
                     "total_seconds": max(0.0, self._now() - job.created_at),
                 }
             )
-            return self._succeed(job, stored, metrics, result.warnings)
+            return self._succeed(job, stored, maps, metrics, result.warnings)
         except (Canceled, retry.Interrupted):
             return self._stopped()
         except EngineDied:
@@ -173,51 +174,56 @@ class _Generation:
 
     def _upload(self, job: Job, result: EngineResult) -> tuple[StoredImage, ...]:
         """Store the pictures under keys of this attempt, so that attempts stay apart."""
+        stored = []
+        for index, image in enumerate(result.images):
+            file = self._shared.pictures.encode(image, job.request, index)
+            key = self._store(job, f"{index}", file)
+            seed = job.request.seed + index
+            stored.append(images.stored(key, file, image.size, seed=seed))
+        return tuple(stored)
+
+    def _upload_maps(self, job: Job, result: EngineResult) -> tuple[StoredImage, ...]:
+        """Store the control maps that were made, in the same way."""
+        stored = []
+        for index, image in enumerate(result.maps):
+            file = images.encode_map(image)
+            key = self._store(job, f"map-{index}", file)
+            stored.append(images.stored(key, file, image.size))
+        return tuple(stored)
+
+    def _store(self, job: Job, name: str, file: images.PictureFile) -> str:
+        """Write a file to storage; its key. Raises `StorageFailed` after long silence."""
 
         def note(error: Exception) -> None:
             self._log.warning("picture not stored yet", cause=str(error))
 
-        stored = []
-        for index, image in enumerate(result.images):
-            file = self._shared.pictures.encode(image, job.request, index)
-            key = redis_keys.result(job.id, f"{index}-{self._claim.token[:12]}.{file.extension}")
-            try:
-                retry.with_backoff(
-                    lambda key=key, file=file: self._shared.storage.put(  # type: ignore[misc]
-                        key, file.data, file.content_type
-                    ),
-                    StorageError,
-                    interrupt=self._abort,
-                    limit_seconds=images.STORAGE_RETRY_SECONDS,
-                    on_error=note,
-                )
-            except StorageError:
-                raise StorageFailed("The pictures could not be written to storage.") from None
-            stored.append(
-                StoredImage(
-                    key=key,
-                    content_type=file.content_type,
-                    width=image.width,
-                    height=image.height,
-                    seed=job.request.seed + index,
-                    sha256=file.sha256,
-                    size_bytes=len(file.data),
-                )
+        key = redis_keys.result(job.id, f"{name}-{self._claim.token[:12]}.{file.extension}")
+        try:
+            retry.with_backoff(
+                lambda: self._shared.storage.put(key, file.data, file.content_type),
+                StorageError,
+                interrupt=self._abort,
+                limit_seconds=images.STORAGE_RETRY_SECONDS,
+                on_error=note,
             )
-        return tuple(stored)
+        except StorageError:
+            raise StorageFailed("The pictures could not be written to storage.") from None
+        return key
 
     def _succeed(
         self,
         job: Job,
-        images: tuple[StoredImage, ...],
+        pictures: tuple[StoredImage, ...],
+        maps: tuple[StoredImage, ...],
         metrics: JobMetrics,
         warnings: tuple[JobWarning, ...],
     ) -> TaskOutcome:
-        steps = job.request.steps
         if not self._redis(
-            lambda: self._shared.transitions.succeed(self._claim, images, metrics, steps, warnings)
+            lambda: self._shared.transitions.succeed(
+                self._claim, pictures, metrics, job.request.steps, warnings, maps
+            )
         ):
-            self._discard(images)
+            self._discard(pictures + maps)
             return self._lost_claim()
         self._observe(metrics)
         tracing.record_job(self._shared.tracer, job, metrics, "succeeded", self._now())

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.core.errors import ConfigurationError
-from service.core.param_types import Name, SchedulerName
+from service.core.param_types import IpTarget, Name, SchedulerName
 
 
 class _Strict(BaseModel):
@@ -115,6 +115,8 @@ class ModelEntry(_Strict):
     """LoRAs that a request may ask for."""
     fused_loras: tuple[FusedLora, ...] = ()
     """LoRAs that are always in force."""
+    ip_targets: dict[IpTarget, BlockScales] = {}
+    """The blocks of an `ip_target`, where they are others than in the family's published models."""
     limits: Limits
     defaults: Defaults
     warm_sizes: tuple[tuple[int, int], ...] = ()

@@ -45,13 +45,14 @@ class _StoredModel(BaseModel):
 
 
 class StoredImage(_StoredModel):
-    """One finished picture in object storage. Width and height in pixels."""
+    """One picture of a job in object storage. Width and height in pixels."""
 
     key: str
     content_type: str
     width: int
     height: int
-    seed: int
+    seed: int | None = None
+    """Of a finished picture; a control map has none."""
     sha256: str
     size_bytes: int | None = None
     """Of the file; release 0.1.0 did not store it."""
@@ -107,6 +108,8 @@ class Job(_StoredModel):
     traceparent: str | None = None
     images: tuple[StoredImage, ...] = ()
     error: JobError | None = None
+    maps: tuple[StoredImage, ...] = ()
+    """Control maps that were made of pictures, in the order of the request."""
     warnings: tuple[JobWarning, ...] = ()
     metrics: JobMetrics = JobMetrics()
 
@@ -155,6 +158,7 @@ class Job(_StoredModel):
 _JSON_FIELDS: dict[str, TypeAdapter[Any]] = {
     "images": TypeAdapter(tuple[StoredImage, ...]),
     "error": TypeAdapter(JobError),
+    "maps": TypeAdapter(tuple[StoredImage, ...]),
     "warnings": TypeAdapter(tuple[JobWarning, ...]),
     "metrics": TypeAdapter(JobMetrics),
 }

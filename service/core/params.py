@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from service.core.param_types import (
+    MAX_CONTROL_MAPS,
     MAX_IMAGES_PER_JOB,
     Control,
     Crop,
@@ -144,7 +145,7 @@ class GenerateRequest(StoredRecord):
     ] = 0.0
     control_image: Annotated[
         tuple[StoredUpload, ...],
-        Files(at_most=4, kind=UploadKind.MAP, always_list=False),
+        Files(at_most=MAX_CONTROL_MAPS, kind=UploadKind.MAP, always_list=False),
         Public(),
         Field(description="Control maps; resized to the output size."),
     ] = ()

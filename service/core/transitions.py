@@ -122,9 +122,11 @@ class Transitions:
         metrics: JobMetrics,
         steps: int,
         warnings: tuple[JobWarning, ...] = (),
+        maps: tuple[StoredImage, ...] = (),
     ) -> bool:
         """End the job with its pictures; `False` where somebody else has ended or taken it."""
-        fields = {"images": images, "metrics": metrics, "step": steps, "warnings": warnings}
+        fields: dict[str, Any] = {"images": images, "metrics": metrics, "step": steps}
+        fields |= {"warnings": warnings, "maps": maps}
         return self._end(claim.job_id, claim.token, Status.SUCCEEDED, fields) == "succeeded"
 
     def fail(self, claim: Claim, error: JobError, metrics: JobMetrics) -> bool:

@@ -41,6 +41,16 @@ class OutputImage(BaseModel):
     sha256: Sha256
 
 
+class OutputMap(BaseModel):
+    """One control map that the service made of a picture. Width and height in pixels."""
+
+    url: str
+    content_type: str
+    width: int
+    height: int
+    sha256: Sha256
+
+
 class Urls(BaseModel):
     """Links of the job."""
 
@@ -65,6 +75,9 @@ class JobView(BaseModel):
     progress: Progress
     input: Annotated[dict[str, Any], _InputSchema()]
     images: list[OutputImage]
+    maps: Annotated[
+        list[OutputMap], Field(description="Control maps made by `control_preprocess`.")
+    ]
     error: JobError | None
     warnings: list[JobWarning]
     metrics: JobMetrics
@@ -113,10 +126,20 @@ def job_view(
                 content_type=image.content_type,
                 width=image.width,
                 height=image.height,
-                seed=image.seed,
+                seed=image.seed or 0,
                 sha256=image.sha256,
             )
             for number, image in enumerate(job.images)
+        ],
+        maps=[
+            OutputMap(
+                url=signed(f"maps/{number}"),
+                content_type=image.content_type,
+                width=image.width,
+                height=image.height,
+                sha256=image.sha256,
+            )
+            for number, image in enumerate(job.maps)
         ],
         error=job.error,
         warnings=list(job.warnings),

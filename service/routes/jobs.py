@@ -7,8 +7,9 @@ from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import RedirectResponse, Response
 
 from service.core.errors import NotFound
-from service.core.job import Status
-from service.core.param_types import MAX_IMAGES_PER_JOB, OutputFormat
+from service.core.job import Status, StoredImage
+from service.core.param_types import MAX_CONTROL_MAPS, MAX_IMAGES_PER_JOB, OutputFormat
+from service.core.storage import Storage
 from service.dependencies import (
     BaseUrl,
     MayManage,
@@ -152,7 +153,49 @@ async def get_image(
     if number >= len(job.images):
         state = "" if job.status is Status.SUCCEEDED else f"; the job is {job.status.value}"
         raise NotFound(f"The job has no picture {number}{state}")
-    image = job.images[number]
+    name = download_name(job, number)
+    return await _picture(storage, job.images[number], name, if_none_match, redirect=redirect)
+
+
+@router.get(
+    "/jobs/{job_id}/maps/{number}",
+    operation_id="get_map",
+    response_class=Response,
+    responses={
+        200: success(
+            "The control map.",
+            headers={"ETag": "The map's SHA-256.", "Content-Disposition": "Its file name."},
+            binary=("image/png",),
+        ),
+        304: success("The map is the one that `If-None-Match` names."),
+        307: success("The storage serves the map.", headers={"Location": "A presigned URL."}),
+        **failures(401, 403, 404, 410, 422, 503),
+    },
+)
+async def get_map(
+    caller: MayReadBySignature,
+    jobs: UseJobs,
+    storage: UseStorage,
+    job_id: JobId,
+    number: Annotated[int, Path(ge=0, le=MAX_CONTROL_MAPS - 1, description="From 0.")],
+    *,
+    if_none_match: Annotated[str, Header(include_in_schema=False)] = "",
+    redirect: Annotated[
+        bool, Query(description="`false`: the map itself, wherever it is stored.")
+    ] = True,
+) -> Response:
+    """A control map that the service made of a picture, or a redirect to the storage."""
+    job = (await jobs.get(job_id, caller.owner)).job
+    if number >= len(job.maps):
+        raise NotFound(f"The job has no map {number}")
+    name = f"{job.id}-map-{number}.png"
+    return await _picture(storage, job.maps[number], name, if_none_match, redirect=redirect)
+
+
+async def _picture(
+    storage: Storage, image: StoredImage, name: str, if_none_match: str, *, redirect: bool
+) -> Response:
+    """A stored picture, or a redirect to it where the storage serves it."""
     if storage.signs and redirect:
         await check_size(storage, image)
         url = await to_thread.run_sync(storage.sign, image.key)
@@ -161,7 +204,7 @@ async def get_image(
     headers = {
         "ETag": etag,
         "Cache-Control": "private, max-age=3600, immutable",
-        "Content-Disposition": f'inline; filename="{download_name(job, number)}"',
+        "Content-Disposition": f'inline; filename="{name}"',
     }
     known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
     if not known.isdisjoint({etag, "*"}):

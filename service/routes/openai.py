@@ -224,7 +224,7 @@ class _Pictures:
             return
         for image in found.job.images:
             picture = await _base64(self._storage, image)
-            yield _event(found.job, f"{kind}.completed", picture, seed=image.seed)
+            yield _event(found.job, f"{kind}.completed", picture, seed=image.seed or 0)
         yield "data: [DONE]\n\n"
 
 

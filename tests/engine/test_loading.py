@@ -252,3 +252,12 @@ def test_xformers_is_refused_where_it_cannot_run(catalog: Catalog) -> None:
     """On a CPU there is SDPA only."""
     with pytest.raises(ConfigurationError, match="xformers"):
         load_engine(catalog, Options(), device=Device.CPU, attention=AttentionBackend.XFORMERS)
+
+
+def test_a_model_may_name_the_blocks_of_style_itself(catalog: Catalog) -> None:
+    blocks = {IpTarget.STYLE: BlockScales(up={"block_0": 0.5})}
+    entry = catalog.models["tiny"].model_copy(update={"ip_targets": blocks})
+    changed = catalog.model_copy(update={"models": {"tiny": entry}})
+    for served, wanted in ((catalog, {0.0, 1.0}), (changed, {0.0, 0.5})):
+        engine = load_engine(served, Options(), device=Device.CPU)
+        assert set(engine.models["tiny"].adapters["base"].scales[IpTarget.STYLE]) == wanted

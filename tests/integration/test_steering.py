@@ -75,3 +75,14 @@ def _png(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
+
+
+def test_the_map_that_was_made_can_be_fetched(service: Service) -> None:
+    files = {"image": [picture(1)], "control_image": [picture(6), picture(7)]}
+    job = succeeded(service, files, control_preprocess="canny,none")
+    [made] = job["maps"]
+    answer = service.client.get(made["url"])
+    assert answer.headers["content-type"] == made["content_type"] == "image/png"
+    colours = opened(answer.content).convert("RGB").getcolors()
+    assert {colour for _, colour in colours or []} <= {(0, 0, 0), (255, 255, 255)}
+    assert service.client.get(made["url"].replace("maps/0", "maps/1")).status_code == 404

@@ -246,7 +246,8 @@ class UNetModel:
         checks.check_unet(pipe.unet, pipe.vae)
         for fused in entry.fused_loras:
             lora.fuse(fused, fused.scale, pipe, cls.pipeline)
-        loader = AdapterLoader(pipe, dtype, cls.ip_targets(pipe.unet))
+        targets = {**cls.ip_targets(pipe.unet), **entry.ip_targets}
+        loader = AdapterLoader(pipe, dtype, targets)
         adapters: dict[str, IPAdapter] = {}
         for adapter_name, adapter in entry.adapters.items():
             on_stage(f"loading {name}: adapter {adapter_name}")
