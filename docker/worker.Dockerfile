@@ -24,7 +24,8 @@ RUN ["python", "-m", "pip", "--python", "/opt/venv/bin/python", "install", "--no
 ARG PIP_EXTRA_INDEX_URL=
 RUN python -m pip --python /opt/venv/bin/python install --only-binary :all: torch==2.13.0 \
     && find /opt/venv/lib -path "*/site-packages/torch/*" -maxdepth 5 -type d \
-        \( -name test -o -name include -o -name bin -o -name share \) -exec rm -rf {} +
+        \( -name test -o -name include -o -name share \) -exec rm -rf {} + \
+    && find /opt/venv/lib -path "*/site-packages/torch/bin/*" ! -name torch_shm_manager -delete
 
 FROM ${BASE} AS cpu
 ARG VERSION=0.1.0

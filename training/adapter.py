@@ -47,8 +47,9 @@ KEEP: Final = 0.4
 #: the target's shape with this chance, and nothing else.
 STYLE: Final = 0.12
 SHAPE_NAMED: Final = 0.8
-#: The block that InstantStyle (arXiv 2404.02733) calls the style's, by SDXL's names.
-STYLE_BLOCK: Final = "up_blocks.0.attentions.1"
+#: The block that sets the paint of this UNet. SDXL's (InstantStyle, arXiv 2404.02733) is
+#: `up_blocks.0.attentions.1`, which carries neither colour nor background here.
+STYLE_BLOCK: Final = "up_blocks.1."
 
 
 class Adapter(nn.Module):

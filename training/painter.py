@@ -31,7 +31,7 @@ STEPS: Final = 20
 GUIDANCE: Final = 3.5
 BATCH: Final = 20
 #: The style block alone, as `set_ip_adapter_scale` takes it.
-STYLE_ONLY: Final[dict[str, Any]] = {"up": {"block_0": [0.0, 1.0]}}
+STYLE_ONLY: Final[dict[str, Any]] = {"up": {"block_1": 1.0}}
 FAST_STEPS: Final = 4
 
 

@@ -213,7 +213,7 @@ def test_a_style_prompt_acts_in_the_style_block_alone() -> None:
         if isinstance(attention.scale, float)
     ]
     assert everywhere
-    assert all(name.startswith("up_blocks.0.attentions.1.") for name in everywhere)
+    assert all(name.startswith("up_blocks.1.") for name in everywhere)
     scales = [
         a.scale.flatten() for a in model.attentions.values() if not isinstance(a.scale, float)
     ]

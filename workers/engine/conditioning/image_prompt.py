@@ -32,9 +32,9 @@ LEVELS: Final = 4
 """Resolutions of a UNet's blocks, each half of the one before."""
 PAD_COLOUR: Final = (122, 116, 104)
 """The mean colour of CLIP's training pictures: after CLIP's normalisation it is zero."""
-LONGEST: Final = 8192
-"""Side of the largest square that is padded to, in pixels: a strip of 65,535 by 600 pixels is
-within the upload's limits, and its square would be 13 GB."""
+LONGEST: Final = 2048
+"""Side of the largest square that is padded to, in pixels: the square of a flat picture of 8192 by
+4800 pixels would be 201 MB, that of a strip of 65,535 by 600 pixels 13 GB."""
 WIDEST: Final = 16
 """Long side in short sides beyond which a strip is cut to its middle before CLIP enlarges it."""
 
