@@ -150,7 +150,11 @@ class PictureEncoder:
         used |= {f"control/{control.type}" for control in request.controls}
         used |= {f"lora/{name}" for name in request.loras}
         known = self._weights.get(request.model, {})
-        return {name: revision for name, revision in known.items() if name in used}
+        return {
+            name: revision
+            for name, revision in known.items()
+            if name in used or name.startswith("base+")
+        }
 
 
 def _chunks(text: str, description: str, *, marked: bool) -> list[bytes]:

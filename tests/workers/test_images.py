@@ -82,7 +82,7 @@ def test_every_parameter_can_be_read_from_the_file(output_format: str) -> None:
     assert found["control_scale"] == 0.5
     assert found["image"][0]["sha256"] == SHA
     left_out = set(GenerateRequest.model_fields) - set(found)
-    assert left_out == {"webhook_url"}
+    assert left_out == {"webhook_url", "preview_every"}
     assert set(found) - set(GenerateRequest.model_fields) == {"weights"}
 
 
