@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from service.core.catalog import Adapter, BlockScales, Catalog, Source
 from service.core.errors import ConfigurationError
+from service.core.param_types import IpTarget
 from service.core.settings import AttentionBackend, Device
 from workers.engine.api import Options
 from workers.engine.engine import load_engine
