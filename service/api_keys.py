@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final
 
 import redis.asyncio as aioredis
 import structlog
+from anyio import fail_after
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from redis import Redis
 
@@ -26,10 +27,14 @@ from service.browser_access import BrowserAccess
 from service.core import redis_keys, scripts
 from service.core.errors import Unauthorized
 from service.core.settings import API_KEY, Settings
-from service.core.storage import ObjectMissing, Storage
+from service.core.storage import ObjectMissing, Storage, StorageError
 
 CACHE_SECONDS: Final = 2.0
 """After this time at the latest, a revoked key is refused."""
+MARK_CACHE_SECONDS: Final = 60.0
+"""How long an absent mark is taken to be absent."""
+MARK_SECONDS: Final = 2.0
+"""How long the storage may take to tell."""
 KEYS_MARK: Final = "access/api-keys-exist"
 """Storage key of the mark that there have been API keys."""
 BOOTSTRAP: Final = "bootstrap"
@@ -195,22 +200,48 @@ class Caller:
 class KeysMark:
     """A mark in the storage that API keys exist, which Redis cannot lose together with them."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, clock: Callable[[], float] = time.monotonic) -> None:
         self._storage = storage
+        self._clock = clock
         self._written = False
+        self._write_at = 0.0
+        self._absent_at: float | None = None
+        """When it was last seen to be absent."""
 
     async def write(self) -> None:
-        """Make sure that it is there."""
-        if not self._written:
-            await self._storage.put_async(KEYS_MARK, b"", "text/plain")
+        """Make sure that it is there; where the storage does not answer, at a later call."""
+        self._absent_at = None
+        if self._written or self._clock() < self._write_at:
+            return
+        try:
+            with fail_after(MARK_SECONDS):
+                await self._storage.put_async(KEYS_MARK, b"", "text/plain")
+        except (StorageError, TimeoutError):
+            self._write_at = self._clock() + MARK_CACHE_SECONDS
+            log.warning("the mark that API keys exist is not stored yet", mark=KEYS_MARK)
+        else:
             self._written = True
 
     async def exists(self) -> bool:
-        """Whether there have been keys. Raises `StorageError`."""
-        try:
-            await self._storage.get_async(KEYS_MARK)
-        except ObjectMissing:
+        """Whether there have been keys, as the storage said within `MARK_CACHE_SECONDS`.
+
+        A storage that does not answer changes nothing of what this process has seen before. Raises
+        `StorageError` where it has seen nothing yet.
+        """
+        now = self._clock()
+        if self._absent_at is not None and now - self._absent_at < MARK_CACHE_SECONDS:
             return False
+        try:
+            with fail_after(MARK_SECONDS):
+                await self._storage.get_async(KEYS_MARK)
+        except ObjectMissing:
+            self._absent_at = now
+            return False
+        except (StorageError, TimeoutError):
+            if self._absent_at is None:
+                raise StorageError("whether API keys exist cannot be read") from None
+            return False
+        self._absent_at = None
         return True
 
 

@@ -312,9 +312,9 @@ def hostile_bodies() -> list[HostileBody]:
         HostileBody("a thousand fields", MULTIPART, image + thousand + END, 422),
         HostileBody("nine images", MULTIPART, image * 9 + END, 422),
         HostileBody(
-            "two control images",
+            "five control images",
             MULTIPART,
-            image + image.replace(b'"image"', b'"control_image"') * 2 + END,
+            image + image.replace(b'"image"', b'"control_image"') * 5 + END,
             422,
         ),
         HostileBody("a field twice", MULTIPART, image + part("steps", b"5") * 2 + END, 422),

@@ -59,6 +59,7 @@ def test_silence_is_filled_with_the_defaults_of_the_model(api: Api) -> None:
         "num_images": 1,
         "output_format": "png",
         "deterministic": False,
+        "preview_every": None,
         "webhook_url": None,
     }
     assert (job["status"], job["started_at"], job["error"]) == ("queued", None, None)

@@ -15,7 +15,7 @@ from service.core.storage import Storage
 from service.periodic import StorageProbe
 from tests.deploy import exposition
 from tests.proxy import Mode, Proxy
-from tests.running import KEEP, Running, until
+from tests.running import KEEP, Running, redis_client, until
 from tests.service.conftest import PNG, Api, problem
 
 
@@ -223,4 +223,5 @@ def test_without_storage_no_job_comes_to_be(
         answer = client.post("/generate", files={"image": ("a", PNG)})
         assert int(answer.headers["retry-after"]) > 0
         problem(answer, 503)
-        assert client.get("/jobs").json()["jobs"] == []
+    with redis_client(redis_url) as redis:
+        assert not list(redis.scan_iter(redis_keys.job("*")))

@@ -63,6 +63,7 @@ def test_who_uploads_to_a_silent_storage_hears_of_it_soon(
     with contextlib.closing(Proxy(bucket.endpoint)) as proxy, ThreadPoolExecutor(1) as beside:
         behind = replace(bucket, endpoint=proxy.url)
         with make_api(redis_url=redis_url, **behind.settings) as running:
+            assert httpx.get(f"{running.url}/jobs", timeout=60).json()["jobs"] == []
             proxy.mode = Mode.HANG
             retries = beside.submit(behind.storage().put, "health/beside", b"x", "text/plain")
             refused = httpx.post(f"{running.url}/generate", files=FILES, timeout=60)
