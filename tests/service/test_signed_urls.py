@@ -25,7 +25,8 @@ def key(api: Api) -> Iterator[tuple[str, str]]:
     api_keys.save(api.redis, record)
     until(lambda: api.client.get("/jobs").status_code == 401, what="the need of a key")
     yield text, record.id
-    api.redis.delete(redis_keys.API_KEYS)
+    for left in api_keys.list_keys(api.redis):
+        api_keys.revoke(api.redis, left.id)
     until(lambda: api.client.get("/jobs").status_code == 200, what="the end of that need")
 
 
