@@ -1,4 +1,4 @@
-"""An S3 server in this process and buckets on it. It knows nothing of what is stored."""
+"""An S3 server in this process and buckets on it."""
 
 import itertools
 from collections.abc import Callable, Iterator

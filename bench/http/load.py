@@ -1,4 +1,4 @@
-"""A closed loop of HTTP/1.1 clients on kept-alive connections. Knows nothing of what it asks for.
+"""A closed loop of HTTP/1.1 clients on kept-alive connections, whatever they request.
 
 The requests are bytes made beforehand, so that the clients cost as little as they can.
 """

@@ -1,4 +1,4 @@
-"""A discrete-event simulation of workers that batch by step. Knows nothing of who scales them.
+"""A discrete-event simulation of workers that batch by step; the autoscaler is passed in.
 
 Events are arrivals, steps of workers, workers that become warm, and ticks of a scaler. A worker
 takes jobs between steps from one queue, oldest first, as `workers/consumer.py` does; a step of k
