@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from redis import Redis
 
 from service.browser_access import BrowserAccess
-from service.core import redis_keys, scripts
+from service.core import redis_keys
 from service.core.errors import Unauthorized
 from service.core.settings import API_KEY, Settings
 from service.core.storage import ObjectMissing, Storage, StorageError
@@ -143,7 +143,7 @@ def _webhook_secret() -> str:
 
 def save(redis: "Redis", record: ApiKey) -> None:
     """Store a record. Raises `redis.RedisError`."""
-    redis.register_script(scripts.load("api_key_save"))(
+    redis.register_script(redis_keys.load_script("api_key_save"))(
         keys=[redis_keys.API_KEYS, redis_keys.API_KEYS_REVOKED],
         args=[record.id, record.model_dump_json()],
     )
@@ -152,7 +152,7 @@ def save(redis: "Redis", record: ApiKey) -> None:
 def revoke(redis: "Redis", record_id: str) -> bool:
     """Delete a key; whether there was one. Raises `redis.RedisError`."""
     return bool(
-        redis.register_script(scripts.load("api_key_revoke"))(
+        redis.register_script(redis_keys.load_script("api_key_revoke"))(
             keys=[redis_keys.API_KEYS, redis_keys.API_KEYS_REVOKED], args=[record_id]
         )
     )

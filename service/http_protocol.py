@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.connections import Connections
-from service.http_refusals import (
+from service.problems import (
     FRAMING_TOO_LARGE,
     HEAD_TOO_LARGE,
     MALFORMED,

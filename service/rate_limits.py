@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import redis.asyncio as aioredis
 
-from service.core import redis_keys, scripts
+from service.core import redis_keys
 from service.core.errors import RateLimited
 
 MINUTE: Final = 60
@@ -45,8 +45,8 @@ class RateLimits:
 
     def __init__(self, redis: "aioredis.Redis") -> None:
         self._redis = redis
-        self._pace = redis.register_script(scripts.load("rate_limit"))
-        self._reserve = redis.register_script(scripts.load("active_job_reserve"))
+        self._pace = redis.register_script(redis_keys.load_script("rate_limit"))
+        self._reserve = redis.register_script(redis_keys.load_script("active_job_reserve"))
 
     async def spend(self, owner: str, quota: int) -> tuple[Allowance, RateLimited | None]:
         """Count one request; what is left, and the error where the quota is used up."""

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 import redis.asyncio as aioredis
 
-from service.core import redis_keys, scripts
+from service.core import redis_keys
 from service.core.errors import Unauthorized
 
 SECRET_BYTES: Final = 32
@@ -59,7 +59,7 @@ class SignedUrls:
     ) -> None:
         self._lifetime_seconds = lifetime_seconds
         self._clock = clock
-        self._rotate = redis.register_script(scripts.load("url_secrets"))
+        self._rotate = redis.register_script(redis_keys.load_script("url_secrets"))
         self._secrets: dict[str, bytes] = {}
         """By id, the newest first."""
         self._read_at = -math.inf

@@ -40,16 +40,23 @@ def environment(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 def until(
-    answer: Callable[[], R | None], *, seconds: float = 180, what: str = "what the test waits for"
+    answer: Callable[[], R | None],
+    *,
+    seconds: float = 180,
+    what: str | Callable[[], str] = "what the test waits for",
 ) -> R:
-    """Call `answer` until it is truthy and return that. Fails after `seconds`."""
+    """Call `answer` until it is truthy and return that.
+
+    Fails after `seconds`, saying `what` did not happen; a callable `what` is asked then.
+    """
     deadline = time.monotonic() + seconds
     while True:
         found = answer()
         if found:
             return found
         if time.monotonic() > deadline:
-            raise AssertionError(f"{what} did not happen within {seconds} s")
+            told = what if isinstance(what, str) else what()
+            raise AssertionError(f"{told} did not happen within {seconds} s")
         time.sleep(0.05)
 
 

@@ -3,8 +3,9 @@
 Run once before workers start; `--wait` waits until that has been done for this models.yaml by this
 version, after which another run ends at once. The files come from the model hub (HF_ENDPOINT names
 a mirror, HF_TOKEN_PATH a token) or, with IMAGEPROMPT_MODEL_FILES_URL, from a bucket that
-`--upload URL` has filled. Sources that are local folders are skipped. No weights are
-loaded.
+`--upload URL` has filled: a bucket has no symbolic links, so what a cache links to is stored under
+the link's own name, which the hub's library reads as well. Sources that are local folders are
+skipped. No weights are loaded.
 """
 
 import contextlib
@@ -13,20 +14,24 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from urllib.parse import urlsplit
 
+import obstore
 import structlog
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils.tqdm import disable_progress_bars
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
 
 from service import __version__
 from service.core import logging
-from service.core.catalog import Adapter, Catalog, Lora, ModelEntry, Source, load_catalog
+from service.core.catalog import Adapter, Catalog, ModelEntry, Source, WeightsFile, load_catalog
 from service.core.errors import ConfigurationError
 from service.core.settings import Settings, load_settings
-from workers import model_copy
 
 POLL_SECONDS: Final = 2.0
 CONFIGURATION_WRONG: Final = 2
@@ -56,7 +61,7 @@ def download(catalog: Catalog) -> None:
                 load()
             except (HfHubHTTPError, OSError) as error:
                 raise ConfigurationError(
-                    f"{what} of {name} could not be downloaded from "
+                    f"{name}: {what} could not be downloaded from "
                     f"{source.repo}@{source.revision}: {error}"
                 ) from error
 
@@ -77,30 +82,23 @@ def _downloads(entry: ModelEntry) -> Iterator[tuple[str, Source, Callable[[], ob
             str(source.repo), revision=source.revision, allow_patterns=_patterns(source)
         )
 
-    yield "base", entry.base, pipeline
-    if entry.vae is not None:
-        yield "VAE", entry.vae, part(entry.vae)
-    for name, adapter in entry.adapters.items():
-        yield f"adapter {name}", adapter, _weights(adapter)
-        encoder = hub.encoder_source(adapter)
-        yield f"image encoder of adapter {name}", encoder, part(encoder)
-    for name, control in entry.controlnets.items():
-        yield f"ControlNet {name}", control, part(control)
-    for name, t2i_adapter in entry.t2i_adapters.items():
-        yield f"T2I-Adapter {name}", t2i_adapter, part(t2i_adapter)
-    for name, lora in entry.loras.items():
-        yield f"LoRA {name}", lora, _weights(lora)
-    for fused in entry.fused_loras:
-        yield f"fused LoRA {fused.weight_name}", fused, _weights(fused)
+    def weights_file(source: WeightsFile) -> Callable[[], object]:
+        return lambda: hf_hub_download(
+            str(source.repo),
+            source.weight_name,
+            subfolder=source.subfolder,
+            revision=source.revision,
+        )
 
-
-def _weights(source: Adapter | Lora) -> Callable[[], object]:
-    return lambda: hf_hub_download(
-        str(source.repo),
-        source.weight_name,
-        subfolder=source.subfolder,
-        revision=source.revision,
-    )
+    for name, source in entry.parts().items():
+        match source:
+            case WeightsFile():
+                yield name, source, weights_file(source)
+            case _:
+                yield name, source, pipeline if source is entry.base else part(source)
+        if isinstance(source, Adapter):
+            encoder = hub.encoder_source(source)
+            yield f"{name}, image encoder", encoder, part(encoder)
 
 
 def _patterns(source: Source) -> list[str]:
@@ -129,7 +127,7 @@ def main(arguments: list[str]) -> int:
                 time.sleep(POLL_SECONDS)
             return 0
         if arguments[:1] == ["--upload"] and len(arguments) == UPLOAD_WORDS:
-            model_copy.upload(Path(constants.HF_HOME), arguments[1], settings)
+            copy_to_bucket(Path(constants.HF_HOME), arguments[1], settings)
             return 0
         if arguments:
             logger.critical("usage: python -m workers.download [--wait | --upload URL]")
@@ -159,9 +157,93 @@ def _fill(done: Path, settings: Settings) -> None:
     if settings.model_files_url is None:
         download(load_catalog(settings.models))
     else:
-        model_copy.download(settings.model_files_url, Path(constants.HF_HOME), settings)
+        copy_from_bucket(settings.model_files_url, Path(constants.HF_HOME), settings)
     done.touch()
     logger.info("downloaded", marker=str(done))
+
+
+FOLDER: Final = "hub"
+"""Of HF_HOME: the repositories."""
+CHUNK_BYTES: Final = 16 * 2**20
+
+
+def copy_to_bucket(cache: Path, url: str, settings: Settings) -> None:
+    """Copy the repositories in `cache` (HF_HOME) to the bucket. Raises `ConfigurationError`."""
+    store = _open(url, settings)
+    for file in _files(cache):
+        name = file.relative_to(cache).as_posix()
+        logger.info("uploading", file=name, bytes=file.stat().st_size)
+        try:
+            with file.open("rb") as source:
+                obstore.put(store, name, source, chunk_size=CHUNK_BYTES)
+        except (BaseError, OSError) as error:
+            raise ConfigurationError(f"{name} could not be written to {url}: {error}") from error
+
+
+def copy_from_bucket(url: str, cache: Path, settings: Settings) -> None:
+    """Copy all files of the bucket that `cache` (HF_HOME) lacks. Raises `ConfigurationError`."""
+    store = _open(url, settings)
+    found = 0
+    try:
+        for batch in obstore.list(store, FOLDER):
+            for entry in batch:
+                found += 1
+                _copy(store, entry["path"], entry["size"], cache)
+    except (BaseError, OSError) as error:
+        raise ConfigurationError(f"model files could not be copied from {url}: {error}") from error
+    if not found:
+        raise ConfigurationError(
+            f"IMAGEPROMPT_MODEL_FILES_URL: nothing lies under {url}/{FOLDER}; fill it with "
+            "`python -m workers.download --upload URL`"
+        )
+
+
+def _copy(store: ObjectStore, name: str, size: int, cache: Path) -> None:
+    target = cache / name
+    if target.exists() and target.stat().st_size == size:
+        return
+    logger.info("copying", file=name, bytes=size)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    with part.open("wb") as file:
+        for chunk in obstore.get(store, name).stream(min_chunk_size=CHUNK_BYTES):
+            file.write(chunk)
+    part.replace(target)
+
+
+def _files(cache: Path) -> Iterator[Path]:
+    """References and snapshots of every repository, their links followed."""
+    for file in sorted((cache / FOLDER).glob("models--*/*/**/*")):
+        if file.parts[len(cache.parts) + 2] in ("refs", "snapshots") and file.is_file():
+            yield file
+
+
+def _open(url: str, settings: Settings) -> ObjectStore:
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return LocalStore(Path(parts.path), mkdir=True)
+    options: dict[str, Any] = {
+        # A file of 10 GB takes minutes; one that sends nothing for a minute has stopped.
+        "client_options": {
+            "timeout": "2h",
+            "connect_timeout": "10s",
+            "read_timeout": "60s",
+            "allow_http": (settings.storage_endpoint or "").startswith("http://"),
+        },
+        "retry_config": {"max_retries": 5, "retry_timeout": timedelta(minutes=5)},
+    }
+    if settings.storage_endpoint is not None:
+        options["endpoint"] = settings.storage_endpoint
+    key_id, secret = settings.storage_access_key_id, settings.storage_secret_access_key
+    if key_id is not None and secret is not None and parts.scheme == "s3":
+        options |= {
+            "access_key_id": key_id.get_secret_value(),
+            "secret_access_key": secret.get_secret_value(),
+        }
+    try:
+        return from_url(url, **options)
+    except (BaseError, ValueError) as error:
+        raise ConfigurationError(f"IMAGEPROMPT_MODEL_FILES_URL: {error}") from error
 
 
 if __name__ == "__main__":

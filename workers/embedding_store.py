@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 from redis import Redis, RedisError
 
-from service.core import redis_keys, redis_server, scripts
+from service.core import redis_keys, redis_server
 
 logger = structlog.get_logger(__name__)
 
@@ -27,8 +27,8 @@ class RedisEmbeddingStore:
     def __init__(self, redis: Redis, *, keep_seconds: int, most_bytes: int) -> None:
         self._keep_seconds = keep_seconds
         self._most_bytes = most_bytes
-        self._put = redis.register_script(scripts.load("embedding_put"))
-        self._get = redis.register_script(scripts.load("embedding_get"))
+        self._put = redis.register_script(redis_keys.load_script("embedding_put"))
+        self._get = redis.register_script(redis_keys.load_script("embedding_get"))
 
     def get(self, fingerprint: str) -> bytes | None:
         """The bytes stored under a fingerprint, `None` where there are none or Redis fails.

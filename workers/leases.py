@@ -23,7 +23,7 @@ from rq.job import Job as RqJob
 from rq.results import Result
 from rq.utils import now, utcformat
 
-from service.core import redis_keys, redis_server, scripts
+from service.core import redis_keys, redis_server
 from service.core.queue import TASK
 
 logger = structlog.get_logger(__name__)
@@ -93,13 +93,13 @@ class Leases:
         self._registry = queue.started_job_registry
         self._worker_name = worker_name
         self.seconds = math.ceil(lease_seconds)
-        self._take = self._redis.register_script(scripts.load("lease_take"))
-        self._renew = self._redis.register_script(scripts.load("lease_renew"))
-        self._return = self._redis.register_script(scripts.load("lease_return"))
-        self._expire = self._redis.register_script(scripts.load("lease_expire"))
-        self._end = self._redis.register_script(scripts.load("lease_end"))
-        self._remove = self._redis.register_script(scripts.load("queue_remove"))
-        self._dequeue = self._redis.register_script(scripts.load("lease_dequeue"))
+        self._take = self._redis.register_script(redis_keys.load_script("lease_take"))
+        self._renew = self._redis.register_script(redis_keys.load_script("lease_renew"))
+        self._return = self._redis.register_script(redis_keys.load_script("lease_return"))
+        self._expire = self._redis.register_script(redis_keys.load_script("lease_expire"))
+        self._end = self._redis.register_script(redis_keys.load_script("lease_end"))
+        self._remove = self._redis.register_script(redis_keys.load_script("queue_remove"))
+        self._dequeue = self._redis.register_script(redis_keys.load_script("lease_dequeue"))
 
     def take(self, job_id: str) -> Lease | None:
         """Begin the lease of a dequeued job; `None` where another worker has it by now."""

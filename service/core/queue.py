@@ -12,7 +12,7 @@ from rq import Queue, Retry
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from service.core import redis_keys, scripts
+from service.core import redis_keys
 from service.core.job import Job
 from service.core.transitions import Transitions
 
@@ -75,7 +75,7 @@ def enqueue(
             also(pipeline)
         # A transaction cannot ask how long the queue is, so a script runs its commands.
         commands = [command for command, _ in pipeline.command_stack]
-    script = queue.connection.register_script(scripts.load("queue_enqueue"))
+    script = queue.connection.register_script(redis_keys.load_script("queue_enqueue"))
     keys = [key for _, key, *_ in commands]
     words = [word for name, _, *rest in commands for word in (len(rest) + 1, name, *rest)]
     return bool(script(keys=[queue.key, *keys], args=[most, *words]))
@@ -86,7 +86,7 @@ def forget(queue: Queue, job_id: str) -> None:
 
     The worker of a running one learns of it from the record. Raises `redis.RedisError`.
     """
-    queue.connection.register_script(scripts.load("queue_remove"))(
+    queue.connection.register_script(redis_keys.load_script("queue_remove"))(
         keys=[queue.key, RqJob.key_for(job_id), redis_keys.DEADLINES], args=[job_id]
     )
 

@@ -1,4 +1,13 @@
-"""Names of everything this service keeps in Redis beside RQ's own keys, and in storage."""
+"""Names of everything this service keeps in Redis beside RQ's own keys, and in storage.
+
+Also loads the Lua scripts of `lua/`. Each file documents its KEYS, its ARGV and its answer; KEYS
+holds every key that a script touches. A line `-- include NAME` puts the text of another file before
+it.
+"""
+
+import re
+from pathlib import Path
+from typing import Final
 
 PREFIX = "imageprompt:"
 
@@ -88,3 +97,13 @@ def upload(job_id: str, name: str) -> str:
 def result(job_id: str, name: str) -> str:
     """Storage key of one picture of a job."""
     return f"results/{job_id}/{name}"
+
+
+FOLDER: Final = Path(__file__).parent / "lua"
+
+
+def load_script(name: str) -> str:
+    """The text of one script, for `redis.register_script`."""
+    text = (FOLDER / f"{name}.lua").read_text("utf-8")
+    included = re.findall(r"^-- include (\w+)$", text, re.MULTILINE)
+    return "\n".join([*map(load_script, included), text])

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from redis import Redis
 
-from service.core import redis_keys, scripts
+from service.core import redis_keys
 from service.core.job import (
     EventName,
     Job,
@@ -70,13 +70,13 @@ class Transitions:
         self._tombstone = tombstone_seconds
         self._max_attempts = max_attempts
         self._on_end = on_end
-        self._claim = redis.register_script(scripts.load("job_claim"))
-        self._progress = redis.register_script(scripts.load("job_progress"))
-        self._finish = redis.register_script(scripts.load("job_finish"))
-        self._hand_back = redis.register_script(scripts.load("job_hand_back"))
-        self._expire = redis.register_script(scripts.load("job_expire"))
-        self._erase = redis.register_script(scripts.load("job_erase"))
-        self._overdue = redis.register_script(scripts.load("job_overdue"))
+        self._claim = redis.register_script(redis_keys.load_script("job_claim"))
+        self._progress = redis.register_script(redis_keys.load_script("job_progress"))
+        self._finish = redis.register_script(redis_keys.load_script("job_finish"))
+        self._hand_back = redis.register_script(redis_keys.load_script("job_hand_back"))
+        self._expire = redis.register_script(redis_keys.load_script("job_expire"))
+        self._erase = redis.register_script(redis_keys.load_script("job_erase"))
+        self._overdue = redis.register_script(redis_keys.load_script("job_overdue"))
 
     def create(self, job: Job, pipeline: Any) -> None:
         """Write a new job into `pipeline`, which the caller executes as one transaction."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 from redis import Redis
 
-from service.core import redis_keys, scripts
+from service.core import redis_keys
 
 TTL_SECONDS: Final = 15
 
@@ -35,7 +35,7 @@ class WorkerInfo(BaseModel):
 
 def register(redis: Redis, info: WorkerInfo) -> None:
     """Write or renew a worker's entry. Raises `redis.RedisError`."""
-    redis.register_script(scripts.load("worker_register"))(
+    redis.register_script(redis_keys.load_script("worker_register"))(
         keys=[redis_keys.worker(info.name), redis_keys.WORKERS],
         args=[info.name, info.model_dump_json(), TTL_SECONDS, 10 * TTL_SECONDS],
     )

@@ -1,22 +1,23 @@
-"""The page at `/` and the API console at `/docs`: static files, and what the page needs to know.
+"""The page at `/`, the API console at `/docs`, and `/docs/plain` without scripts.
 
 The page's files have the digest of all of them in their path, so that browsers keep them for good
 and ask for `/` alone again. They hold no request of a client and need no API key.
 """
 
+import base64
 import gzip
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from html import escape
 from pathlib import Path
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from service import docs_page
 from service.core.errors import NotFound
 from service.core.params import GenerateRequest
 from service.core.schema import sent_model
@@ -197,13 +198,13 @@ async def docs(request: Request) -> Response:
 @cache
 def _plain() -> StaticFile:
     guide = (STATIC / "console" / "guide.md").read_text(encoding="utf-8")
-    return _of_bytes("plain.html", docs_page.render(describe(), guide).encode())
+    return _of_bytes("plain.html", render_plain(describe(), guide).encode())
 
 
 @console.api_route("/docs/plain", methods=_METHODS)
 async def plain_docs(request: Request) -> Response:
     """The same as one page without scripts."""
-    headers = {"Content-Security-Policy": docs_page.POLICY, "Cache-Control": REVALIDATE}
+    headers = {"Content-Security-Policy": PLAIN_POLICY, "Cache-Control": REVALIDATE}
     return _plain().answer(request, headers)
 
 
@@ -213,3 +214,135 @@ async def console_file(request: Request, name: str) -> Response:
     if name not in _console_files():
         raise NotFound("There is no resource at this path")
     return _console_files()[name].answer(request, {"Cache-Control": REVALIDATE})
+
+
+_PLAIN_STYLE: Final = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+code,pre{font-family:ui-monospace,monospace;background:#8882;border-radius:4px}
+code{padding:0 .25em}pre{padding:.75em;overflow:auto}h2{margin-top:2.5rem}
+table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;
+padding:.3em .6em;border-bottom:1px solid #8884}
+"""
+
+PLAIN_POLICY: Final = (
+    "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; style-src 'sha256-"
+    + base64.b64encode(hashlib.sha256(_PLAIN_STYLE.encode()).digest()).decode()
+    + "'"
+)
+"""Content-Security-Policy under which the page's own style is allowed and nothing else."""
+
+
+def render_plain(document: dict[str, Any], guide: str) -> str:
+    """The page for an OpenAPI document, with a guide in Markdown (headings, paragraphs, code)."""
+    info = document["info"]
+    parts = [
+        f"<h1>{escape(info['title'])} {escape(info['version'])}</h1>",
+        *(f"<p>{_text(paragraph)}</p>" for paragraph in info["description"].split("\n\n")),
+        '<p>The whole contract: <a href="../openapi.json">openapi.json</a>.</p>',
+        '<p>With requests to try: <a href="../docs">the console</a>.</p>',
+        *_guide(guide),
+    ]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            parts += _operation(document, method, path, operation)
+    title = escape(info["title"])
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_PLAIN_STYLE}</style><body>{''.join(parts)}</body></html>"
+    )
+
+
+def _guide(text: str) -> list[str]:
+    """Markdown as HTML: what stands between two fences is code as it is."""
+    parts = []
+    for number, block in enumerate(text.split("```\n")):
+        if number % 2:
+            parts.append(f"<pre>{escape(block)}</pre>")
+            continue
+        for paragraph in filter(None, map(str.strip, block.split("\n\n"))):
+            heading = paragraph.removeprefix("## ")
+            tag = "p" if heading == paragraph else "h2"
+            parts.append(f"<{tag}>{_text(heading)}</{tag}>")
+    return parts
+
+
+def _curl(document: dict[str, Any], method: str, path: str, operation: dict[str, Any]) -> str:
+    """The operation as a command; `{id}` and the like are to be filled in."""
+    words = ["curl -sS --fail-with-body"]
+    if method != "get":
+        words.append(f"-X {method.upper()}")
+    words.append(f"'http://127.0.0.1:8000{path}'")
+    if "security" in operation:
+        words.append('-H "Authorization: Bearer $IMAGEPROMPT_KEY"')
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        form = _resolved(document, content["schema"])
+        words += [f"-F {name}=@FILE" for name in form.get("required", ())]
+    return f"<pre>{escape(' '.join(words))}</pre>"
+
+
+def _operation(
+    document: dict[str, Any], method: str, path: str, operation: dict[str, Any]
+) -> list[str]:
+    parts = [
+        f"<h2><code>{method.upper()} {escape(path)}</code></h2>",
+        f"<p>{_text(operation.get('description', ''))}</p>",
+        _curl(document, method, path, operation),
+    ]
+    rows = [
+        (
+            f"{parameter['name']} ({parameter['in']})",
+            _schema(document, parameter["schema"]),
+            parameter.get("description", ""),
+        )
+        for parameter in operation.get("parameters", [])
+    ]
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        form = _resolved(document, content["schema"])
+        rows += [
+            (name, _schema(document, field), field.get("description", ""))
+            for name, field in form["properties"].items()
+        ]
+    parts.append(_table(rows))
+    answers = [
+        (status, ", ".join(answer.get("content", {})), answer.get("description", ""))
+        for status, answer in sorted(operation["responses"].items())
+    ]
+    parts.append(_table(answers))
+    return parts
+
+
+def _resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    reference = schema.get("$ref")
+    if reference is None:
+        return schema
+    return dict(document["components"]["schemas"][reference.rpartition("/")[2]])
+
+
+def _schema(document: dict[str, Any], schema: dict[str, Any]) -> str:
+    """A field's type, range and default in a few words."""
+    found = _resolved(document, schema)
+    choices = [one for one in found.get("anyOf", ()) if one.get("type") != "null"]
+    found = choices[0] if choices else found
+    kind = " | ".join(map(str, found.get("enum", ()))) or str(found.get("type", ""))
+    if found.get("format") == "binary" or found.get("items", {}).get("format") == "binary":
+        kind = "file"
+    low, high = found.get("minimum"), found.get("maximum")
+    span = "" if low is None and high is None else f" {low}..{'' if high is None else high}"
+    default = found.get("default", schema.get("default"))
+    return f"{kind}{span}" + ("" if default in (None, "") else f", default {default}")
+
+
+def _table(rows: list[tuple[str, str, str]]) -> str:
+    body = "".join(
+        f"<tr><td><code>{escape(name)}</code></td><td>{escape(kind)}</td><td>{_text(text)}</td></tr>"
+        for name, kind, text in rows
+    )
+    return f"<table>{body}</table>" if rows else ""
+
+
+def _text(text: str) -> str:
+    """Escaped, with `code` marked up."""
+    pieces = escape(text).split("`")
+    return "".join(
+        f"<code>{piece}</code>" if number % 2 else piece for number, piece in enumerate(pieces)
+    )

@@ -24,8 +24,8 @@ import structlog
 
 from service.core.errors import Busy, InvalidImage, ServiceError, UnsupportedMedia
 from service.core.upload_kind import UploadKind
+from service.fair_share import FairSemaphore
 from service.submission.decoded import DAMAGED, MESSAGE_BYTES, Format, Picture
-from service.submission.fair_share import FairSemaphore
 
 MODULE: Final = "service.submission.decoder_process"
 """What a decoder process runs; it is not imported here, since the API needs no Pillow."""

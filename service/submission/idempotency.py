@@ -18,7 +18,7 @@ import redis
 import redis.asyncio as aioredis
 from pydantic import BaseModel
 
-from service.core import redis_keys, scripts
+from service.core import redis_keys
 from service.core.errors import (
     FieldError,
     IdempotencyInProgress,
@@ -70,8 +70,8 @@ class Idempotency:
     def __init__(self, redis: "aioredis.Redis", *, kept_seconds: int) -> None:
         self._redis = redis
         self._kept = kept_seconds
-        self._begin = redis.register_script(scripts.load("idempotency_begin"))
-        self._abandon = redis.register_script(scripts.load("idempotency_abandon"))
+        self._begin = redis.register_script(redis_keys.load_script("idempotency_begin"))
+        self._abandon = redis.register_script(redis_keys.load_script("idempotency_abandon"))
 
     async def begin(self, owner: str, key: str, fingerprint: str) -> IdempotencyClaim | str:
         """Claim a key for a request; or the id of the job that the key stands for already.

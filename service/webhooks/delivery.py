@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from redis.exceptions import RedisError
 
 from service.api_keys import ANONYMOUS, ApiKey
-from service.core import redis_keys, scripts
+from service.core import redis_keys
 from service.core.job import Job
 from service.core.metrics import ApiMetrics
 from service.fair_share import FairShare
@@ -54,9 +54,9 @@ class Outbox:
 
     def __init__(self, redis: "aioredis.Redis") -> None:
         self._redis = redis
-        self._take = redis.register_script(scripts.load("outbox_take"))
-        self._postpone = redis.register_script(scripts.load("outbox_postpone"))
-        self._remove = redis.register_script(scripts.load("outbox_remove"))
+        self._take = redis.register_script(redis_keys.load_script("outbox_take"))
+        self._postpone = redis.register_script(redis_keys.load_script("outbox_postpone"))
+        self._remove = redis.register_script(redis_keys.load_script("outbox_remove"))
 
     async def take(self, limit: int) -> list[tuple[str, int]]:
         """Claim entries that are due: (job id, number of this attempt from 1)."""

@@ -134,7 +134,7 @@ def check_block_scales(scales: BlockScales, adapter: str, unet: Any) -> None:
 
 
 def check_unet(unet: Any, vae: Any) -> None:
-    """Check that a UNet has no parts that `forward.unet_forward` leaves out, and fits its VAE."""
+    """Check that a UNet has no parts that `layers.unet_forward` leaves out, and fits its VAE."""
     name = unet_name(unet)
     config = unet.config
     latents = vae.config.latent_channels

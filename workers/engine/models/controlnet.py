@@ -12,8 +12,14 @@ from service.core.catalog import Source
 from workers.engine.attention import Context, Kernel
 from workers.engine.cache import Embedding
 from workers.engine.models import checks, hub
-from workers.engine.models.forward import control_forward, embed_map
-from workers.engine.models.layers import CrossAttention, install, kv_width, text_kv
+from workers.engine.models.layers import (
+    CrossAttention,
+    control_forward,
+    embed_map,
+    install,
+    kv_width,
+    text_kv,
+)
 
 Embedder = Callable[[Any, Tensor, Embedding, tuple[int, int]], Tensor]
 """A family's time embeddings with the weights of a network: network, timesteps, text, size."""

@@ -22,8 +22,7 @@ from workers.engine.cache import Embedding, Layout
 from workers.engine.models import checks, controlnet, hub, lora, prompts, t2i_adapter
 from workers.engine.models.adapter import AdapterLoader, IPAdapter
 from workers.engine.models.controlnet import UNetControlNet
-from workers.engine.models.forward import unet_forward
-from workers.engine.models.layers import CrossAttention, install, kv_width, text_kv
+from workers.engine.models.layers import CrossAttention, install, kv_width, text_kv, unet_forward
 from workers.engine.models.lora import LoraWeights
 from workers.engine.models.prompts import Prompt, TokenWeights
 from workers.engine.models.t2i_adapter import UNetT2IAdapter

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from service.submission.fair_share import FairSemaphore
+from service.fair_share import FairSemaphore
 
 
 async def settle() -> None:
