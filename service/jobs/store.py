@@ -19,7 +19,7 @@ from typing import Any, Final
 import redis.asyncio as aioredis
 import structlog
 
-from service.core import redis_keys, scripts
+from service.core import redis_keys
 from service.core.errors import FieldError, Gone, InvalidField, NotFound
 from service.core.job import Job, Status
 from service.core.queue import list_key
@@ -88,7 +88,7 @@ class JobStore:
     def __init__(self, redis: "aioredis.Redis", queue: str) -> None:
         self._redis = redis
         self._list = list_key(queue)
-        self._find = redis.register_script(scripts.load("job_find"))
+        self._find = redis.register_script(redis_keys.load_script("job_find"))
         self._awaited: list[tuple[str, asyncio.Future[_Answer]]] = []
         """The jobs to be read by the next call, and who waits for each."""
         self._reader: asyncio.Task[None] | None = None
@@ -131,7 +131,7 @@ class JobStore:
 
     async def _read(self, job_id: str) -> "_Answer":
         """What Redis holds of one job, read together with others that are asked for meanwhile."""
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         self._awaited.append((job_id, answer))
         if self._reader is None:
             self._reader = asyncio.create_task(self._read_awaited())
