@@ -82,8 +82,11 @@ class AsyncClient:
         while not current.is_final:
             if until is not None and time.monotonic() > until:
                 raise TimeoutError(f"job {current.id} is {current.status}")
-            await asyncio.sleep(wire.POLL_SECONDS)
-            current = await self.job(current.id)
+            headers = wire.held_request(until)
+            answer = await self._send("GET", f"/jobs/{current.id}", headers=headers)
+            current = wire.read_job(answer)
+            if not (current.is_final or wire.was_held(answer)):
+                await asyncio.sleep(wire.POLL_SECONDS)
         return current
 
     async def job(self, job_id: str) -> Job:

@@ -81,8 +81,10 @@ class Client:
         while not current.is_final:
             if until is not None and time.monotonic() > until:
                 raise TimeoutError(f"job {current.id} is {current.status}")
-            time.sleep(wire.POLL_SECONDS)
-            current = self.job(current.id)
+            answer = self._send("GET", f"/jobs/{current.id}", headers=wire.held_request(until))
+            current = wire.read_job(answer)
+            if not (current.is_final or wire.was_held(answer)):
+                time.sleep(wire.POLL_SECONDS)
         return current
 
     def job(self, job_id: str) -> Job:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ MAX_RETRY_SECONDS: Final = 20.0
 RETRIED: Final = frozenset({408, 409, 429, 503})
 """Statuses after which the same request may succeed."""
 POLL_SECONDS: Final = 0.5
+"""Between two requests for a job, where the service does not hold its answers."""
+HELD_SECONDS: Final = 20
+"""So long a service may hold its answer until the job ends."""
 
 
 def generate_request(
@@ -77,6 +81,20 @@ def retry_after(answer: httpx.Response | None, attempt: int) -> float | None:
     told = answer.headers.get("retry-after", "") if answer is not None else ""
     seconds = float(told) if told.isdigit() else 0.5 * 2.0 ** (attempt - 1)
     return seconds if seconds <= MAX_RETRY_SECONDS else None
+
+
+def held_request(until: float | None) -> dict[str, str]:
+    """Headers of a request for a job that is to be answered once it has ended.
+
+    `until` is when the caller waits no longer, by `time.monotonic`.
+    """
+    left = HELD_SECONDS if until is None else until - time.monotonic()
+    return {"Prefer": f"wait={min(HELD_SECONDS, max(1, math.ceil(left)))}"}
+
+
+def was_held(answer: httpx.Response) -> bool:
+    """Whether the service has held an answer, so that the next request may follow at once."""
+    return "wait" in answer.headers.get("preference-applied", "")
 
 
 def checked(answer: httpx.Response) -> httpx.Response:

@@ -9,6 +9,9 @@ import httpx
 
 FINAL: Final = frozenset({"succeeded", "failed", "canceled", "expired"})
 POLL_SECONDS: Final = 0.2
+"""Between two requests, however fast the job changes."""
+HELD_SECONDS: Final = 30
+"""So long the service may hold its answer until the job has changed."""
 UNAVAILABLE_SECONDS: Final = 60.0
 """How long a service that does not respond is polled for a job that it has accepted."""
 
@@ -43,22 +46,26 @@ class Client:
         return self._json(self._ask("POST", "/generate", files=files, data=data))
 
     def watch(self, job: Job) -> Iterator[Job]:
-        """Yield the job repeatedly until it is final.
+        """Yield the job after each change until it is final.
 
         Raises `ClientError` where the service stays unavailable.
         """
         responded_at = time.monotonic()
         yield job
+        headers = {"Prefer": f"wait={HELD_SECONDS}"}  # until it is another than the one seen
         while job["status"] not in FINAL:
             time.sleep(POLL_SECONDS)
             try:
-                job = self._json(self._ask("GET", f"/jobs/{job['id']}"))
+                answer = self._ask("GET", f"/jobs/{job['id']}", headers=headers)
             except Unavailable:
                 if time.monotonic() - responded_at > UNAVAILABLE_SECONDS:
                     raise
                 continue
             responded_at = time.monotonic()
-            yield job
+            if answer.status_code != httpx.codes.NOT_MODIFIED:
+                job = self._json(answer)
+                headers["If-None-Match"] = answer.headers.get("ETag", "")
+                yield job
 
     def picture(self, job: Job, number: int) -> bytes:
         """Fetch the bytes of one picture of a finished job."""

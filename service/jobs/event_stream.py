@@ -6,7 +6,7 @@ their own, bounded in number, so that they never block requests that poll.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -123,17 +123,38 @@ class EventStreams:
 
         `None` where no subscriber slot is free, so that there was no wait.
         """
+
+        async def is_done(event: Event | None) -> bool:
+            return event is not None and event.name == EventName.DONE
+
+        return await self.wait_until(is_done, job_id, seconds, owner=owner)
+
+    async def wait_until(
+        self,
+        is_over: Callable[[Event | None], Awaitable[bool]],
+        job_id: str,
+        seconds: float,
+        *,
+        owner: str,
+        after: str = FIRST,
+    ) -> bool | None:
+        """As `wait`, until `is_over` says so of an event after `after`, or of a heartbeat."""
         with self.subscriber_slot(owner, job_id) as has_slot:
             if not has_slot:
                 return None
             try:
                 async with asyncio.timeout(seconds):
-                    async for event in self.events(job_id):
-                        if event is not None and event.name == EventName.DONE:
+                    async for event in self.events(job_id, after):
+                        if await is_over(event):
                             return True
             except TimeoutError:
                 return False
         return False
+
+    async def last_id(self, job_id: str) -> str:
+        """The id of the newest event. Raises `redis.RedisError`."""
+        newest: Any = await self._redis.xrevrange(redis_keys.events(job_id), count=1)
+        return newest[0][0] if newest else FIRST
 
 
 def _entries(answer: Any) -> list[tuple[str, dict[str, str]]]:
