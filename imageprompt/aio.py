@@ -73,9 +73,23 @@ class AsyncClient:
         current = await self.job(job) if isinstance(job, str) else job
         while not current.is_final:
             deadline.check(current)
-            await asyncio.sleep(wire.POLL_SECONDS)
-            current = await self.job(current.id)
+            answer = await self._send("GET", wire.job_path(current), headers=deadline.headers)
+            current = wire.read_job(answer)
+            if not (current.is_final or wire.was_held(answer)):
+                await asyncio.sleep(wire.POLL_SECONDS)
         return current
+
+    async def watch(self, job: Job) -> AsyncIterator[Job]:
+        """The job, and again after each change of it until it has ended."""
+        watch = wire.Watch()
+        yield job
+        while not job.is_final:
+            await asyncio.sleep(wire.WATCH_SECONDS)
+            answer = await self._send("GET", wire.job_path(job), headers=watch.headers)
+            changed = watch.read(answer)
+            if changed is not None:
+                job = changed
+                yield job
 
     async def job(self, job_id: str) -> Job:
         """A job as it stands."""
@@ -148,7 +162,7 @@ class AsyncClient:
             except httpx.HTTPError as error:
                 seconds = attempts.again(error)
             else:
-                if answer.is_success:
+                if wire.is_answer(answer):
                     return answer
                 seconds = attempts.again(answer)
             await asyncio.sleep(seconds)

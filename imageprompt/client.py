@@ -73,9 +73,23 @@ class Client:
         current = self.job(job) if isinstance(job, str) else job
         while not current.is_final:
             deadline.check(current)
-            time.sleep(wire.POLL_SECONDS)
-            current = self.job(current.id)
+            answer = self._send("GET", wire.job_path(current), headers=deadline.headers)
+            current = wire.read_job(answer)
+            if not (current.is_final or wire.was_held(answer)):
+                time.sleep(wire.POLL_SECONDS)
         return current
+
+    def watch(self, job: Job) -> Iterator[Job]:
+        """The job, and again after each change of it until it has ended."""
+        watch = wire.Watch()
+        yield job
+        while not job.is_final:
+            time.sleep(wire.WATCH_SECONDS)
+            answer = self._send("GET", wire.job_path(job), headers=watch.headers)
+            changed = watch.read(answer)
+            if changed is not None:
+                job = changed
+                yield job
 
     def job(self, job_id: str) -> Job:
         """A job as it stands."""
@@ -146,7 +160,7 @@ class Client:
             except httpx.HTTPError as error:
                 seconds = attempts.again(error)
             else:
-                if answer.is_success:
+                if wire.is_answer(answer):
                     return answer
                 seconds = attempts.again(answer)
             time.sleep(seconds)

@@ -24,6 +24,11 @@ MAX_RETRY_SECONDS: Final = 20.0
 RETRIED: Final = frozenset({408, 409, 429, 503})
 """Statuses after which the same request may succeed."""
 POLL_SECONDS: Final = 0.5
+"""Between two requests for a job, where the service does not hold its answers."""
+WATCH_SECONDS: Final = 0.2
+"""Between two requests for a job that is watched, however fast it changes."""
+HELD_SECONDS: Final = 20
+"""So long a service may hold its answer until the job ends."""
 
 
 def connection(url: str, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
@@ -115,6 +120,16 @@ class Attempts:
         self._made = 0
 
 
+def was_held(answer: httpx.Response) -> bool:
+    """Whether the service has held an answer, so that the next request may follow at once."""
+    return "wait" in answer.headers.get("preference-applied", "")
+
+
+def is_answer(answer: httpx.Response) -> bool:
+    """Whether a response is what was asked for: no error."""
+    return answer.is_success or answer.status_code == httpx.codes.NOT_MODIFIED
+
+
 def checked(answer: httpx.Response) -> httpx.Response:
     """The answer, where it is a success. Raises `ApiError` or `Unavailable`."""
     if answer.is_success:
@@ -156,10 +171,30 @@ class Deadline:
     def __init__(self, seconds: float | None) -> None:
         self._at = math.inf if seconds is None else time.monotonic() + seconds
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of a request for a job that is to be answered once it has ended."""
+        left = self._at - time.monotonic()
+        return {"Prefer": f"wait={math.ceil(min(HELD_SECONDS, max(1, left)))}"}
+
     def check(self, job: Job) -> None:
         """Raise `TimeoutError` where the time is up."""
         if time.monotonic() > self._at:
             raise TimeoutError(f"job {job.id} is {job.status}")
+
+
+class Watch:
+    """Asks for a job that is to be answered once it is another one than that seen last."""
+
+    def __init__(self) -> None:
+        self.headers = {"Prefer": f"wait={HELD_SECONDS}"}
+
+    def read(self, answer: httpx.Response) -> Job | None:
+        """The job, where it has changed."""
+        if answer.status_code == httpx.codes.NOT_MODIFIED:
+            return None
+        self.headers["If-None-Match"] = answer.headers.get("etag", "")
+        return read_job(answer)
 
 
 class EventReader:

@@ -25,7 +25,6 @@ from service.core.schema import Declaration, Files, is_list, marked, parameters
 from service.core.settings import ROOT
 
 EXAMPLES: Final = ROOT / "examples"
-POLL_SECONDS: Final = 0.2
 UNAVAILABLE_SECONDS: Final = 60.0
 """How long a service that does not respond is polled for a job that it has accepted."""
 CELL_PIXELS: Final = 256
@@ -64,19 +63,18 @@ def run(client: Client, fields: Mapping[str, Any], *, label: str) -> Job:
 
 
 def _watch(client: Client, job: Job) -> Iterator[Job]:
-    """Yield a job repeatedly until it is final. Raises `Unavailable`."""
+    """The job after each change, also where the service is restarted. Raises `Unavailable`."""
     responded_at = time.monotonic()
-    yield job
-    while not job.is_final:
-        time.sleep(POLL_SECONDS)
+    while True:
         try:
-            job = client.job(job.id)
+            for changed in client.watch(job):
+                job, responded_at = changed, time.monotonic()
+                yield job
         except Unavailable:
             if time.monotonic() - responded_at > UNAVAILABLE_SECONDS:
                 raise
-            continue
-        responded_at = time.monotonic()
-        yield job
+        else:
+            return
 
 
 def command(declaration: Declaration = GenerateRequest) -> Callable[..., None]:

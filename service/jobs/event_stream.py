@@ -6,7 +6,7 @@ their own, bounded in number, so that they never block requests that poll.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -112,20 +112,20 @@ class EventStreams:
         reconnects while Redis is unavailable.
         """
         key, last = redis_keys.events(job_id), after
-        block: int | None = None
         while not self.stopping:
             try:
-                answer = await self._redis.xread({key: last}, count=_EVENTS_AT_ONCE, block=block)
+                answer = await self._redis.xread(
+                    {key: last}, count=_EVENTS_AT_ONCE, block=int(BLOCK_SECONDS * 1000)
+                )
             except RedisError as error:
                 log.warning("event stream lost its Redis connection", cause=type(error).__name__)
                 yield None
                 await asyncio.sleep(1)
                 continue
-            if not answer and await self.is_over(job_id, last):
-                return
-            if not answer and block is not None:
+            if not answer:
+                if await self.is_over(job_id, last):
+                    return
                 yield None
-            block = int(BLOCK_SECONDS * 1000)
             for event_id, fields in _entries(answer):
                 last = event_id
                 yield Event(event_id, fields["event"], fields["data"])
@@ -137,17 +137,41 @@ class EventStreams:
 
         `None` where no subscriber slot is free, so that there was no wait.
         """
+
+        async def is_done(event: Event | None) -> bool:
+            return event is not None and event.name == EventName.DONE
+
+        return await self.wait_until(is_done, job_id, seconds, owner=owner)
+
+    async def wait_until(
+        self,
+        is_over: Callable[[Event | None], Awaitable[bool]],
+        job_id: str,
+        seconds: float,
+        *,
+        owner: str,
+        after: str = FIRST,
+    ) -> bool | None:
+        """As `wait`, until `is_over` says so of an event after `after`, or of a heartbeat."""
         with self.subscriber_slot(owner, job_id) as has_slot:
             if not has_slot:
                 return None
             try:
                 async with asyncio.timeout(seconds):
-                    async for event in self.events(job_id):
-                        if event is not None and event.name == EventName.DONE:
+                    async for event in self.events(job_id, after):
+                        if await is_over(event):
                             return True
             except TimeoutError:
                 return False
-        return not self.stopping
+        if self.stopping:
+            return False
+        await is_over(None)  # there are no more events: the caller looks a last time
+        return True
+
+    async def last_id(self, job_id: str) -> str:
+        """The id of the newest event. Raises `redis.RedisError`."""
+        newest: Any = await self._redis.xrevrange(redis_keys.events(job_id), count=1)
+        return newest[0][0] if newest else FIRST
 
 
 def _entries(answer: Any) -> list[tuple[str, dict[str, str]]]:

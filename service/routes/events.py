@@ -109,6 +109,9 @@ async def follow_job(
 async def _stream(subscription: _Subscription, after: str) -> AsyncIterator[str]:
     job, last = subscription.found.job, after
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
+    if await subscription.event_streams.is_over(job.id, after):
+        yield await _done(subscription, last)
+        return
     sent_at, is_done = time.monotonic(), False
     async for event in subscription.event_streams.events(job.id, after):
         if not await _may_go_on(subscription):

@@ -92,7 +92,7 @@ def test_a_stream_after_an_event_that_never_was_ends_with_its_job(api: Api) -> N
         assert list(lines) == ["event: done"]
 
 
-def test_who_waits_for_a_job_that_was_deleted_is_told_at_once(api: Api) -> None:
+def test_who_waits_for_a_job_that_was_deleted_is_told(api: Api) -> None:
     """Every reader of events ends so, also those of the facades."""
     stopping = asyncio.Event()
 
