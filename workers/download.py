@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -77,9 +77,9 @@ def _downloads(entry: ModelEntry) -> Iterator[tuple[str, Source, Callable[[], ob
         # SD 1.5's safety checker is as large as its text encoder, and no family loads it.
         return DiffusionPipeline.download(entry.base.location, safety_checker=None, **arguments)
 
-    def part(source: Source) -> Callable[[], object]:
+    def part(source: Source, patterns: Sequence[str]) -> Callable[[], object]:
         return lambda: snapshot_download(
-            str(source.repo), revision=source.revision, allow_patterns=_patterns(source)
+            str(source.repo), revision=source.revision, allow_patterns=list(patterns)
         )
 
     def weights_file(source: WeightsFile) -> Callable[[], object]:
@@ -94,11 +94,15 @@ def _downloads(entry: ModelEntry) -> Iterator[tuple[str, Source, Callable[[], ob
         match source:
             case WeightsFile():
                 yield name, source, weights_file(source)
+            case _ if name == "base":
+                yield name, source, pipeline
+            case _ if name == "base/config":
+                yield name, source, part(source, SETTINGS)
             case _:
-                yield name, source, pipeline if source is entry.base else part(source)
+                yield name, source, part(source, _patterns(source))
         if isinstance(source, Adapter):
             encoder = hub.encoder_source(source)
-            yield f"{name}, image encoder", encoder, part(encoder)
+            yield f"{name}, image encoder", encoder, part(encoder, _patterns(encoder))
 
 
 def _patterns(source: Source) -> list[str]:
@@ -109,6 +113,8 @@ def _patterns(source: Source) -> list[str]:
     return [folder + name for name in names]
 
 
+SETTINGS: Final = ("*.json", "tokenizer*/*.txt")
+"""The files of a base that another one in one file takes."""
 _STEMS: Final = ("diffusion_pytorch_model", "model")
 """How diffusers and transformers call the weights of one network."""
 

@@ -57,7 +57,8 @@ def _files(source: Source, folder: Path) -> Iterator[Path]:
     if isinstance(source, WeightsFile):
         yield folder / (source.subfolder or "") / source.weight_name
         return
-    yield from (folder / (source.subfolder or "")).rglob("*.safetensors")
+    place = folder / (source.subfolder or "")
+    yield from list(place.rglob("*.safetensors")) or place.rglob("*.json")
 
 
 def _samples(path: Path) -> Iterator[bytes]:

@@ -4,10 +4,18 @@ Read by the API (names, limits, defaults) and by workers (files). It loads no we
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from service.core.errors import ConfigurationError
 from service.core.param_types import IpTarget, Name, SchedulerName
@@ -61,6 +69,24 @@ class WeightsFile(Source):
     weight_name: str
 
 
+class Checkpoint(WeightsFile):
+    """A whole base in one `.safetensors` file of the original layout, as people share them."""
+
+    config: Source
+    """A base in diffusers' layout of the same family; its settings and tokenizers are taken."""
+
+
+def _base_kind(value: Any) -> str:
+    named = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return "file" if "weight_name" in named else "folder"
+
+
+Base = Annotated[
+    Annotated[Checkpoint, Tag("file")] | Annotated[Source, Tag("folder")], Discriminator(_base_kind)
+]
+"""A folder or repository in diffusers' layout, or one file."""
+
+
 class Adapter(WeightsFile):
     """One IP-Adapter weight file and the image encoder that it was trained with."""
 
@@ -78,6 +104,15 @@ class FusedLora(Lora):
     """A LoRA that is added to the base's weights at load, as few-step models need it."""
 
     scale: Annotated[float, Field(ge=0, le=2)] = 1.0
+
+
+class SchedulerConfig(_Strict):
+    """Settings of the base's scheduler that are other than in its `scheduler_config.json`."""
+
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    timestep_spacing: Literal["leading", "linspace", "trailing"] | None = None
+    """Few-step models need `trailing`."""
+    rescale_betas_zero_snr: bool | None = None
 
 
 class Limits(_Strict):
@@ -108,8 +143,9 @@ class ModelEntry(_Strict):
     title: str
     family: Name = "sdxl"
     """Which kind of model it is: a name of `workers/engine/models`."""
-    base: Source
+    base: Base
     vae: Source | None = None
+    scheduler_config: SchedulerConfig = SchedulerConfig()
     adapters: Annotated[dict[Name, Adapter], Field(min_length=1)]
     controlnets: dict[Name, Source] = {}
     t2i_adapters: dict[Name, Source] = {}
@@ -145,10 +181,12 @@ class ModelEntry(_Strict):
     def parts(self) -> dict[str, Source]:
         """All that is loaded, by name.
 
-        `base`, `vae`, `adapter/NAME`, `lora/NAME`, `control/NAME` for what a `control_type` names,
-        and `base+1` for the first LoRA that is fused.
+        `base`, `base/config` for a base in one file, `vae`, `adapter/NAME`, `lora/NAME`,
+        `control/NAME` for what a `control_type` names, and `base+1` for the first fused LoRA.
         """
         parts: dict[str, Source] = {"base": self.base}
+        if isinstance(self.base, Checkpoint):
+            parts["base/config"] = self.base.config
         if self.vae is not None:
             parts["vae"] = self.vae
         parts |= {f"adapter/{name}": adapter for name, adapter in self.adapters.items()}
@@ -177,13 +215,29 @@ class Catalog(_Strict):
         return self
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a name that is given twice in one mapping, of which YAML's loaders keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 (PyYAML's signature)
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.tag != "tag:yaml.org,2002:merge" and first.setdefault(key.value, line) != line:
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    f"{key.value} is named twice, in lines {first[key.value]} and {line}",
+                )
+        return super().construct_mapping(node, deep=deep)
+
+
 def load_catalog(path: Path) -> Catalog:
     """Read and check a `models.yaml`; relative folders in it are resolved against its own.
 
     Raises `ConfigurationError` with the file and the field that is wrong.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError:
         raise ConfigurationError(f"IMAGEPROMPT_MODELS names {path}, which does not exist") from None
     except yaml.YAMLError as error:
@@ -202,8 +256,11 @@ def load_catalog(path: Path) -> Catalog:
 def _resolve(catalog: Catalog, folder: Path) -> Catalog:
     def absolute(value: Any) -> Any:
         match value:
-            case Source(path=Path() as path):
-                return value.model_copy(update={"path": (folder / path).resolve()})
+            case Source():
+                update = {field: absolute(one) for field, one in value}
+                if value.path is not None:
+                    update["path"] = (folder / value.path.expanduser()).resolve()
+                return value.model_copy(update=update)
             case dict():
                 return {key: absolute(one) for key, one in value.items()}
             case tuple():

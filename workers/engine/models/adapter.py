@@ -174,7 +174,6 @@ class AdapterLoader:
 
 
 def _encoder(source: Source, dtype: torch.dtype) -> ImageEncoder:
-    hub.find(source, source.subfolder or "", "config.json")
     model = hub.load(CLIPVisionModelWithProjection, source, dtype)
     size = model.config.image_size
     processor = CLIPImageProcessorPil(size=size, crop_size=size)

@@ -3,7 +3,8 @@
 Every mismatch is a `ConfigurationError` whose message names both files.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,9 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from service.core.catalog import BlockScales
 from service.core.errors import ConfigurationError
-
-BASE_TOKENS: Final = 4
-"""Tokens an image becomes in a base adapter; diffusers' loader takes no other number."""
+from workers.engine.models import hub
 
 AdapterKind = Literal["base", "plus", "full"]
 """`base` projects the image embedding, `plus` resamples the hidden states, `full` projects each."""
@@ -33,6 +32,12 @@ _KEYS: Final[Mapping[AdapterKind, frozenset[str]]] = {
     "full": frozenset({"image_proj.proj.0.weight", "image_proj.proj.3.weight"}),
 }
 """What tells the kinds apart."""
+_NORMS: Final = {"base": "norm", "plus": "norm_out", "full": "proj.3"}
+"""The layer norm of the tokens."""
+LEGACY_EOS: Final = 2
+"""`eos_token_id` of old configurations, which stands for the largest token of a text."""
+PLUS_LAYERS: Final = 4
+"""Depth of the resampler; diffusers' loader takes no other."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -54,11 +59,50 @@ class AdapterFile:
     @property
     def context_width(self) -> int:
         """The width of the tokens that the projection makes."""
+        norm = self.shapes.get(f"image_proj.{_NORMS[self.kind]}.weight")
+        if norm is not None:
+            return norm[0]
+        return next((shape[-1] for key, shape in self.shapes.items() if "to_k_ip" in key), 0)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that an image becomes in a base adapter: 4 in the published ones."""
+        return max(1, self.shapes["image_proj.proj.weight"][0] // max(1, self.context_width))
+
+    @property
+    def projection(self) -> Shapes:
+        """All tensors of the projection, as diffusers' class for this kind has them."""
+        encoder, context = self.encoder_width, self.context_width
+        norms = {_NORMS[self.kind]: context}
+        if self.kind == "full":
+            linear = {"proj.0": (encoder, encoder), "proj.2": (context, encoder)}
+            return _named(linear, linear, norms)
         if self.kind == "base":
-            return self.shapes["image_proj.proj.weight"][0] // BASE_TOKENS
-        return self.shapes[f"image_proj.{'proj_out' if self.kind == 'plus' else 'proj.3'}.weight"][
-            0
-        ]
+            linear = {"proj": (self.tokens * context, encoder)}
+            return _named(linear, linear, norms)
+        width = self.shapes["image_proj.latents"][-1]
+        inner = self.shapes.get("image_proj.layers.0.0.to_q.weight", (0,))[0]
+        linear = {"proj_in": (width, encoder), "proj_out": (context, width)}
+        plain = {}
+        for layer in (f"layers.{number}" for number in range(PLUS_LAYERS)):
+            norms |= dict.fromkeys((f"{layer}.0.norm1", f"{layer}.0.norm2", f"{layer}.1.0"), width)
+            plain[f"{layer}.0.to_q"] = (inner, width)
+            plain[f"{layer}.0.to_kv"] = (2 * inner, width)
+            plain[f"{layer}.0.to_out"] = (width, inner)
+            plain[f"{layer}.1.1"] = (4 * width, width)
+            plain[f"{layer}.1.3"] = (width, 4 * width)
+        return {"image_proj.latents": self.shapes["image_proj.latents"]} | _named(
+            linear | plain, linear, norms
+        )
+
+
+def _named(linear: Shapes, biased: Shapes, norms: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The tensors of linear layers, of their biases, and of layer norms, as a file names them."""
+    shapes = {f"image_proj.{name}.weight": shape for name, shape in linear.items()}
+    shapes |= {f"image_proj.{name}.bias": shape[:1] for name, shape in biased.items()}
+    for name, width in norms.items():
+        shapes |= {f"image_proj.{name}.{part}": (width,) for part in ("weight", "bias")}
+    return shapes
 
 
 def read_adapter(path: Path, name: str) -> AdapterFile:
@@ -106,15 +150,35 @@ def check_adapter(adapter: AdapterFile, cross_attentions: Mapping[int, int], une
             f"adapter file {adapter.name} makes tokens of width {adapter.context_width}, but the "
             f"cross-attention of UNet {name} takes width {width}: it belongs to another base model"
         )
-    for number, inner in cross_attentions.items():
-        for part in ("to_k_ip", "to_v_ip"):
-            key = f"ip_adapter.{number}.{part}.weight"
-            found = adapter.shapes.get(key)
-            if found != (inner, width):
-                raise ConfigurationError(
-                    f"adapter file {adapter.name} has {key} of shape {found}, but UNet {name} "
-                    f"needs {(inner, width)}: it belongs to another base model"
-                )
+    expected = {
+        f"ip_adapter.{number}.{part}.weight": (inner, width)
+        for number, inner in cross_attentions.items()
+        for part in ("to_k_ip", "to_v_ip")
+    }
+    for key, shape in expected.items():
+        if adapter.shapes.get(key) != shape:
+            raise ConfigurationError(
+                f"adapter file {adapter.name} has {key} of shape {adapter.shapes.get(key)}, but "
+                f"UNet {name} needs {shape}: it belongs to another base model"
+            )
+    pairs = sorted(key for key in adapter.shapes.keys() - expected if key.startswith("ip_adapter."))
+    if pairs:
+        raise ConfigurationError(
+            f"adapter file {adapter.name} has {len(pairs)} more tensors than UNet {name} has "
+            f"cross-attentions for, among them {pairs[0]}: it belongs to another base model"
+        )
+    expected |= adapter.projection
+    found = adapter.shapes
+    hub.check_tensors(
+        f"adapter file {adapter.name}",
+        expected.keys() - found,
+        found.keys() - expected,
+        [
+            (key, found[key], shape)
+            for key, shape in expected.items()
+            if found.get(key, shape) != shape
+        ],
+    )
 
 
 def check_block_scales(scales: BlockScales, adapter: str, unet: Any) -> None:
@@ -157,6 +221,55 @@ def check_unet(unet: Any, vae: Any) -> None:
     )
     if unserved:
         raise ConfigurationError(f"UNet {name} has parts that are not served")
+
+
+def check_text(
+    encoders: Sequence[Any], tokenizers: Sequence[Any], unet: Any, names: Sequence[str]
+) -> None:
+    """Compare text encoders with their tokenizers, whose `names` messages use, and the UNet."""
+    for encoder, tokenizer, name in zip(encoders, tokenizers, names, strict=True):
+        config = encoder.config
+        _check_merges(tokenizer, name)
+        pairs = {
+            "tokens": (len(tokenizer), config.vocab_size),
+            "positions": (tokenizer.model_max_length, config.max_position_embeddings),
+        }
+        for what, (ours, theirs) in pairs.items():
+            if ours != theirs:
+                raise ConfigurationError(
+                    f"tokenizer {name} has {ours} {what}, but its text encoder has {theirs}: a "
+                    "file of it is missing, or it belongs to another model"
+                )
+        if config.eos_token_id not in (LEGACY_EOS, tokenizer.eos_token_id):
+            raise ConfigurationError(
+                f"tokenizer {name} ends texts with the token {tokenizer.eos_token_id}, but its "
+                f"text encoder looks for {config.eos_token_id}: it belongs to another model"
+            )
+    widths = [encoder.config.hidden_size for encoder in encoders]
+    if sum(widths) != unet.config.cross_attention_dim:
+        raise ConfigurationError(
+            f"the text encoders beside tokenizer {names[0]} have the widths {widths}, but the "
+            f"cross-attention of UNet {unet_name(unet)} takes {unet.config.cross_attention_dim}: "
+            "they belong to another base model"
+        )
+
+
+def _check_merges(tokenizer: Any, name: str) -> None:
+    """Every token of several characters is made by a merge; without it, texts are cut otherwise."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    merges = rules["model"].get("merges", ())
+    made = {"".join(pair) if isinstance(pair, list) else pair.replace(" ", "") for pair in merges}
+    added = {token["content"] for token in rules["added_tokens"]}
+    lost = [
+        token
+        for token in rules["model"]["vocab"].keys() - made - added
+        if len(token.removesuffix("</w>")) > 1
+    ]
+    if lost:
+        raise ConfigurationError(
+            f"tokenizer {name}: no merges for {len(lost)} tokens of its vocabulary, among them "
+            f"{min(lost)!r}: merges.txt is missing or cut off"
+        )
 
 
 def check_controlnet(controlnet: Any, name: str, unet: Any) -> None:

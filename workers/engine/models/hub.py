@@ -5,18 +5,31 @@ Turns a `Source` of `models.yaml` into what diffusers' and transformers' loaders
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-from transformers import PreTrainedModel
+from transformers import CLIPTokenizer, PreTrainedModel
 
 from service.core.catalog import Adapter, Source
 from service.core.errors import ConfigurationError
 
+NAMED: Final = 4
+"""Tensors of each sort that a message names."""
+LONGEST_CAUSE: Final = 300
+"""Characters of a library's message that are repeated."""
+_POSITION_IDS: Final = re.compile(r"(^|\.)position_ids$")
+"""What older versions of transformers saved and newer ones compute."""
+_IGNORED_TENSORS: Final = {
+    "CLIPVisionModelWithProjection": re.compile(
+        rf"{_POSITION_IDS.pattern}|^text_model\.|^text_projection\.|^logit_scale$"
+    ),
+}
+"""Tensors that may be left over, by class: an image encoder's file may hold all of its CLIP."""
 _IGNORED: Final = frozenset({"_name_or_path", "transformers_version"})
 """Keys of a configuration that change nothing of the output."""
 
@@ -29,6 +42,12 @@ def name_of(source: Source, *parts: str) -> str:
 
 def check_folder(source: Source, what: str) -> None:
     """Raise `ConfigurationError` where a source is a local folder that is not there."""
+    if source.path is not None and source.path.is_file():
+        raise ConfigurationError(
+            f"models.yaml names the file {source.path} for {what}: give its folder as `path` and "
+            "its name as `weight_name`; a base in one file has a `config` as well, a folder or "
+            "repository of its family in diffusers' layout"
+        )
     if source.path is not None and not source.path.is_dir():
         raise ConfigurationError(f"models.yaml names {source.path} for {what}: no such folder")
 
@@ -71,37 +90,112 @@ def loader_arguments(source: Source) -> dict[str, Any]:
 
 
 def load(kind: Any, source: Source, dtype: torch.dtype) -> Any:
-    """Load one network of class `kind`; see `from_pretrained`.
+    """Load one network of class `kind`, whose `config.json` and weights are in the source's folder.
 
-    Raises `ConfigurationError` also where its file lacks tensors.
+    Raises `ConfigurationError` with the file's name where one is missing or cannot be read, is of
+    another class, or has other tensors than the network.
     """
-    arguments = loader_arguments(source) | {"dtype": dtype, "output_loading_info": True}
-    network, info = from_pretrained(kind, source, arguments)
-    missing = sorted(_keys(info, "missing_keys"))
-    if missing:
-        name = name_of(source, source.subfolder or "")
+    folder = source.subfolder or ""
+    declared = read_json(source, folder, "config.json").get("_class_name", kind.__name__)
+    if declared != kind.__name__:
         raise ConfigurationError(
-            f"{kind.__name__} {name} lacks {len(missing)} tensors, among them {missing[0]}: the "
-            "file is damaged or of another kind"
+            f"{name_of(source, folder)} is a {declared}, where a {kind.__name__} is needed"
         )
+    file = _weights_file(kind, source)
+    arguments = loader_arguments(source) | {
+        "dtype": dtype,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # so that all of them are told
+    }
+    network, info = from_pretrained(kind, source, arguments, file=file)
+    ignored = _IGNORED_TENSORS.get(kind.__name__, _POSITION_IDS)
+    left_over = [key for key in info["unexpected_keys"] if not ignored.search(key)]
+    check_tensors(
+        f"{kind.__name__} {file}", info["missing_keys"], left_over, info["mismatched_keys"]
+    )
+    if hasattr(network, "register_to_config"):
+        network.register_to_config(_name_or_path=name_of(source, folder))  # for messages
     return network
 
 
-def _keys(info: Any, name: str) -> Iterable[str]:
-    """Names of tensors in what a loader of diffusers (a dict) or transformers reports."""
-    found = info.get(name, ()) if isinstance(info, dict) else getattr(info, name, ())
-    return [str(key) for key in found or ()]
+def check_tensors(
+    what: str,
+    missing: Iterable[str],
+    left_over: Iterable[str],
+    mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]] = (),
+) -> None:
+    """Raise `ConfigurationError` where the tensors of a file are not those of its network.
 
-
-def from_pretrained(kind: Any, source: Source, arguments: dict[str, Any]) -> Any:
-    """Call `kind.from_pretrained`. Raises `ConfigurationError` with the source's name."""
-    try:
-        return kind.from_pretrained(source.location, **arguments)
-    except (OSError, ValueError, KeyError) as error:
-        name = name_of(source, source.subfolder or "")
+    `mismatched` are names with the shape in the file and the one of the network.
+    """
+    shapes = [f"{key} {tuple(ours)} for {tuple(theirs)}" for key, ours, theirs in mismatched]
+    causes = [
+        f"{len(names)} {kind}: {', '.join(names[:NAMED])}{', …' if len(names) > NAMED else ''}"
+        for kind, names in (
+            ("tensors are missing", sorted(missing)),
+            ("are left over", sorted(left_over)),
+            ("have another shape", sorted(shapes)),
+        )
+        if names
+    ]
+    if causes:
         raise ConfigurationError(
-            f"{kind.__name__} could not be loaded from {name}: {error}"
-        ) from error
+            f"{what}: the file is damaged, of another kind or of another model: {'; '.join(causes)}"
+        )
+
+
+def read_json(source: Source, *parts: str) -> dict[str, Any]:
+    """Read one JSON file of a source. Raises `ConfigurationError` where it is none or missing."""
+    try:
+        content = json.loads(find(source, *parts).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigurationError(f"{name_of(source, *parts)} cannot be read: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def from_pretrained(
+    kind: Any, source: Source, arguments: dict[str, Any], *, file: str | None = None
+) -> Any:
+    """Call `kind.from_pretrained`. Raises `ConfigurationError` with the name of the file."""
+    name = file or name_of(source, source.subfolder or "")
+    return reading(f"{kind.__name__} {name}", kind.from_pretrained, source.location, **arguments)
+
+
+def tokenizer(base: Source, part: str) -> Any:
+    """Load a tokenizer of a base. Raises `ConfigurationError` where it cannot be read."""
+    arguments = {"subfolder": part}
+    if base.revision is not None:
+        arguments["revision"] = base.revision
+    if base.path is not None and not (base.path / part).is_dir():
+        raise ConfigurationError(f"{name_of(base, part)} does not exist")
+    return from_pretrained(CLIPTokenizer, base, arguments, file=name_of(base, part))
+
+
+def reading(what: str, read: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
+    """Call a library's `read`. Raises `ConfigurationError` where it fails, whatever it raises."""
+    try:
+        return read(*args, **arguments)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # libraries raise what their parsers meet, Rust's a bare Exception
+        cause = " ".join(str(error).split())[:LONGEST_CAUSE]
+        raise ConfigurationError(f"{what} could not be loaded: {cause}") from error
+
+
+def _weights_file(kind: Any, source: Source) -> str:
+    """How messages call the weights of a network, which must be there if the folder is local."""
+    stem = "model" if issubclass(kind, PreTrainedModel) else "diffusion_pytorch_model"
+    name = f"{stem}.{source.variant}.safetensors" if source.variant else f"{stem}.safetensors"
+    file = name_of(source, source.subfolder or "", name)
+    if source.path is not None:
+        folder = source.path / (source.subfolder or "")
+        # The index of several files carries the variant in its own place.
+        sharded = any(folder.glob(f"{stem}*.index*.json"))
+        if not sharded and not (folder / name).is_file():
+            raise ConfigurationError(f"{file} does not exist")
+        if sharded:
+            return name_of(source, source.subfolder or "")
+    return file
 
 
 def encoder_source(adapter: Adapter) -> Source:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
+from transformers import CLIPTextModel
 
 from service.core.catalog import BlockScales
 from service.core.errors import ConfigurationError
@@ -23,6 +24,8 @@ class SD15(UNetModel):
         "feature_extractor": None,
         "image_encoder": None,
     }
+    parts: ClassVar[Mapping[str, Any]] = {**UNetModel.parts, "text_encoder": CLIPTextModel}
+    tokenizers = ("tokenizer",)
 
     @classmethod
     def check(cls, config: Mapping[str, Any], name: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from service.core.catalog import BlockScales
 from service.core.errors import ConfigurationError
@@ -20,6 +21,12 @@ class SDXL(UNetModel):
 
     pipeline = StableDiffusionXLPipeline
     pipeline_arguments: ClassVar[Mapping[str, Any]] = {"add_watermarker": False}
+    parts: ClassVar[Mapping[str, Any]] = {
+        **UNetModel.parts,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }
+    tokenizers = ("tokenizer", "tokenizer_2")
 
     @classmethod
     def check(cls, config: Mapping[str, Any], name: str) -> None:

@@ -3,7 +3,6 @@
 All adapters and ControlNets of a model stay loaded side by side.
 """
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +10,23 @@ from threading import Lock
 from typing import Any, ClassVar, Final, Self
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from service.core.catalog import BlockScales, ModelEntry
+from service.core.catalog import BlockScales, Checkpoint, ModelEntry
 from service.core.errors import ConfigurationError
 from service.core.param_types import IpTarget
 from workers.engine.attention import Context, ImageContext, Kernel
 from workers.engine.cache import Embedding, Layout
-from workers.engine.models import checks, controlnet, hub, lora, prompts, t2i_adapter
+from workers.engine.models import (
+    checks,
+    controlnet,
+    hub,
+    lora,
+    prompts,
+    single_file,
+    t2i_adapter,
+)
 from workers.engine.models.adapter import AdapterLoader, IPAdapter
 from workers.engine.models.controlnet import UNetControlNet
 from workers.engine.models.layers import CrossAttention, install, kv_width, text_kv, unet_forward
@@ -51,6 +58,10 @@ class UNetModel:
     """The family's pipeline class in diffusers."""
     pipeline_arguments: ClassVar[Mapping[str, Any]] = {}
     """What its loader is told beside the source and the dtype."""
+    parts: ClassVar[Mapping[str, Any]] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    """The class of each network of the pipeline."""
+    tokenizers: ClassVar[Sequence[str]]
+    """Names of the pipeline's tokenizers, in the order of `text_encoders`."""
 
     @classmethod
     @abstractmethod
@@ -146,8 +157,12 @@ class UNetModel:
 
     @property
     def scheduler_config(self) -> Any:
-        """See `base.Model`."""
-        return self.pipe.scheduler.config
+        """See `base.Model`; as the base has it, but for what models.yaml says otherwise."""
+        config = dict(self.pipe.scheduler.config)
+        given = self.entry.scheduler_config.model_dump(exclude_none=True)
+        # diffusers passes over values that a configuration lists as its class's defaults.
+        defaults = [key for key in config.get("_use_default_values", ()) if key not in given]
+        return {**config, **given, "_use_default_values": defaults}
 
     @property
     def networks(self) -> Sequence[nn.Module]:
@@ -243,6 +258,10 @@ class UNetModel:
         on_stage(f"loading {name}: base")
         pipe = cls._base(name, entry, dtype)
         checks.check_unet(pipe.unet, pipe.vae)
+        encoders, tokenizers = cls.text_encoders(pipe)
+        settings = entry.base.config if isinstance(entry.base, Checkpoint) else entry.base
+        names = [hub.name_of(settings, part) for part in cls.tokenizers]
+        checks.check_text(encoders, tokenizers, pipe.unet, names)
         for fused in entry.fused_loras:
             lora.fuse(fused, fused.scale, pipe, cls.pipeline)
         targets = {**cls.ip_targets(pipe.unet), **entry.ip_targets}
@@ -253,7 +272,6 @@ class UNetModel:
             adapters[adapter_name] = loader.load(adapter)
         pipe.unet.encoder_hid_proj = None
         layers = install(pipe.unet, kernel, name=checks.unet_name(pipe.unet))
-        encoders, tokenizers = cls.text_encoders(pipe)
         text_shape = (tokenizers[0].model_max_length, pipe.unet.config.cross_attention_dim)
         controlnets: dict[str, UNetControlNet] = {}
         for control_name, source in entry.controlnets.items():
@@ -282,23 +300,36 @@ class UNetModel:
             device=device,
             dtype=dtype,
         )
+        single_file.check_prediction(entry.base, model.scheduler_config["prediction_type"])
         model._move_to_device(encoders)
         return model
 
     @classmethod
     def _base(cls, name: str, entry: ModelEntry, dtype: torch.dtype) -> Any:
-        hub.check_folder(entry.base, f"the base of {name}")
-        if entry.base.subfolder is not None:
-            raise ConfigurationError(f"the base of {name} has a `subfolder`; a pipeline has none")
-        hub.find(entry.base, "model_index.json")
-        config = hub.find(entry.base, "unet", "config.json")
-        # Before anything is loaded: another family's pipeline class warns, or fails, on its own.
-        cls.check(json.loads(config.read_text()), hub.name_of(entry.base, "unet"))
-        arguments = {**hub.loader_arguments(entry.base), **cls.pipeline_arguments, "dtype": dtype}
+        base = entry.base
+        hub.check_folder(base, f"the base of {name}")
+        settings = base
+        arguments: dict[str, Any] = {**cls.pipeline_arguments, "dtype": dtype}
         if entry.vae is not None:
             hub.check_folder(entry.vae, f"the VAE of {name}")
             arguments["vae"] = hub.load(AutoencoderKL, entry.vae, dtype)
-        return hub.from_pretrained(cls.pipeline, entry.base, arguments)
+        if isinstance(base, Checkpoint):
+            settings = base.config
+            hub.check_folder(settings, f"the `config` of the base of {name}")
+        elif base.subfolder is not None:
+            raise ConfigurationError(f"the base of {name} has a `subfolder`; a pipeline has none")
+        hub.read_json(settings, "model_index.json")
+        # Before anything is loaded: another family's pipeline class warns, or fails, on its own.
+        cls.check(hub.read_json(settings, "unet", "config.json"), hub.name_of(settings, "unet"))
+        for part in cls.tokenizers:
+            arguments[part] = hub.tokenizer(settings, part)
+        if isinstance(base, Checkpoint):
+            return single_file.load(base, cls.pipeline, arguments, cls.parts)
+        for part, kind in cls.parts.items():
+            if part not in arguments:
+                source = base.model_copy(update={"subfolder": part})
+                arguments[part] = hub.load(kind, source, dtype)
+        return hub.from_pretrained(cls.pipeline, base, hub.loader_arguments(base) | arguments)
 
     def _move_to_device(self, encoders: Sequence[nn.Module]) -> None:
         pipe = self.pipe
