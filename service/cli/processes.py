@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final, Literal
 
@@ -53,10 +54,10 @@ def free_port() -> int:
 def spawn(
     command: Sequence[str],
     *,
-    log: Path,
+    log: Path | None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, both outputs appended to `log`.
+    """Start `command` in a session of its own, both outputs appended to `log`, or to a pipe.
 
     A session of its own keeps Ctrl-C in a terminal with the parent, which ends its children in
     order. On Linux the kernel kills the child when the thread that called this ends, so that a
@@ -70,7 +71,7 @@ def spawn(
             if os.getppid() != parent:
                 os._exit(1)
 
-    with log.open("ab") as output:
+    with nullcontext(subprocess.PIPE) if log is None else log.open("ab") as output:
         return subprocess.Popen(  # noqa: S603  the command is ours, never a client's
             command,
             stdin=subprocess.DEVNULL,
@@ -159,8 +160,8 @@ class RedisServer:
         """Whether the process has been started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
-    def spawn(self) -> subprocess.Popen[bytes]:
-        """Start the process without waiting for it."""
+    def spawn(self, *, piped: bool = False) -> subprocess.Popen[bytes]:
+        """Start the process without waiting for it; its output goes to `log`, or to a pipe."""
         binary = find_binary()
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "redis.conf"
@@ -177,7 +178,8 @@ class RedisServer:
         if self._password:
             lines.append(f"requirepass {self._password}")
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        self._process = spawn([binary, str(config.resolve())], log=self.log)
+        log = None if piped else self.log
+        self._process = spawn([binary, str(config.resolve())], log=log)
         return self._process
 
     @property

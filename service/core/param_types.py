@@ -150,12 +150,26 @@ class Control(StoredUpload):
 
 
 Value = TypeVar("Value")
+UploadT = TypeVar("UploadT", bound=StoredUpload)
 
 
-def spread(values: tuple[Value, ...], count: int, default: Value) -> tuple[Value, ...]:
+def spread(values: tuple[Value, ...], default: Value, count: int) -> tuple[Value, ...]:
     """One value for each of `count` files: a single one stands for all, none for the default."""
     values = values or (default,)
     return values * count if len(values) == 1 else values
+
+
+def joined(
+    kind: type[UploadT],
+    uploads: tuple[StoredUpload, ...],
+    **columns: tuple[tuple[Any, ...], Any],
+) -> tuple[UploadT, ...]:
+    """One record for each upload, with its value of each column; see `spread` for defaults."""
+    values = [spread(*column, len(uploads)) for column in columns.values()]
+    return tuple(
+        kind(**dict(upload), **dict(zip(columns, row, strict=True)))
+        for upload, *row in zip(uploads, *values, strict=True)
+    )
 
 
 def read_version_1(record: Any) -> Any:

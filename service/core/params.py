@@ -29,6 +29,7 @@ from service.core.param_types import (
     SigmaSchedule,
     StoredRecord,
     StoredUpload,
+    joined,
     read_version_1,
     spread,
 )
@@ -93,10 +94,14 @@ class GenerateRequest(StoredRecord):
         Field(description="What the pictures should not look like."),
     ] = ()
     prompt: Annotated[
-        str, Public(), Field(max_length=2000, examples=["a watercolour, soft light"])
+        str,
+        Public(),
+        Field(max_length=2000, description="What to show.", examples=["a watercolour, soft light"]),
     ] = ""
     negative_prompt: Annotated[
-        str, Public(), Field(max_length=2000, examples=["blurry, low quality"])
+        str,
+        Public(),
+        Field(max_length=2000, description="What not to show.", examples=["blurry"]),
     ] = ""
     lora: Annotated[
         tuple[LoraChoice, ...],
@@ -306,16 +311,14 @@ class GenerateRequest(StoredRecord):
             examples=[7],
         ),
     ]
-    num_images: Annotated[int, Public(), Field(ge=1, le=MAX_IMAGES_PER_JOB)] = 1
+    num_images: Annotated[
+        int, Public(), Field(ge=1, le=MAX_IMAGES_PER_JOB, description="How many pictures.")
+    ] = 1
     output_format: Annotated[
         OutputFormat,
         Computed(),
         Public(),
-        Field(
-            description="png by default, or what `Accept` asks for where the answer is the "
-            "picture.",
-            examples=["png"],
-        ),
+        Field(description="png by default, or what `Accept` asks for.", examples=["png"]),
     ] = OutputFormat.PNG
     deterministic: Annotated[
         bool,
@@ -338,14 +341,12 @@ class GenerateRequest(StoredRecord):
     @property
     def images(self) -> tuple[ImagePrompt, ...]:
         """The image prompts, each with its weight, adapter and mask."""
-        count = len(self.image)
-        adapters = spread(self.image_adapter, count, self.adapter)
-        masks = self.image_mask or (None,) * count
-        return tuple(
-            ImagePrompt(**dict(one), weight=weight, adapter=adapter, mask=mask)
-            for one, weight, adapter, mask in zip(
-                self.image, self.image_weights, adapters, masks, strict=True
-            )
+        return joined(
+            ImagePrompt,
+            self.image,
+            weight=(self.image_weights, 1.0),
+            adapter=(self.image_adapter, self.adapter),
+            mask=(self.image_mask, None),
         )
 
     @property
@@ -358,23 +359,19 @@ class GenerateRequest(StoredRecord):
     def ip_scales(self) -> dict[str, float]:
         """The adapters in use, in order of their first image, and the strength of each."""
         adapters = list(dict.fromkeys(image.adapter for image in self.images))
-        return dict(zip(adapters, spread(self.ip_scale, len(adapters), 1.0), strict=True))
+        return dict(zip(adapters, spread(self.ip_scale, 1.0, len(adapters)), strict=True))
 
     @property
     def controls(self) -> tuple[Control, ...]:
         """The control maps with their parameters."""
-        count = len(self.control_image)
-        return tuple(
-            Control(**dict(one), type=name, scale=scale, start=start, end=end, preprocess=made_by)
-            for one, name, scale, start, end, made_by in zip(
-                self.control_image,
-                spread(self.control_type, count, ""),
-                spread(self.control_scale, count, 1.0),
-                spread(self.control_start, count, 0.0),
-                spread(self.control_end, count, 1.0),
-                spread(self.control_preprocess, count, Preprocessor.NONE),
-                strict=True,
-            )
+        return joined(
+            Control,
+            self.control_image,
+            type=(self.control_type, ""),
+            scale=(self.control_scale, 1.0),
+            start=(self.control_start, 0.0),
+            end=(self.control_end, 1.0),
+            preprocess=(self.control_preprocess, Preprocessor.NONE),
         )
 
     @property
