@@ -22,7 +22,7 @@ from redis import Redis
 
 from service.cli.processes import RedisServer
 from tests import corpus, hostile_grammar, picture_files
-from tests.hostile_clients import besiege, open_files_left, resident_kib
+from tests.hostile_clients import besiege, open_files, open_files_left, resident_kib
 from tests.running import KEEP, Running, start_api
 
 ALLOWED = {202, 400, 413, 415, 422}
@@ -142,9 +142,10 @@ def main() -> int:
             }
             with start_api(settings, folder / "log").wait("/healthz/live") as running:
                 redis = Redis(port=server.port)
+                files = open_files(running, server.port)
                 outcome = storm(running, redis, folder / "storage", cases)
                 siege = besiege(running, seconds=seconds)
-                left = open_files_left(running, siege)
+                left = open_files_left(running, server.port, files)
                 redis.close()
         finally:
             server.stop()

@@ -53,7 +53,6 @@ class Siege:
     """Of the honest client, by exception."""
     resident_before_kib: int = 0
     resident_most_kib: int = 0
-    open_files_before: int = 0
 
     @property
     def all_answered(self) -> bool:
@@ -69,16 +68,11 @@ class Siege:
     def lines(self) -> list[str]:
         """The figures as text."""
         before, most = self.resident_before_kib / 1024, self.resident_most_kib / 1024
-        quiet, loud = self.undisturbed_seconds, self.polls_seconds
         return [
             f"hostile connections: {dict(sorted(self.connections.items()))}",
             f"honest answers: {dict(self.statuses)}, failures: {dict(self.failures)}",
-            "honest polls p99: {:.1f} ms undisturbed (of {}), {:.1f} ms beside them (of {})".format(
-                1e3 * quantile(quiet, 0.99), len(quiet), 1e3 * quantile(loud, 0.99), len(loud)
-            ),
-            "honest polls p50: {:.1f} ms undisturbed, {:.1f} ms beside them".format(
-                1e3 * quantile(quiet, 0.5), 1e3 * quantile(loud, 0.5)
-            ),
+            f"honest polls undisturbed: {_milliseconds(self.undisturbed_seconds)}",
+            f"honest polls beside them: {_milliseconds(self.polls_seconds)}",
             f"resident {before:.1f} MiB before, {most:.1f} MiB at most",
         ]
 
@@ -89,15 +83,30 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
 
 
+def _milliseconds(values: list[float]) -> str:
+    p50, p99 = (1e3 * quantile(values, share) for share in (0.5, 0.99))
+    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms of {len(values)}"
+
+
 def resident_kib(running: Running) -> int:
     """Memory that the process has resident now."""
     status = Path(f"/proc/{running.process.pid}/status").read_text()
     return int(next(line for line in status.splitlines() if "VmRSS" in line).split()[1])
 
 
-def open_files(running: Running) -> int:
-    """File descriptors that the process has open now."""
-    return len(list(Path(f"/proc/{running.process.pid}/fd").iterdir()))
+def open_files(running: Running, redis_port: int) -> int:
+    """File descriptors that the process has open now, apart from its connections to Redis."""
+    process = Path(f"/proc/{running.process.pid}")
+    to_redis = {
+        f"socket:[{fields[9]}]"
+        for fields in map(str.split, (process / "net/tcp").read_text().splitlines()[1:])
+        if int(fields[2].rpartition(":")[2], 16) == redis_port
+    }
+    count = 0
+    for path in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            count += str(path.readlink()) not in to_redis
+    return count
 
 
 def _head(path: str, *lines: str) -> bytes:
@@ -293,13 +302,14 @@ def besiege(
     return siege
 
 
-def open_files_left(running: Running, siege: Siege) -> int:
-    """Files that the API has open above those before, once what has ended is noticed."""
+def open_files_left(running: Running, redis_port: int, before: int) -> int:
+    """Files that the API has open above those `before`, once what has ended is noticed."""
     for _ in range(200):
-        if open_files(running) <= siege.open_files_before + 2:  # connections to Redis
+        left = open_files(running, redis_port) - before
+        if left <= 0:
             return 0
         time.sleep(0.5)
-    return open_files(running) - siege.open_files_before
+    return left
 
 
 async def _attack(port: int, seconds: float, clients: int, seed: int) -> Counter[str]:
