@@ -36,8 +36,9 @@ demo: $(RUN) ## one command: Redis, API, worker, storage, the bundled model; pic
 serve: $(RUN) ## the whole service on 127.0.0.1:$(PORT) until Ctrl-C
 	$(BIN)/imageprompt up --port $(PORT)
 
+# Two processes: most tests wait for a server or a worker of their own. Files stay whole and in order.
 test: setup ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-images: setup ## build and run the images (root; buildah, podman, runc, debootstrap); minutes
 	$(BIN)/python -m pip install --quiet uv==0.13.9

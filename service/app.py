@@ -34,6 +34,8 @@ from service.routes import (
 from service.webhooks.delivery import Delivery
 from service.webhooks.sender import Sender
 
+ROUTES = (generate, jobs, events, models, openai, huggingface)
+"""What clients are served beside polls, which are looked up first."""
 WEBHOOK_SECONDS = 1.0
 """Interval of the deliveries from the outbox."""
 DEADLINE_SECONDS = 1.0
@@ -87,7 +89,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        telemetry={"operation_spans": False},  # one span per request
+        # One span a request; metrics and logs are the service's own.
+        telemetry={"operation_spans": False, "metrics": False, "logs": False},
     )
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestMiddleware, metrics=counted, shutdown=shutdown)
@@ -102,8 +105,8 @@ def create_app(
     app.add_middleware(ProxyMiddleware, settings=settings)  # the outermost
     problems.install(app, {"/v1/images": openai.render_error})
     if side is not Side.ADMIN:
-        for part in (generate, jobs, events, models, openai, huggingface):
-            _include(app, part.router, counted)
+        for part in (jobs.polls, *(one.router for one in ROUTES)):
+            _include(app, part, counted)
         if settings.page:
             _include(app, pages.page, counted)
     if side is not Side.PUBLIC:
@@ -133,7 +136,7 @@ def _serve_document(app: FastAPI) -> None:
 
 def _include(app: FastAPI, router: APIRouter, metrics: ApiMetrics) -> None:
     """Serve the routes, and expose the error counter of each at 0 before its first error."""
-    app.include_router(router)
+    app.router.routes.extend(router.routes)  # an included router would be searched twice a request
     for route in router.routes:
         if isinstance(route, APIRoute):
             for method in route.methods or ():

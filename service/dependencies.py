@@ -4,7 +4,7 @@ A route declares what it uses by a parameter of one of the types at the end of t
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,6 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from service.api_keys import (
-    ANONYMOUS,
     Authenticator,
     Caller,
     KeysMark,
@@ -39,7 +38,7 @@ from service.jobs.eta import Estimates
 from service.jobs.event_stream import EventStreams
 from service.jobs.queue import JobQueue
 from service.jobs.store import FoundJob, JobStore
-from service.jobs.views import JobView, job_view
+from service.jobs.views import JobView, JobViews
 from service.periodic import RedisMonitor, StorageProbe
 from service.rate_limits import RateLimits
 from service.signed_urls import SIGNATURE, SignedUrls
@@ -76,6 +75,7 @@ class Services:
     uploads: Uploads
     authenticator: Authenticator
     signed_urls: SignedUrls
+    views: JobViews
     rate_limits: RateLimits
     idempotency: Idempotency
 
@@ -120,6 +120,7 @@ async def open_services(
         on_end=metrics.ends.count,
     )
     estimates = Estimates(client, settings.queue, catalog)
+    signed_urls = SignedUrls(client, lifetime_seconds=settings.signed_url_seconds)
     redis_monitor = RedisMonitor(client)
     uploads = Uploads(storage, max_pixels=settings.max_image_pixels)
     try:
@@ -151,7 +152,8 @@ async def open_services(
                 mark=KeysMark(storage),
                 on_missing=metrics.api_keys_missing.set,
             ),
-            signed_urls=SignedUrls(client, lifetime_seconds=settings.signed_url_seconds),
+            signed_urls=signed_urls,
+            views=JobViews(estimates, signed_urls),
             rate_limits=RateLimits(client),
             idempotency=Idempotency(client, kept_seconds=settings.job_retention_seconds),
         )
@@ -185,16 +187,27 @@ UseBodyBudget = Annotated[BodyBudget, _part("body_budget")]
 UseUploads = Annotated[Uploads, _part("uploads")]
 UseAuthenticator = Annotated[Authenticator, _part("authenticator")]
 UseSignedUrls = Annotated[SignedUrls, _part("signed_urls")]
+UseViews = Annotated[JobViews, _part("views")]
 UseRateLimits = Annotated[RateLimits, _part("rate_limits")]
 UseIdempotency = Annotated[Idempotency, _part("idempotency")]
 
 
+async def authorize(
+    authenticator: Authenticator, headers: Mapping[str, str], scope: Scope
+) -> Caller:
+    """The caller behind the headers of a request, who may do what `scope` says.
+
+    Raises `Unauthorized`, `Forbidden` and `redis.RedisError`.
+    """
+    found = await authenticator.authenticate(headers)
+    if found.key is not None and scope not in found.key.scopes:
+        raise Forbidden(scope=scope.value)
+    return found
+
+
 def _needing(scope: Scope) -> Any:
     async def caller(request: Request, authenticator: UseAuthenticator) -> Caller:
-        found = await authenticator.authenticate(request.headers)
-        if found.key is not None and scope not in found.key.scopes:
-            raise Forbidden(scope=scope.value)
-        return found
+        return await authorize(authenticator, request.headers, scope)
 
     return Depends(caller)
 
@@ -226,13 +239,16 @@ MayManage = Annotated[Caller, _needing(Scope.MANAGE)]
 Share = Callable[[Caller], str]
 
 
-async def _share(request: Request) -> Share:
+def share_of(request: Request, caller: Caller) -> str:
+    """With whom a caller shares slots and capacity: its key, or the address of an anonymous."""
+    if caller.key is not None:
+        return caller.owner
     address = client_group(request.client.host) if request.client is not None else ""
+    return f"{caller.owner} {address}"
 
-    def share(caller: Caller) -> str:
-        return caller.owner if caller.key is not None else f"{caller.owner} {address}"
 
-    return share
+async def _share(request: Request) -> Share:
+    return partial(share_of, request)
 
 
 async def _base_url(request: Request) -> str:
@@ -243,23 +259,13 @@ BaseUrl = Annotated[str, Depends(_base_url)]
 """The URL of this service in links, with a slash at its end."""
 
 UseShare = Annotated[Share, Depends(_share)]
-"""Tells with whom a caller shares slots and capacity: its key, or the address of an anonymous."""
+"""`share_of` for the request at hand."""
 
 Show = Callable[[FoundJob], Awaitable[JobView]]
 
 
-async def _show(base_url: BaseUrl, estimates: UseEstimates, signed_urls: UseSignedUrls) -> Show:
-    async def show(found: FoundJob) -> JobView:
-        job = found.job
-        return job_view(
-            job,
-            base=base_url,
-            ahead=found.ahead,
-            eta_seconds=await estimates.eta_seconds(job, found.ahead),
-            signer=None if job.owner == ANONYMOUS else await signed_urls.signer(job.owner),
-        )
-
-    return show
+async def _show(base_url: BaseUrl, views: UseViews) -> Show:
+    return partial(views.show, base=base_url)
 
 
 UseShow = Annotated[Show, Depends(_show)]

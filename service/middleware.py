@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from prometheus_client import Counter, Histogram
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +29,14 @@ RETRY_SECONDS: Final = 5
 """By then another process answers, or this one again."""
 
 CONTENT_SECURITY_POLICY: Final = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'"
+_DEFAULT_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"cache-control", b"no-store"),
+)
+"""Of every response that says nothing else."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -75,6 +84,8 @@ class RequestMiddleware:
         self._metrics = metrics
         self._shutdown = shutdown
         self._clock = clock
+        self._counted: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        """By route, method and status class."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; anything but HTTP is passed through."""
@@ -90,13 +101,10 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                headers.setdefault("X-Content-Type-Options", "nosniff")
-                headers.setdefault("X-Frame-Options", "DENY")
-                headers.setdefault("Referrer-Policy", "no-referrer")
-                headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
-                headers.setdefault("Cache-Control", "no-store")
+                sent = {name for name, _ in message["headers"]}
+                defaults = [one for one in _DEFAULT_HEADERS if one[0] not in sent]
+                own = (b"x-request-id", request_id.encode())
+                message["headers"] = [*message["headers"], *defaults, own]
             await send(message)
 
         async def receive_in_time() -> Message:
@@ -123,8 +131,15 @@ class RequestMiddleware:
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._metrics.requests.labels(route, method, f"{status // 100}xx").inc()
-        self._metrics.request_seconds.labels(route, method).observe(seconds)
+        key = (route, method, status // 100)
+        if key not in self._counted:
+            self._counted[key] = (
+                self._metrics.requests.labels(route, method, f"{status // 100}xx"),
+                self._metrics.request_seconds.labels(route, method),
+            )
+        requests, request_seconds = self._counted[key]
+        requests.inc()
+        request_seconds.observe(seconds)
         log.info("request", route=route, method=method, status=status, seconds=round(seconds, 4))
 
 

@@ -179,8 +179,16 @@ def webhook() -> dict[str, Any]:
 def describe() -> dict[str, Any]:
     """The document of all routes, with the schemas that they refer to."""
     app = FastAPI()
-    for part in (generate, jobs, events, models, health):
-        app.include_router(part.router)
+    routers = (
+        generate.router,
+        jobs.polls,
+        jobs.router,
+        events.router,
+        models.router,
+        health.router,
+    )
+    for router in routers:
+        app.include_router(router)
     document = get_openapi(
         title="imageprompt",
         version=VERSION,

@@ -74,6 +74,7 @@ class Server(uvicorn.Server):
             backlog=ACCEPT_BACKLOG,
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # `service.public_url` reads them
             server_header=False,
             lifespan="on",
             timeout_graceful_shutdown=math.ceil(grace_seconds + AFTER_BODIES_SECONDS),

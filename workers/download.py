@@ -29,7 +29,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from service import __version__
 from service.core import logging
-from service.core.catalog import Adapter, Catalog, Lora, ModelEntry, Source, load_catalog
+from service.core.catalog import Adapter, Catalog, ModelEntry, Source, WeightsFile, load_catalog
 from service.core.errors import ConfigurationError
 from service.core.settings import Settings, load_settings
 
@@ -61,7 +61,7 @@ def download(catalog: Catalog) -> None:
                 load()
             except (HfHubHTTPError, OSError) as error:
                 raise ConfigurationError(
-                    f"{what} of {name} could not be downloaded from "
+                    f"{name}: {what} could not be downloaded from "
                     f"{source.repo}@{source.revision}: {error}"
                 ) from error
 
@@ -82,30 +82,23 @@ def _downloads(entry: ModelEntry) -> Iterator[tuple[str, Source, Callable[[], ob
             str(source.repo), revision=source.revision, allow_patterns=_patterns(source)
         )
 
-    yield "base", entry.base, pipeline
-    if entry.vae is not None:
-        yield "VAE", entry.vae, part(entry.vae)
-    for name, adapter in entry.adapters.items():
-        yield f"adapter {name}", adapter, _weights(adapter)
-        encoder = hub.encoder_source(adapter)
-        yield f"image encoder of adapter {name}", encoder, part(encoder)
-    for name, control in entry.controlnets.items():
-        yield f"ControlNet {name}", control, part(control)
-    for name, t2i_adapter in entry.t2i_adapters.items():
-        yield f"T2I-Adapter {name}", t2i_adapter, part(t2i_adapter)
-    for name, lora in entry.loras.items():
-        yield f"LoRA {name}", lora, _weights(lora)
-    for fused in entry.fused_loras:
-        yield f"fused LoRA {fused.weight_name}", fused, _weights(fused)
+    def weights_file(source: WeightsFile) -> Callable[[], object]:
+        return lambda: hf_hub_download(
+            str(source.repo),
+            source.weight_name,
+            subfolder=source.subfolder,
+            revision=source.revision,
+        )
 
-
-def _weights(source: Adapter | Lora) -> Callable[[], object]:
-    return lambda: hf_hub_download(
-        str(source.repo),
-        source.weight_name,
-        subfolder=source.subfolder,
-        revision=source.revision,
-    )
+    for name, source in entry.parts().items():
+        match source:
+            case WeightsFile():
+                yield name, source, weights_file(source)
+            case _:
+                yield name, source, pipeline if source is entry.base else part(source)
+        if isinstance(source, Adapter):
+            encoder = hub.encoder_source(source)
+            yield f"{name}, image encoder", encoder, part(encoder)
 
 
 def _patterns(source: Source) -> list[str]:

@@ -7,26 +7,19 @@ from typing import Final
 
 from huggingface_hub import try_to_load_from_cache
 
-from service.core.catalog import Adapter, Lora, ModelEntry, Source
+from service.core.catalog import ModelEntry, Source, WeightsFile
 
 _SAMPLES: Final = 16
 _SAMPLE_BYTES: Final = 64 * 1024
 
 
 def revisions(entry: ModelEntry) -> dict[str, str]:
-    """The revision of each part of a model: `base`, `vae`, `adapter/NAME` and so on.
+    """The revision of each part of a model (`ModelEntry.parts`).
 
-    `base+1` is the first LoRA that is fused into the base. A part from the hub has its repository
-    and commit, one from a local folder a digest of samples of its files. Neither names a path.
+    A part from the hub has its repository and commit, one from a local folder a digest of samples
+    of its files. Neither names a path.
     """
-    parts: dict[str, Source] = {"base": entry.base}
-    if entry.vae is not None:
-        parts["vae"] = entry.vae
-    parts |= {f"adapter/{name}": adapter for name, adapter in entry.adapters.items()}
-    parts |= {f"control/{name}": source for name, source in entry.controlnets.items()}
-    parts |= {f"lora/{name}": lora for name, lora in entry.loras.items()}
-    parts |= {f"base+{number}": lora for number, lora in enumerate(entry.fused_loras, 1)}
-    return {name: _revision(source) for name, source in parts.items()}
+    return {name: _revision(source) for name, source in entry.parts().items()}
 
 
 def _revision(source: Source) -> str:
@@ -44,7 +37,7 @@ def _commit(source: Source) -> str:
     """The commit that the cache holds for a branch or tag; the revision itself where unknown."""
     revision = source.revision or "main"
     name = "model_index.json"
-    if isinstance(source, (Adapter, Lora)):
+    if isinstance(source, WeightsFile):
         name = "/".join(part for part in (source.subfolder, source.weight_name) if part)
     elif source.subfolder or not _is_pipeline(source):
         name = "/".join(part for part in (source.subfolder, "config.json") if part)
@@ -61,7 +54,7 @@ def _is_pipeline(source: Source) -> bool:
 
 
 def _files(source: Source, folder: Path) -> Iterator[Path]:
-    if isinstance(source, (Adapter, Lora)):
+    if isinstance(source, WeightsFile):
         yield folder / (source.subfolder or "") / source.weight_name
         return
     yield from (folder / (source.subfolder or "")).rglob("*.safetensors")

@@ -4,7 +4,7 @@ Read by the API (names, limits, defaults) and by workers (files). It loads no we
 """
 
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -55,20 +55,23 @@ class BlockScales(_Strict):
     up: BlockScale | dict[str, BlockScale | list[BlockScale]] = 0.0
 
 
-class Adapter(Source):
-    """One IP-Adapter weight file and the image encoder that it was trained with."""
+class WeightsFile(Source):
+    """One file of weights in the folder or repository."""
 
     weight_name: str
+
+
+class Adapter(WeightsFile):
+    """One IP-Adapter weight file and the image encoder that it was trained with."""
+
     image_encoder: str
     """Folder of the encoder: relative to `subfolder`, or to the repository if it has a slash."""
     block_scales: BlockScales | None = None
     """Without them it acts in every block alike."""
 
 
-class Lora(Source):
+class Lora(WeightsFile):
     """One LoRA file, in kohya's or diffusers' key format."""
-
-    weight_name: str
 
 
 class FusedLora(Lora):
@@ -139,6 +142,21 @@ class ModelEntry(_Strict):
         """What a request's `control_type` may name; ControlNets come first."""
         return (*self.controlnets, *self.t2i_adapters)
 
+    def parts(self) -> dict[str, Source]:
+        """All that is loaded, by name.
+
+        `base`, `vae`, `adapter/NAME`, `lora/NAME`, `control/NAME` for what a `control_type` names,
+        and `base+1` for the first LoRA that is fused.
+        """
+        parts: dict[str, Source] = {"base": self.base}
+        if self.vae is not None:
+            parts["vae"] = self.vae
+        parts |= {f"adapter/{name}": adapter for name, adapter in self.adapters.items()}
+        for controls in (self.t2i_adapters, self.controlnets):
+            parts |= {f"control/{name}": control for name, control in controls.items()}
+        parts |= {f"lora/{name}": lora for name, lora in self.loras.items()}
+        return parts | {f"base+{number}": lora for number, lora in enumerate(self.fused_loras, 1)}
+
     def allows(self, width: int, height: int) -> bool:
         """Whether a picture of this size (pixels) may be asked for."""
         limits = self.limits
@@ -181,27 +199,20 @@ def load_catalog(path: Path) -> Catalog:
     return _resolve(catalog, path.resolve().parent)
 
 
-SourceT = TypeVar("SourceT", bound=Source)
-
-
 def _resolve(catalog: Catalog, folder: Path) -> Catalog:
-    def absolute(source: SourceT) -> SourceT:
-        if source.path is None:
-            return source
-        return source.model_copy(update={"path": (folder / source.path).resolve()})
+    def absolute(value: Any) -> Any:
+        match value:
+            case Source(path=Path() as path):
+                return value.model_copy(update={"path": (folder / path).resolve()})
+            case dict():
+                return {key: absolute(one) for key, one in value.items()}
+            case tuple():
+                return tuple(map(absolute, value))
+            case _:
+                return value
 
     models = {
-        name: entry.model_copy(
-            update={
-                "base": absolute(entry.base),
-                "vae": absolute(entry.vae) if entry.vae else None,
-                "adapters": {key: absolute(value) for key, value in entry.adapters.items()},
-                "controlnets": {key: absolute(value) for key, value in entry.controlnets.items()},
-                "loras": {key: absolute(value) for key, value in entry.loras.items()},
-                "fused_loras": tuple(absolute(value) for value in entry.fused_loras),
-                "t2i_adapters": {key: absolute(value) for key, value in entry.t2i_adapters.items()},
-            }
-        )
+        name: entry.model_copy(update={field: absolute(value) for field, value in entry})
         for name, entry in catalog.models.items()
     }
     return catalog.model_copy(update={"models": models})

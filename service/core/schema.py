@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 from pydantic import (
@@ -111,16 +112,20 @@ def marker(field: FieldInfo, kind: type[Marker]) -> Marker | None:
     return next((one for one in field.metadata if isinstance(one, kind)), None)
 
 
-def marked(declaration: Declaration, kind: type[Marker]) -> dict[str, Marker]:
+@cache
+def marked(declaration: Declaration, kind: type[Marker]) -> Mapping[str, Marker]:
     """The names of all fields that carry a marker of this kind, and the marker of each."""
     found = ((name, marker(field, kind)) for name, field in declaration.model_fields.items())
-    return {name: one for name, one in found if one is not None}
+    return MappingProxyType({name: one for name, one in found if one is not None})
 
 
-def parameters(declaration: Declaration) -> dict[str, FieldInfo]:
+@cache
+def parameters(declaration: Declaration) -> Mapping[str, FieldInfo]:
     """All fields that are not uploads."""
     files = marked(declaration, Files)
-    return {name: field for name, field in declaration.model_fields.items() if name not in files}
+    return MappingProxyType(
+        {name: field for name, field in declaration.model_fields.items() if name not in files}
+    )
 
 
 def is_filled_in(field: FieldInfo) -> bool:
@@ -302,12 +307,16 @@ def picture_metadata(request: BaseModel) -> dict[str, Any]:
 
 
 def _public(request: BaseModel, *, pictures: bool) -> dict[str, Any]:
-    names = {
+    return request.model_dump(mode="json", include=_public_names(type(request), pictures))
+
+
+@cache
+def _public_names(declaration: Declaration, pictures: bool) -> set[str]:  # noqa: FBT001 (part of a cache's key)
+    return {
         name
-        for name, shown in marked(type(request), Public).items()
+        for name, shown in marked(declaration, Public).items()
         if shown.pictures or not pictures
     }
-    return request.model_dump(mode="json", include=names)
 
 
 @cache

@@ -58,13 +58,18 @@ def carried(headers: Mapping[str, str]) -> str | None:
     FastAPI makes the span of each request itself once a provider is set.
     """
     made = trace.get_current_span().get_span_context().is_valid
+    sent = headers.get("traceparent")
+    if not made and sent is None:
+        return None
     carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier, None if made else _parent(headers.get("traceparent")))
+    _PROPAGATOR.inject(carrier, None if made else _parent(sent))
     return carrier.get("traceparent")
 
 
 def log_fields(parent: str | None) -> dict[str, str]:
     """What log lines carry of a `traceparent`: its trace id, 32 hex digits."""
+    if parent is None:
+        return {}
     context = trace.get_current_span(_parent(parent)).get_span_context()
     return {"trace_id": trace.format_trace_id(context.trace_id)} if context.is_valid else {}
 

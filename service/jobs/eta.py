@@ -211,10 +211,14 @@ class Estimates:
         """
         if job.status.is_terminal:
             return None
+        return await self.seconds_left(job.id, job.created_at, ahead)
+
+    async def seconds_left(self, job_id: str, created_at: float, ahead: int | None) -> float | None:
+        """As `eta_seconds`, of a job that has not ended."""
         snapshot = await self.snapshot()
-        if job.id not in snapshot.seconds_to_end and (ahead or 0) < SIMULATED:
-            snapshot = await self.snapshot(after=job.created_at)
-        seconds = snapshot.seconds_to_end.get(job.id)
+        if job_id not in snapshot.seconds_to_end and (ahead or 0) < SIMULATED:
+            snapshot = await self.snapshot(after=created_at)
+        seconds = snapshot.seconds_to_end.get(job_id)
         if seconds is None:
             seconds = snapshot.extrapolated(ahead)
         if seconds is None:

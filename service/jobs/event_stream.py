@@ -6,7 +6,7 @@ their own, bounded in number, so that they never block requests that poll.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from service.core import redis_keys
-from service.core.job import EventName
+from service.core.job import EventName, Status
 from service.fair_share import FairShare
 
 BLOCK_SECONDS: Final = 2.0
@@ -27,6 +27,7 @@ LEAST_SLOTS: Final = 2
 FIRST: Final = "0-0"
 """Id before the first event of every stream."""
 _EVENTS_AT_ONCE: Final = 100
+_TERMINAL: Final = frozenset(status for status in Status if status.is_terminal)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -90,14 +91,25 @@ class EventStreams:
         """Whether one more subscriber of this owner is allowed."""
         return self._shares.may_take(owner)
 
-    async def has_event(self, job_id: str, after: str) -> bool:
-        """Whether there is an event after the one with id `after`. Raises `redis.RedisError`."""
-        return bool(await self._redis.xread({redis_keys.events(job_id): after}, count=1))
+    async def is_over(self, job_id: str, after: str) -> bool:
+        """Whether no event will come after the one with id `after`; `False` without Redis.
+
+        The client has seen the last event or invented the id, the stream has expired, or the job
+        was deleted and its last event came and went between two reads.
+        """
+        try:
+            status: Any = await self._redis.hget(redis_keys.job(job_id), "status")
+            if status is not None and status not in _TERMINAL:
+                return False
+            return not await self._redis.xread({redis_keys.events(job_id): after}, count=1)
+        except RedisError:
+            return False
 
     async def events(self, job_id: str, after: str = FIRST) -> AsyncIterator[Event | None]:
         """Every event after the one with id `after`, up to `done`; `None` as a heartbeat.
 
-        Ends early only when the process shuts down; reconnects while Redis is unavailable.
+        Ends without `done` where that is not to come (`is_over`), and when the process shuts down;
+        reconnects while Redis is unavailable.
         """
         key, last = redis_keys.events(job_id), after
         while not self.stopping:
@@ -111,6 +123,8 @@ class EventStreams:
                 await asyncio.sleep(1)
                 continue
             if not answer:
+                if await self.is_over(job_id, last):
+                    return
                 yield None
             for event_id, fields in _entries(answer):
                 last = event_id
@@ -123,17 +137,41 @@ class EventStreams:
 
         `None` where no subscriber slot is free, so that there was no wait.
         """
+
+        async def is_done(event: Event | None) -> bool:
+            return event is not None and event.name == EventName.DONE
+
+        return await self.wait_until(is_done, job_id, seconds, owner=owner)
+
+    async def wait_until(
+        self,
+        is_over: Callable[[Event | None], Awaitable[bool]],
+        job_id: str,
+        seconds: float,
+        *,
+        owner: str,
+        after: str = FIRST,
+    ) -> bool | None:
+        """As `wait`, until `is_over` says so of an event after `after`, or of a heartbeat."""
         with self.subscriber_slot(owner, job_id) as has_slot:
             if not has_slot:
                 return None
             try:
                 async with asyncio.timeout(seconds):
-                    async for event in self.events(job_id):
-                        if event is not None and event.name == EventName.DONE:
+                    async for event in self.events(job_id, after):
+                        if await is_over(event):
                             return True
             except TimeoutError:
                 return False
-        return False
+        if self.stopping:
+            return False
+        await is_over(None)  # there are no more events: the caller looks a last time
+        return True
+
+    async def last_id(self, job_id: str) -> str:
+        """The id of the newest event. Raises `redis.RedisError`."""
+        newest: Any = await self._redis.xrevrange(redis_keys.events(job_id), count=1)
+        return newest[0][0] if newest else FIRST
 
 
 def _entries(answer: Any) -> list[tuple[str, dict[str, str]]]:

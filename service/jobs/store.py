@@ -1,8 +1,12 @@
-"""Reads job records for the API, each with one round trip to Redis; pages have cursors.
+"""Reads job records for the API; pages of them have cursors.
+
+Requests that come at the same time read their records with one call to Redis: most requests are
+polls, and most of the cost of one was the call.
 
 Records are changed by `service/core/transitions.py` alone.
 """
 
+import asyncio
 import base64
 import binascii
 import json
@@ -23,6 +27,8 @@ from service.core.records import UnreadableRecord
 
 POSITIONS_SEARCHED: Final = 5000
 """From each end of the queue; a search of so many takes Redis some 50 microseconds."""
+_READ_AT_ONCE: Final = 32
+"""Jobs of one call, which Redis is not to be held up by."""
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -36,30 +42,74 @@ class FoundJob:
     ahead: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job's record as Redis holds it, and how many are ahead of it in the queue."""
+
+    fields: dict[str, str]
+    ahead: int | None
+    now: float
+    """Redis' time (epoch) at which it was read."""
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.fields.get("id", "")
+
+    @property
+    def created_at(self) -> float:
+        """When the job was created (epoch); 0 in a damaged record."""
+        try:
+            return float(self.fields["created_at"])
+        except (KeyError, ValueError):
+            return 0.0
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has come to its end."""
+        return self.fields.get("status") not in (Status.QUEUED, Status.PROCESSING)
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether its time is over: release 0.1.0 kept the records of expired jobs."""
+        try:
+            return float(self.fields.get("expires_at", "inf")) <= self.now
+        except ValueError:
+            return False
+
+    def parse(self) -> FoundJob:
+        """The job. Raises `UnreadableRecord` for a damaged one."""
+        return FoundJob(Job.read(self.fields), self.ahead)
+
+
 class JobStore:
     """Finds the jobs of an owner. Methods raise `redis.RedisError`."""
 
     def __init__(self, redis: "aioredis.Redis", queue: str) -> None:
         self._redis = redis
         self._list = list_key(queue)
+        self._find = redis.register_script(redis_keys.load_script("job_find"))
+        self._awaited: list[tuple[str, asyncio.Future[_Answer]]] = []
+        """The jobs to be read by the next call, and who waits for each."""
+        self._reader: asyncio.Task[None] | None = None
 
     async def get(self, job_id: str, owner: str) -> FoundJob:
-        """One job.
+        """One job. Raises as `record` and `JobRecord.parse`."""
+        return (await self.record(job_id, owner)).parse()
+
+    async def record(self, job_id: str, owner: str) -> JobRecord:
+        """The record of one job.
 
         Raises `NotFound` for an unknown job or one of another owner, and `Gone` for an expired
         one.
         """
         if _ID.fullmatch(job_id):
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.hgetall(redis_keys.job(job_id))
-                pipeline.get(redis_keys.tombstone(job_id))
-                self._look_up_position(pipeline, job_id)
-                pipeline.llen(self._list)
-                pipeline.time()
-                fields, tombstone, *places, waiting, now = await pipeline.execute()
-            if fields and fields.get("owner") == owner:
-                return _found(Job.read(fields), _ahead(places, waiting), _seconds(now))
-            if tombstone == owner and not fields:
+            record, tombstone = await self._read(job_id)
+            if record is not None and record.fields.get("owner") == owner:
+                if record.is_expired:
+                    raise Gone
+                return record
+            if tombstone == owner and record is None:
                 raise Gone
         raise NotFound
 
@@ -79,10 +129,37 @@ class JobStore:
                 raise Gone
         raise NotFound
 
-    def _look_up_position(self, pipeline: Any, job_id: str) -> None:
-        """Look near both ends of the queue: a search of all of it would take as long as it is."""
-        for rank in (1, -1):
-            pipeline.lpos(self._list, job_id, rank=rank, maxlen=POSITIONS_SEARCHED)
+    async def _read(self, job_id: str) -> "_Answer":
+        """What Redis holds of one job, read together with others that are asked for meanwhile."""
+        answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self._awaited.append((job_id, answer))
+        if self._reader is None:
+            self._reader = asyncio.create_task(self._read_awaited())
+        return await answer
+
+    async def _read_awaited(self) -> None:
+        while self._awaited:
+            awaited = self._awaited[:_READ_AT_ONCE]
+            del self._awaited[:_READ_AT_ONCE]
+            try:
+                found = await self._read_all([job_id for job_id, _ in awaited])
+            except Exception as error:  # noqa: BLE001 - it is raised where the job was asked for
+                for _, answer in awaited:
+                    if not answer.done():  # who asked may be gone
+                        answer.set_exception(error)
+            else:
+                for (_, answer), one in zip(awaited, found, strict=True):
+                    if not answer.done():
+                        answer.set_result(one)
+        self._reader = None
+
+    async def _read_all(self, job_ids: Sequence[str]) -> "list[_Answer]":
+        keys = [key(one) for one in job_ids for key in (redis_keys.job, redis_keys.tombstone)]
+        answer: Any = await self._find(
+            keys=[self._list, *keys], args=[POSITIONS_SEARCHED, *job_ids]
+        )
+        now, *found = answer
+        return [_read(one, float(now)) for one in found]
 
     async def page(
         self, owner: str, *, before: tuple[float, str] | None, limit: int
@@ -103,42 +180,28 @@ class JobStore:
             if before is None or (score, job_id) < before
         ]
         chosen = ids[:limit]
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for _, job_id in chosen:
-                pipeline.hgetall(redis_keys.job(job_id))
-                self._look_up_position(pipeline, job_id)
-            pipeline.llen(self._list)
-            pipeline.time()
-            *answers, waiting, now = await pipeline.execute()
         found = []
-        for fields, *places in zip(answers[::3], answers[1::3], answers[2::3], strict=True):
-            if not fields:
+        for record, _ in await self._read_all([job_id for _, job_id in chosen]):
+            if record is None or record.is_expired:
                 continue
             try:
-                found.append(_found(Job.read(fields), _ahead(places, waiting), _seconds(now)))
-            except Gone:
-                continue
+                found.append(record.parse())
             except UnreadableRecord:
-                log.warning("a damaged record is left out of a list", job_id=fields.get("id"))
+                log.warning("a damaged record is left out of a list", job_id=record.id)
         return found, chosen[-1] if len(ids) > limit else None
 
 
-def _found(job: Job, ahead: int, now: float) -> FoundJob:
-    if job.expires_at is not None and job.expires_at <= now:
-        raise Gone  # release 0.1.0 kept the records of expired jobs
-    return FoundJob(job, ahead if job.status is Status.QUEUED else None)
+_Answer = tuple[JobRecord | None, str]
+"""The record of a job, and the owner in its tombstone."""
 
 
-def _ahead(places: Sequence[int | None], waiting: int) -> int:
-    """Jobs ahead of one in the queue; the middle of the queue where it is far from both ends."""
-    known = next((place for place in places if place is not None), None)
-    if known is not None:
-        return known
-    return waiting // 2 if waiting > 2 * POSITIONS_SEARCHED else 0
-
-
-def _seconds(time: tuple[int, int]) -> float:
-    return time[0] + time[1] / 1e6
+def _read(answer: Any, now: float) -> _Answer:
+    """A job in an answer of `job_find`."""
+    found, tombstone, ahead = answer
+    if not found:
+        return None, tombstone
+    fields = dict(zip(found[::2], found[1::2], strict=True))
+    return JobRecord(fields, None if ahead < 0 else ahead, now), tombstone
 
 
 def write_cursor(last: tuple[float, str]) -> str:

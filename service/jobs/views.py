@@ -1,17 +1,27 @@
 """The JSON of the contract: a job and a page of jobs as a client sees them."""
 
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from service.api_keys import ANONYMOUS
 from service.core.job import Job, JobError, JobMetrics, JobWarning, Status
 from service.core.param_types import Sha256
 from service.core.params import GenerateRequest
 from service.core.schema import input_model, show
-from service.signed_urls import Signer
+from service.jobs.eta import Estimates
+from service.jobs.store import FoundJob, JobRecord
+from service.signed_urls import SignedUrls, Signer
+
+_RENDERED: Final = 1024
+"""Jobs whose JSON is kept, each some 5 kB."""
+_ETA: Final = b'"eta_seconds":null'
 
 
 class Progress(BaseModel):
@@ -146,6 +156,71 @@ def job_view(
         metrics=job.metrics,
         urls=Urls(self=url, cancel=f"{url}/cancel", events=signed("events")),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedJob:
+    """The JSON of a job, but for its estimate, which changes from moment to moment."""
+
+    etag: str
+    """Weak (RFC 9110, section 8.8.1): it stands for everything but `eta_seconds`."""
+    before: bytes
+    after: bytes
+
+    def body(self, eta_seconds: float | None) -> bytes:
+        """The whole JSON."""
+        eta = b"null" if eta_seconds is None else b"%.1f" % eta_seconds
+        return b'%b"eta_seconds":%b%b' % (self.before, eta, self.after)
+
+
+class JobViews:
+    """Renders jobs for their owners; what has not changed since is not rendered again.
+
+    Methods raise `redis.RedisError`.
+    """
+
+    def __init__(self, estimates: Estimates, signed_urls: SignedUrls) -> None:
+        self._estimates = estimates
+        self._signed_urls = signed_urls
+        self._rendered: OrderedDict[str, tuple[object, RenderedJob]] = OrderedDict()
+        """By the job's id, what the rendered job depends on, and itself."""
+
+    async def show(self, found: FoundJob, *, base: str) -> JobView:
+        """The view of a job."""
+        job = found.job
+        return job_view(
+            job,
+            base=base,
+            ahead=found.ahead,
+            eta_seconds=await self._estimates.eta_seconds(job, found.ahead),
+            signer=await self._signer(job.owner),
+        )
+
+    async def render(self, record: JobRecord, *, base: str) -> RenderedJob:
+        """The JSON of a job."""
+        signer = await self._signer(record.fields["owner"])
+        source = (record.fields, record.ahead, base, signer)
+        seen, rendered = self._rendered.get(record.id, (None, None))
+        if rendered is None or seen != source:
+            job = record.parse().job
+            view = job_view(job, base=base, ahead=record.ahead, eta_seconds=None, signer=signer)
+            before, _, after = view.model_dump_json().encode().partition(_ETA)
+            digest = hashlib.blake2b(before + after, digest_size=12).hexdigest()
+            rendered = RenderedJob(f'W/"{digest}"', before, after)
+            self._rendered[record.id] = source, rendered
+            if len(self._rendered) > _RENDERED:
+                self._rendered.popitem(last=False)
+        self._rendered.move_to_end(record.id)
+        return rendered
+
+    async def eta_seconds(self, record: JobRecord) -> float | None:
+        """Seconds until the job ends; `None` once it has, or while no pace is known."""
+        if record.is_terminal:
+            return None
+        return await self._estimates.seconds_left(record.id, record.created_at, record.ahead)
+
+    async def _signer(self, owner: str) -> Signer | None:
+        return None if owner == ANONYMOUS else await self._signed_urls.signer(owner)
 
 
 def _count(steps: object) -> int:

@@ -25,13 +25,21 @@ BUSY_SECONDS: Final = 5
 
 def job_response(shown: JobView, status: int = 200) -> Response:
     """JSON of a job; while it is not final, with `Retry-After` for the next poll."""
-    headers = {}
-    if not shown.status.is_terminal:
-        eta = shown.eta_seconds or 1.0
-        headers["Retry-After"] = str(min(MAX_POLL_SECONDS, max(1, math.ceil(eta))))
+    headers = {} if shown.status.is_terminal else poll_again(shown.eta_seconds)
     return Response(
         shown.model_dump_json(), status_code=status, media_type="application/json", headers=headers
     )
+
+
+def poll_again(eta_seconds: float | None) -> dict[str, str]:
+    """`Retry-After` of a job that is not final."""
+    return {"Retry-After": str(min(MAX_POLL_SECONDS, max(1, math.ceil(eta_seconds or 1.0))))}
+
+
+def is_known(etag: str, if_none_match: str) -> bool:
+    """Whether `If-None-Match` names the entity tag; compared weakly (RFC 9110, 13.1.2)."""
+    known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return not known.isdisjoint({etag.removeprefix("W/"), "*"})
 
 
 def download_name(job: Job, number: int) -> str:

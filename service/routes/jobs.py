@@ -1,13 +1,16 @@
 """The job resource: get, list, cancel, delete, and its pictures."""
 
-from typing import Annotated
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, Path, Query
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
+from fastapi.routing import APIRoute
 
+from service.api_keys import Scope
 from service.core.errors import NotFound
-from service.core.job import Status, StoredImage
+from service.core.job import EventName, Status, StoredImage
 from service.core.param_types import MAX_CONTROL_MAPS, MAX_IMAGES_PER_JOB, OutputFormat
 from service.core.storage import Storage
 from service.dependencies import (
@@ -15,20 +18,47 @@ from service.dependencies import (
     MayManage,
     MayRead,
     MayReadBySignature,
+    Services,
     UseJobs,
     UseQueue,
     UseShow,
     UseStorage,
     UseTransitions,
+    authorize,
+    share_of,
 )
-from service.jobs.store import read_cursor, write_cursor
-from service.jobs.views import JobPage, JobView
+from service.jobs.event_stream import Event
+from service.jobs.store import JobRecord, read_cursor, write_cursor
+from service.jobs.views import JobPage, JobView, RenderedJob
 from service.problems import outcome_if_unavailable
 from service.responses import JOB_EXAMPLE, failures, header, success
-from service.routes.answers import check_size, download_name, job_response, whole_picture
+from service.routes.answers import (
+    check_size,
+    download_name,
+    is_known,
+    job_response,
+    poll_again,
+    whole_picture,
+)
+from service.submission.preferences import read_prefer
 
 router = APIRouter()
 
+
+class _PollRoute(APIRoute):
+    """Resolves nothing but the path: most requests are polls, and the rest costs as much again."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See `fastapi.routing.APIRoute`."""
+
+        async def handle(request: Request) -> Response:
+            response: Response = await self.endpoint(request, **request.path_params)
+            return response
+
+        return handle
+
+
+polls = APIRouter(route_class=_PollRoute)
 JobId = Annotated[str, Path(description="The job's id.")]
 
 
@@ -50,7 +80,7 @@ async def list_jobs(
     return JobPage(jobs=[await show(found) for found in page], next=following)
 
 
-@router.get(
+@polls.get(
     "/jobs/{job_id}",
     operation_id="get_job",
     responses={
@@ -58,14 +88,69 @@ async def list_jobs(
             "The job.",
             JobView,
             example=JOB_EXAMPLE,
-            headers={"Retry-After": "While it is not final: seconds after which to ask again."},
+            headers={
+                "ETag": "Weak: of everything but `eta_seconds`.",
+                "Retry-After": "While it is not final: seconds after which to ask again.",
+                "Preference-Applied": "What was done of `Prefer`.",
+            },
+        ),
+        304: success(
+            "The job is the one that `If-None-Match` names.",
+            headers={"Retry-After": "As above.", "Preference-Applied": "As above."},
         ),
         **failures(401, 403, 404, 410, 422, 503),
     },
+    openapi_extra={
+        "parameters": [
+            header(
+                "Prefer",
+                "`wait=N` holds the answer up to N (at most 60) seconds until the job has ended; "
+                "with `If-None-Match`, until it is another one than that (RFC 7240).",
+                "wait=30",
+            ),
+            header("If-None-Match", "ETag of an earlier answer.", 'W/"c0ffee"'),
+        ]
+    },
 )
-async def get_job(caller: MayRead, jobs: UseJobs, show: UseShow, job_id: JobId) -> Response:
+async def get_job(request: Request, job_id: JobId) -> Response:
     """The current state of a job."""
-    return job_response(await show(await jobs.get(job_id, caller.owner)))
+    services: Services = request.state.services
+    views, base, headers = services.views, str(request.base_url), request.headers
+    caller = await authorize(services.authenticator, headers, Scope.READ)
+    record = await services.jobs.record(job_id, caller.owner)
+    job = await views.render(record, base=base)
+    known = headers.get("if-none-match")
+    answered: dict[str, str] = {}
+    wait_seconds = read_prefer(headers.getlist("prefer")).wait_seconds if "prefer" in headers else 0
+    if wait_seconds and not _is_awaited(record, job, known):
+        event_streams = services.event_streams
+        after = await event_streams.last_id(job_id)
+
+        async def is_over(event: Event | None) -> bool:
+            nonlocal record, job
+            if known is None and event is not None and event.name != EventName.DONE:
+                return False
+            record = await services.jobs.record(job_id, caller.owner)
+            job = await views.render(record, base=base)
+            return _is_awaited(record, job, known) or await request.is_disconnected()
+
+        waited = await is_over(None) or await event_streams.wait_until(
+            is_over, job_id, wait_seconds, owner=share_of(request, caller), after=after
+        )
+        if waited is not None:
+            answered["Preference-Applied"] = f"wait={wait_seconds}"
+    answered["ETag"] = job.etag
+    eta_seconds = await views.eta_seconds(record)
+    if not record.is_terminal:
+        answered |= poll_again(eta_seconds)
+    if known is not None and is_known(job.etag, known):
+        return Response(status_code=304, headers=answered)
+    return Response(job.body(eta_seconds), media_type="application/json", headers=answered)
+
+
+def _is_awaited(record: JobRecord, job: RenderedJob, known: str | None) -> bool:
+    """Whether a request that waits is to be answered."""
+    return record.is_terminal or (known is not None and not is_known(job.etag, known))
 
 
 @router.post(
@@ -206,8 +291,7 @@ async def _picture(
         "Cache-Control": "private, max-age=3600, immutable",
         "Content-Disposition": f'inline; filename="{name}"',
     }
-    known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
-    if not known.isdisjoint({etag, "*"}):
+    if is_known(etag, if_none_match):
         return Response(status_code=304, headers=headers)
     data = await whole_picture(storage, image)
     return Response(data, media_type=image.content_type, headers=headers)

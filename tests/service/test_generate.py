@@ -156,7 +156,7 @@ def test_the_queue_carries_the_id_alone_and_storage_the_pixels(api: Api) -> None
         ({"steps": 0, "seed": -1, "crop": "x"}, {"steps", "seed", "crop"}),
         ({"prompts": "typo"}, {"prompts"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_a_wrong_field_is_named(api: Api, fields: dict[str, object], named: set[str]) -> None:
     before = api.leftovers()

@@ -96,7 +96,9 @@ def test_a_running_job_is_canceled_and_its_worker_is_told(api: Api) -> None:
     assert not api.transitions.succeed(claim, (), JobMetrics(), 30)
 
 
-@pytest.mark.parametrize("job_id", [str(uuid.uuid4()), "nope", "..%2f..", "x" * 300])
+@pytest.mark.parametrize(
+    "job_id", ["5b1f0b0e-9d3c-4a53-8f0e-2f6f3b1c7a10", "nope", "..%2f..", "x" * 300]
+)
 def test_an_unknown_job_is_404_on_every_path(api: Api, job_id: str) -> None:
     for method, path in (
         ("GET", ""),

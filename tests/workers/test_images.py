@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from PIL import Image
 
-from service.core.catalog import load_catalog
+from service.core.catalog import ModelEntry, load_catalog
 from service.core.errors import ConfigurationError
 from service.core.param_types import OutputFormat, StoredUpload
 from service.core.params import GenerateRequest
@@ -172,6 +172,29 @@ def test_the_revisions_of_the_weights_that_were_used_are_told() -> None:
     }
     assert str(ROOT) not in str(found)
     assert known["adapter/plus"] != known["adapter/base"]
+
+
+def test_each_part_of_a_model_has_a_revision(tmp_path: Path) -> None:
+    """One way to steer after the other was once forgotten here."""
+    (tmp_path / "a.safetensors").write_bytes(b"a")
+    source = {"path": tmp_path}
+    file = source | {"weight_name": "a.safetensors"}
+    entry = ModelEntry.model_validate(
+        {
+            "title": "all parts",
+            "base": source,
+            "vae": source,
+            "adapters": {"base": file | {"image_encoder": "e"}},
+            "controlnets": {"canny": source},
+            "t2i_adapters": {"sketch": source},
+            "loras": {"ink": file},
+            "fused_loras": [file],
+            "limits": {"min_size": 8, "max_size": 8, "max_pixels": 64},
+            "defaults": {"width": 8, "height": 8, "adapter": "base"},
+        }
+    )
+    names = {"base", "vae", "adapter/base", "control/canny", "control/sketch", "lora/ink", "base+1"}
+    assert set(revisions(entry)) == names
 
 
 def test_other_weights_under_the_same_names_have_another_revision(tmp_path: Path) -> None:
