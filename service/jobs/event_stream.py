@@ -138,12 +138,14 @@ class EventStreams:
         owner: str,
         after: str = FIRST,
     ) -> bool | None:
-        """As `wait`, until `is_over` says so of an event after `after`, or of a heartbeat."""
+        """As `wait`, until `is_over` says so: at once, of an event after `after`, or a heartbeat."""
         with self.subscriber_slot(owner, job_id) as has_slot:
             if not has_slot:
                 return None
             try:
                 async with asyncio.timeout(seconds):
+                    if await is_over(None):
+                        return True
                     async for event in self.events(job_id, after):
                         if await is_over(event):
                             return True
