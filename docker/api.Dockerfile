@@ -24,8 +24,9 @@ COPY --from=build /opt/venv /opt/venv
 WORKDIR /app
 COPY models/*.yaml models/
 COPY examples/*.png examples/
+COPY imageprompt imageprompt
 COPY service service
-RUN ["/opt/venv/bin/python", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "service"]
+RUN ["/opt/venv/bin/python", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "imageprompt", "service"]
 # HOME lies in the one folder that has to be writable; everything else may be mounted read-only.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \

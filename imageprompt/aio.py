@@ -1,14 +1,12 @@
 """The asynchronous client; method for method as `Client`."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Self
 
 import httpx
 
 from imageprompt import wire
-from imageprompt.errors import JobFailed
 from imageprompt.types import Event, Job
 from imageprompt.wire import File, Value
 
@@ -27,10 +25,7 @@ class AsyncClient:
         *,
         timeout_seconds: float = 90.0,
     ) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.AsyncClient(
-            base_url=url, headers=headers, timeout=timeout_seconds, follow_redirects=True
-        )
+        self._http = httpx.AsyncClient(**wire.connection(url, api_key, timeout_seconds))
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,78 +65,76 @@ class AsyncClient:
         Raises `TimeoutError` after `timeout_seconds`; the job goes on then.
         """
         queued = await self._submit({"image": image, **fields})
-        job = await self.wait(queued, timeout_seconds=timeout_seconds)
-        if job.status != "succeeded":
-            raise JobFailed(job)
-        return job
+        return wire.with_pictures(await self.wait(queued, timeout_seconds=timeout_seconds))
 
     async def wait(self, job: Job | str, *, timeout_seconds: float | None = None) -> Job:
         """Ask for a job until it has ended. Raises `TimeoutError` after `timeout_seconds`."""
-        until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        deadline = wire.Deadline(timeout_seconds)
         current = await self.job(job) if isinstance(job, str) else job
         while not current.is_final:
-            if until is not None and time.monotonic() > until:
-                raise TimeoutError(f"job {current.id} is {current.status}")
-            headers = wire.held_request(until)
-            answer = await self._send("GET", f"/jobs/{current.id}", headers=headers)
+            deadline.check(current)
+            answer = await self._send("GET", wire.job_path(current), headers=deadline.headers)
             current = wire.read_job(answer)
             if not (current.is_final or wire.was_held(answer)):
                 await asyncio.sleep(wire.POLL_SECONDS)
         return current
 
+    async def watch(self, job: Job) -> AsyncIterator[Job]:
+        """The job, and again after each change of it until it has ended."""
+        watch = wire.Watch()
+        yield job
+        while not job.is_final:
+            await asyncio.sleep(wire.WATCH_SECONDS)
+            answer = await self._send("GET", wire.job_path(job), headers=watch.headers)
+            changed = watch.read(answer)
+            if changed is not None:
+                job = changed
+                yield job
+
     async def job(self, job_id: str) -> Job:
         """A job as it stands."""
-        return wire.read_job(await self._send("GET", f"/jobs/{job_id}"))
+        return wire.read_job(await self._send("GET", wire.job_path(job_id)))
 
     async def jobs(self) -> AsyncIterator[Job]:
         """Your jobs, newest first; further pages are fetched as you go on."""
-        page: str | None = "/jobs"
-        while page is not None:
-            content: Any = wire.checked(await self._send("GET", page)).json()
-            for one in content["jobs"]:
-                yield Job.from_json(one)
-            page = content["next"]
+        path: str | None = "/jobs"
+        while path is not None:
+            page, path = wire.read_page(await self._send("GET", path))
+            for job in page:
+                yield job
 
     async def events(self, job: Job | str) -> AsyncIterator[Event]:
         """The events of a job until `done`; a lost connection is resumed."""
-        path = f"/jobs/{job if isinstance(job, str) else job.id}/events"
-        reader, attempt = wire.EventReader(), 1
+        path, reader = wire.job_path(job, "events"), wire.EventReader(self._http.base_url)
         while True:
-            headers = {"Last-Event-ID": reader.last_id} if reader.last_id else {}
-            failure: Exception = ConnectionError("the stream ended before the job")
+            failure: Exception | None = None
             try:
-                async with self._http.stream("GET", path, headers=headers) as answer:
-                    if answer.status_code == httpx.codes.NO_CONTENT:
-                        return
+                async with self._http.stream("GET", path, headers=reader.headers) as answer:
                     if not answer.is_success:
                         await answer.aread()
-                    async for line in wire.checked(answer).aiter_lines():
+                    reader.begin(answer)
+                    async for line in answer.aiter_lines():
                         for event in reader.feed(line):
-                            attempt = 0
                             yield event
-                            if event.name == "done":
-                                return
+                        if reader.is_over:
+                            break
             except httpx.HTTPError as error:
                 failure = error
-            attempt += 1
-            seconds = wire.retry_after(None, attempt)
-            if seconds is None:
-                raise wire.unreachable(self._http.base_url, failure) from failure
-            await asyncio.sleep(seconds)
+            if reader.is_over:
+                return
+            await asyncio.sleep(reader.pause(failure))
 
     async def picture(self, job: Job, number: int = 0) -> bytes:
         """The bytes of one picture of a finished job."""
-        return wire.checked(await self._send("GET", f"/jobs/{job.id}/images/{number}")).content
+        return wire.checked(await self._send("GET", wire.job_path(job, f"images/{number}"))).content
 
     async def cancel(self, job: Job | str) -> Job:
         """End a job; one that has ended already stays as it is."""
-        job_id = job if isinstance(job, str) else job.id
-        return wire.read_job(await self._send("POST", f"/jobs/{job_id}/cancel"))
+        return wire.read_job(await self._send("POST", wire.job_path(job, "cancel")))
 
     async def delete(self, job: Job | str) -> None:
         """Delete a job with its uploads and pictures."""
-        job_id = job if isinstance(job, str) else job.id
-        wire.checked(await self._send("DELETE", f"/jobs/{job_id}"))
+        wire.checked(await self._send("DELETE", wire.job_path(job)))
 
     async def models(self) -> dict[str, Any]:
         """What `GET /models` answers: names, limits and defaults."""
@@ -162,19 +155,14 @@ class AsyncClient:
 
     async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request, again where that may help."""
-        attempt = 1
+        attempts = wire.Attempts(self._http.base_url)
         while True:
-            answer = None
             try:
                 answer = await self._http.request(method, path, **options)
             except httpx.HTTPError as error:
-                failure = wire.unreachable(self._http.base_url, error)
-            if answer is not None and answer.is_success:
-                return answer
-            seconds = wire.retry_after(answer, attempt)
-            if seconds is None:
-                if answer is not None:
-                    return wire.checked(answer)
-                raise failure
+                seconds = attempts.again(error)
+            else:
+                if wire.is_answer(answer):
+                    return answer
+                seconds = attempts.again(answer)
             await asyncio.sleep(seconds)
-            attempt += 1

@@ -7,7 +7,6 @@ from typing import Any, Self
 import httpx
 
 from imageprompt import wire
-from imageprompt.errors import JobFailed
 from imageprompt.types import Event, Job
 from imageprompt.wire import File, Value
 
@@ -26,10 +25,7 @@ class Client:
         *,
         timeout_seconds: float = 90.0,
     ) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(
-            base_url=url, headers=headers, timeout=timeout_seconds, follow_redirects=True
-        )
+        self._http = httpx.Client(**wire.connection(url, api_key, timeout_seconds))
 
     def __enter__(self) -> Self:
         return self
@@ -69,76 +65,74 @@ class Client:
         Raises `TimeoutError` after `timeout_seconds`; the job goes on then.
         """
         queued = self._submit({"image": image, **fields})
-        job = self.wait(queued, timeout_seconds=timeout_seconds)
-        if job.status != "succeeded":
-            raise JobFailed(job)
-        return job
+        return wire.with_pictures(self.wait(queued, timeout_seconds=timeout_seconds))
 
     def wait(self, job: Job | str, *, timeout_seconds: float | None = None) -> Job:
         """Ask for a job until it has ended. Raises `TimeoutError` after `timeout_seconds`."""
-        until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        deadline = wire.Deadline(timeout_seconds)
         current = self.job(job) if isinstance(job, str) else job
         while not current.is_final:
-            if until is not None and time.monotonic() > until:
-                raise TimeoutError(f"job {current.id} is {current.status}")
-            answer = self._send("GET", f"/jobs/{current.id}", headers=wire.held_request(until))
+            deadline.check(current)
+            answer = self._send("GET", wire.job_path(current), headers=deadline.headers)
             current = wire.read_job(answer)
             if not (current.is_final or wire.was_held(answer)):
                 time.sleep(wire.POLL_SECONDS)
         return current
 
+    def watch(self, job: Job) -> Iterator[Job]:
+        """The job, and again after each change of it until it has ended."""
+        watch = wire.Watch()
+        yield job
+        while not job.is_final:
+            time.sleep(wire.WATCH_SECONDS)
+            answer = self._send("GET", wire.job_path(job), headers=watch.headers)
+            changed = watch.read(answer)
+            if changed is not None:
+                job = changed
+                yield job
+
     def job(self, job_id: str) -> Job:
         """A job as it stands."""
-        return wire.read_job(self._send("GET", f"/jobs/{job_id}"))
+        return wire.read_job(self._send("GET", wire.job_path(job_id)))
 
     def jobs(self) -> Iterator[Job]:
         """Your jobs, newest first; further pages are fetched as you go on."""
-        page: str | None = "/jobs"
-        while page is not None:
-            content: Any = wire.checked(self._send("GET", page)).json()
-            yield from (Job.from_json(one) for one in content["jobs"])
-            page = content["next"]
+        path: str | None = "/jobs"
+        while path is not None:
+            page, path = wire.read_page(self._send("GET", path))
+            yield from page
 
     def events(self, job: Job | str) -> Iterator[Event]:
         """The events of a job until `done`; a lost connection is resumed."""
-        path = f"/jobs/{job if isinstance(job, str) else job.id}/events"
-        reader, attempt = wire.EventReader(), 1
+        path, reader = wire.job_path(job, "events"), wire.EventReader(self._http.base_url)
         while True:
-            headers = {"Last-Event-ID": reader.last_id} if reader.last_id else {}
-            failure: Exception = ConnectionError("the stream ended before the job")
+            failure: Exception | None = None
             try:
-                with self._http.stream("GET", path, headers=headers) as answer:
-                    if answer.status_code == httpx.codes.NO_CONTENT:
-                        return
+                with self._http.stream("GET", path, headers=reader.headers) as answer:
                     if not answer.is_success:
                         answer.read()
-                    for line in wire.checked(answer).iter_lines():
-                        for event in reader.feed(line):
-                            attempt = 0
-                            yield event
-                            if event.name == "done":
-                                return
+                    reader.begin(answer)
+                    for line in answer.iter_lines():
+                        yield from reader.feed(line)
+                        if reader.is_over:
+                            break
             except httpx.HTTPError as error:
                 failure = error
-            attempt += 1
-            seconds = wire.retry_after(None, attempt)
-            if seconds is None:
-                raise wire.unreachable(self._http.base_url, failure) from failure
-            time.sleep(seconds)
+            if reader.is_over:
+                return
+            time.sleep(reader.pause(failure))
 
     def picture(self, job: Job, number: int = 0) -> bytes:
         """The bytes of one picture of a finished job."""
-        return wire.checked(self._send("GET", f"/jobs/{job.id}/images/{number}")).content
+        return wire.checked(self._send("GET", wire.job_path(job, f"images/{number}"))).content
 
     def cancel(self, job: Job | str) -> Job:
         """End a job; one that has ended already stays as it is."""
-        job_id = job if isinstance(job, str) else job.id
-        return wire.read_job(self._send("POST", f"/jobs/{job_id}/cancel"))
+        return wire.read_job(self._send("POST", wire.job_path(job, "cancel")))
 
     def delete(self, job: Job | str) -> None:
         """Delete a job with its uploads and pictures."""
-        job_id = job if isinstance(job, str) else job.id
-        wire.checked(self._send("DELETE", f"/jobs/{job_id}"))
+        wire.checked(self._send("DELETE", wire.job_path(job)))
 
     def models(self) -> dict[str, Any]:
         """What `GET /models` answers: names, limits and defaults."""
@@ -159,19 +153,14 @@ class Client:
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request, again where that may help."""
-        attempt = 1
+        attempts = wire.Attempts(self._http.base_url)
         while True:
-            answer = None
             try:
                 answer = self._http.request(method, path, **options)
             except httpx.HTTPError as error:
-                failure = wire.unreachable(self._http.base_url, error)
-            if answer is not None and answer.is_success:
-                return answer
-            seconds = wire.retry_after(answer, attempt)
-            if seconds is None:
-                if answer is not None:
-                    return wire.checked(answer)
-                raise failure
+                seconds = attempts.again(error)
+            else:
+                if wire.is_answer(answer):
+                    return answer
+                seconds = attempts.again(answer)
             time.sleep(seconds)
-            attempt += 1

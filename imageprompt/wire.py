@@ -11,7 +11,7 @@ from typing import IO, Any, Final, TypeGuard
 
 import httpx
 
-from imageprompt.errors import ApiError, Unavailable
+from imageprompt.errors import ApiError, JobFailed, Unavailable
 from imageprompt.types import Event, Job
 
 File = Path | bytes | IO[bytes]
@@ -25,8 +25,27 @@ RETRIED: Final = frozenset({408, 409, 429, 503})
 """Statuses after which the same request may succeed."""
 POLL_SECONDS: Final = 0.5
 """Between two requests for a job, where the service does not hold its answers."""
+WATCH_SECONDS: Final = 0.2
+"""Between two requests for a job that is watched, however fast it changes."""
 HELD_SECONDS: Final = 20
 """So long a service may hold its answer until the job ends."""
+
+
+def connection(url: str, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
+    """Arguments of the HTTP client of a service."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return {
+        "base_url": url,
+        "headers": headers,
+        "timeout": timeout_seconds,
+        "follow_redirects": True,
+    }
+
+
+def job_path(job: Job | str, part: str = "") -> str:
+    """Path of a job, or of a part of it such as `events`."""
+    path = f"/jobs/{job if isinstance(job, str) else job.id}"
+    return f"{path}/{part}" if part else path
 
 
 def generate_request(
@@ -39,9 +58,9 @@ def generate_request(
     texts: dict[str, str] = {}
     files: list[tuple[str, tuple[str, bytes]]] = []
     for name, value in fields.items():
-        if value is None:
-            continue
         many: Sequence[Any] = value if _is_list(value) else [value]
+        if value is None or not many:
+            continue
         pictures = [part for part in many if isinstance(part, Path | bytes) or _is_open(part)]
         if pictures:
             files += [(name, _part(part, number)) for number, part in enumerate(pictures)]
@@ -71,30 +90,44 @@ def _part(picture: Any, number: int) -> tuple[str, bytes]:
     return Path(str(getattr(picture, "name", f"image-{number}"))).name, picture.read()
 
 
-def retry_after(answer: httpx.Response | None, attempt: int) -> float | None:
-    """Seconds to wait before the request is sent again; `None` where that would not help.
+class Attempts:
+    """Counts the attempts of one request."""
 
-    `attempt` counts from 1; `answer` is `None` where there was none.
-    """
-    if attempt >= MAX_ATTEMPTS or (answer is not None and answer.status_code not in RETRIED):
-        return None
-    told = answer.headers.get("retry-after", "") if answer is not None else ""
-    seconds = float(told) if told.isdigit() else 0.5 * 2.0 ** (attempt - 1)
-    return seconds if seconds <= MAX_RETRY_SECONDS else None
+    def __init__(self, url: httpx.URL) -> None:
+        self._url = url
+        self._made = 0
 
+    def again(self, failure: httpx.Response | Exception) -> float:
+        """Seconds to wait before the request is sent again, after an attempt that failed.
 
-def held_request(until: float | None) -> dict[str, str]:
-    """Headers of a request for a job that is to be answered once it has ended.
+        Raises `ApiError` or `Unavailable` where sending it again would not help.
+        """
+        self._made += 1
+        answer = failure if isinstance(failure, httpx.Response) else None
+        told = answer.headers.get("retry-after", "") if answer is not None else ""
+        seconds = float(told) if told.isdigit() else 0.5 * 2.0 ** (self._made - 1)
+        may_help = answer is None or answer.status_code in RETRIED
+        if may_help and self._made < MAX_ATTEMPTS and seconds <= MAX_RETRY_SECONDS:
+            return seconds
+        if answer is not None:
+            checked(answer)
+        raise Unavailable(f"{self._url} does not answer ({type(failure).__name__})") from (
+            failure if isinstance(failure, Exception) else None
+        )
 
-    `until` is when the caller waits no longer, by `time.monotonic`.
-    """
-    left = HELD_SECONDS if until is None else until - time.monotonic()
-    return {"Prefer": f"wait={min(HELD_SECONDS, max(1, math.ceil(left)))}"}
+    def reset(self) -> None:
+        """Count from the start again, after a success."""
+        self._made = 0
 
 
 def was_held(answer: httpx.Response) -> bool:
     """Whether the service has held an answer, so that the next request may follow at once."""
     return "wait" in answer.headers.get("preference-applied", "")
+
+
+def is_answer(answer: httpx.Response) -> bool:
+    """Whether a response is what was asked for: no error."""
+    return answer.is_success or answer.status_code == httpx.codes.NOT_MODIFIED
 
 
 def checked(answer: httpx.Response) -> httpx.Response:
@@ -111,11 +144,6 @@ def checked(answer: httpx.Response) -> httpx.Response:
     raise error
 
 
-def unreachable(url: httpx.URL, error: Exception) -> Unavailable:
-    """The error of a service that does not answer."""
-    return Unavailable(f"{url} does not answer ({type(error).__name__})")
-
-
 def read_job(answer: httpx.Response) -> Job:
     """The job in an answer. Raises `ClientError` where the answer is no job."""
     try:
@@ -124,13 +152,81 @@ def read_job(answer: httpx.Response) -> Job:
         raise Unavailable(f"{answer.url} is not an imageprompt service") from None
 
 
-class EventReader:
-    """Parses server-sent events line by line (WHATWG HTML, 9.2.6)."""
+def read_page(answer: httpx.Response) -> tuple[list[Job], str | None]:
+    """A page of jobs, and the URL of the next one."""
+    content: Any = checked(answer).json()
+    return [Job.from_json(one) for one in content["jobs"]], content["next"]
+
+
+def with_pictures(job: Job) -> Job:
+    """The job. Raises `JobFailed` where it ended without pictures."""
+    if job.status != "succeeded":
+        raise JobFailed(job)
+    return job
+
+
+class Deadline:
+    """How long a job is waited for; without seconds, for ever."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._at = math.inf if seconds is None else time.monotonic() + seconds
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of a request for a job that is to be answered once it has ended."""
+        left = self._at - time.monotonic()
+        return {"Prefer": f"wait={math.ceil(min(HELD_SECONDS, max(1, left)))}"}
+
+    def check(self, job: Job) -> None:
+        """Raise `TimeoutError` where the time is up."""
+        if time.monotonic() > self._at:
+            raise TimeoutError(f"job {job.id} is {job.status}")
+
+
+class Watch:
+    """Asks for a job that is to be answered once it is another one than that seen last."""
 
     def __init__(self) -> None:
-        self.last_id: str | None = None
+        self.headers = {"Prefer": f"wait={HELD_SECONDS}"}
+
+    def read(self, answer: httpx.Response) -> Job | None:
+        """The job, where it has changed."""
+        if answer.status_code == httpx.codes.NOT_MODIFIED:
+            return None
+        self.headers["If-None-Match"] = answer.headers.get("etag", "")
+        return read_job(answer)
+
+
+class EventReader:
+    """Parses server-sent events (WHATWG HTML, 9.2.6) of a job, over as many connections as needed.
+
+    It resumes after the last event of a connection that was lost.
+    """
+
+    def __init__(self, url: httpx.URL) -> None:
+        self._attempts = Attempts(url)
+        self._last_id: str | None = None
         self._name = "message"
         self._data = io.StringIO()
+        self.is_over = False
+        """Whether no event will come any more."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of the next connection's request."""
+        return {"Last-Event-ID": self._last_id} if self._last_id else {}
+
+    def begin(self, answer: httpx.Response) -> None:
+        """Look at the status of a connection's response. Raises `ApiError` or `Unavailable`."""
+        self.is_over = checked(answer).status_code == httpx.codes.NO_CONTENT
+        self._name, self._data = "message", io.StringIO()
+
+    def pause(self, error: Exception | None) -> float:
+        """Seconds until the next connection, after one that ended too early.
+
+        Raises `Unavailable` after a few attempts without an event.
+        """
+        return self._attempts.again(error or ConnectionError("the stream ended before the job"))
 
     def feed(self, line: str) -> Iterator[Event]:
         """Take one line without its end; yields the event that an empty line completes."""
@@ -140,11 +236,13 @@ class EventReader:
             if field == "event":
                 self._name = value
             elif field == "id":
-                self.last_id = value
+                self._last_id = value
             elif field == "data":
                 self._data.write(value)
             return
         text, self._data = self._data.getvalue(), io.StringIO()
         name, self._name = self._name, "message"
         if text:
-            yield Event(name, json.loads(text), self.last_id)
+            self._attempts.reset()
+            self.is_over = name == "done"
+            yield Event(name, json.loads(text), self._last_id)

@@ -9,7 +9,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from service.cli.client import Client, ClientError
+from imageprompt import Client, ClientError
 from service.cli.generate import run
 from service.core.params import GenerateRequest
 from service.core.picture_metadata import read_recipe
@@ -51,7 +51,7 @@ def again(
     recipe = _recipe(picture)
     files = _files(recipe, uploads or [])
     with Client(url, key) as client:
-        job = run(client, files, fields(recipe), label=target.name)
+        job = run(client, {**files, **fields(recipe)}, label=target.name)
         made = client.picture(job, 0)
     target.write_bytes(made)
     same = "the same bytes" if made == picture.read_bytes() else "other bytes"

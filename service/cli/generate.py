@@ -3,7 +3,8 @@
 import inspect
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from service.cli.client import Client, ClientError, Job
+from imageprompt import Client, ClientError, Job, JobFailed, Unavailable
 from service.cli.up import running
 from service.core.param_types import OutputFormat
 from service.core.params import GenerateRequest
@@ -24,6 +25,8 @@ from service.core.schema import Declaration, Files, is_list, marked, parameters
 from service.core.settings import ROOT
 
 EXAMPLES: Final = ROOT / "examples"
+UNAVAILABLE_SECONDS: Final = 60.0
+"""How long a service that does not respond is polled for a job that it has accepted."""
 CELL_PIXELS: Final = 256
 CAPTION_PIXELS: Final = 22
 
@@ -37,15 +40,9 @@ def targets(out: Path, count: int) -> list[Path]:
     return [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(count)]
 
 
-def run(
-    client: Client,
-    uploads: Mapping[str, Sequence[Path]],
-    fields: Mapping[str, object],
-    *,
-    label: str,
-) -> Job:
+def run(client: Client, fields: Mapping[str, Any], *, label: str) -> Job:
     """Submit a job and follow it with a progress bar. Raises `ClientError` where it fails."""
-    job = client.submit(uploads, fields)
+    job = client.generate(**fields)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -55,19 +52,29 @@ def run(
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task(label, total=job["progress"]["total"])
-        for now in client.watch(job):
+        task = bar.add_task(label, total=job.total_steps)
+        for now in _watch(client, job):
             job = now
-            ahead = f", {job['queue_position']} ahead" if job["queue_position"] else ""
-            bar.update(
-                task,
-                completed=job["progress"]["step"],
-                description=f"{label}: {job['status']}{ahead}",
-            )
-    if job["status"] != "succeeded":
-        error = job["error"] or {"title": job["status"], "detail": ""}
-        raise ClientError(f"job {job['id']} {job['status']}: {error['title']}. {error['detail']}")
+            ahead = f", {job.queue_position} ahead" if job.queue_position else ""
+            bar.update(task, completed=job.step, description=f"{label}: {job.status}{ahead}")
+    if job.status != "succeeded":
+        raise JobFailed(job)
     return job
+
+
+def _watch(client: Client, job: Job) -> Iterator[Job]:
+    """The job after each change, also where the service is restarted. Raises `Unavailable`."""
+    responded_at = time.monotonic()
+    while True:
+        try:
+            for changed in client.watch(job):
+                job, responded_at = changed, time.monotonic()
+                yield job
+        except Unavailable:
+            if time.monotonic() - responded_at > UNAVAILABLE_SECONDS:
+                raise
+        else:
+            return
 
 
 def command(declaration: Declaration = GenerateRequest) -> Callable[..., None]:
@@ -79,20 +86,23 @@ def command(declaration: Declaration = GenerateRequest) -> Callable[..., None]:
         """Generate pictures from image prompts."""
         if not out.parent.is_dir():
             raise typer.BadParameter(f"--out: the folder {out.parent} does not exist")
-        uploads = {name: options.pop(name) or () for name in marked(declaration, Files)}
         options["output_format"] = options["output_format"] or _format(out)
         with Client(url, key) as client:
-            job = run(client, uploads, options, label=out.name)
-            for number, target in enumerate(targets(out, len(job["images"]))):
+            job = run(client, options, label=out.name)
+            for number, target in enumerate(targets(out, len(job.images))):
                 target.write_bytes(client.picture(job, number))
-                console.print(f"{target}  seed {job['images'][number]['seed']}")
+                console.print(f"{target}  seed {job.images[number].seed}")
         if job_json is not None:
-            job_json.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
+            _write_json(job, job_json)
 
     generate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what typer reads
         [*_upload_parameters(declaration), *_option_parameters(declaration), *_OWN_PARAMETERS]
     )
     return generate
+
+
+def _write_json(job: Job, file: Path) -> None:
+    file.write_text(json.dumps(job.raw, indent=2) + "\n", encoding="utf-8")
 
 
 def _keyword(name: str, kind: Any, default: Any = None) -> inspect.Parameter:
@@ -227,14 +237,14 @@ def demo(
     _sheet(out).save(out / "sheet.png")
     console.print(_table(jobs))
     console.print(f"pictures, job JSON and sheet.png in {out.resolve()}")
-    if jobs[-1]["metrics"]["image_embedding_cache"] != "hit":
+    if jobs[-1].raw["metrics"]["image_embedding_cache"] != "hit":
         raise ClientError("the repeated image prompt was encoded again instead of cached")
 
 
 def _run_demo(client: Client, demo_job: DemoJob, out: Path) -> Job:
-    job = run(client, demo_job.uploads, demo_job.fields, label=demo_job.title)
+    job = run(client, {**demo_job.uploads, **demo_job.fields}, label=demo_job.title)
     (out / f"{demo_job.name}.png").write_bytes(client.picture(job, 0))
-    (out / f"{demo_job.name}.json").write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
+    _write_json(job, out / f"{demo_job.name}.json")
     return job
 
 
@@ -242,7 +252,7 @@ def _table(jobs: list[Job]) -> Table:
     stages = ("queue", "encode", "denoise", "decode", "upload", "total")
     table = Table("job", "cache", *stages, title="Seconds per stage")
     for demo_job, job in zip(DEMO_JOBS, jobs, strict=True):
-        metrics = job["metrics"]
+        metrics = job.raw["metrics"]
         seconds = (f"{metrics[f'{stage}_seconds']:.2f}" for stage in stages)
         table.add_row(demo_job.title, metrics["image_embedding_cache"], *seconds)
     return table

@@ -16,9 +16,9 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Column, Table
 
+from imageprompt import ClientError
 from service import api_keys
 from service.api_keys import ApiKey, Scope
-from service.cli.client import ClientError
 from service.cli.up import DATA, REDIS_URL
 from service.core.queue import connect
 from service.core.settings import load_settings

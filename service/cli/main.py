@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from imageprompt import ClientError, Unavailable
 from service.cli import again as again_command
 from service.cli import generate as generate_command
 from service.cli import keys as keys_command
-from service.cli.client import ClientError
 from service.cli.processes import RedisServerError
 from service.cli.up import DATA, StartError, running
 from service.core.errors import ConfigurationError
@@ -63,6 +63,9 @@ def main() -> None:
         status = app(standalone_mode=False)
     except typer.TyperException as error:
         _fail(error.format_message(), WRONG_USE)
+    except Unavailable as error:
+        advice = "start the service with `imageprompt up`, or set its address with --url"
+        _fail(f"{error}; {advice}", 1)
     except (ClientError, ConfigurationError, StartError, RedisServerError) as error:
         _fail(str(error), 1)
     except (typer.Abort, KeyboardInterrupt):

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from service.core import redis_keys
-from service.core.job import EventName
+from service.core.job import EventName, Status
 from service.fair_share import FairShare
 
 BLOCK_SECONDS: Final = 2.0
@@ -27,6 +27,7 @@ LEAST_SLOTS: Final = 2
 FIRST: Final = "0-0"
 """Id before the first event of every stream."""
 _EVENTS_AT_ONCE: Final = 100
+_TERMINAL: Final = frozenset(status for status in Status if status.is_terminal)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -90,14 +91,25 @@ class EventStreams:
         """Whether one more subscriber of this owner is allowed."""
         return self._shares.may_take(owner)
 
-    async def has_event(self, job_id: str, after: str) -> bool:
-        """Whether there is an event after the one with id `after`. Raises `redis.RedisError`."""
-        return bool(await self._redis.xread({redis_keys.events(job_id): after}, count=1))
+    async def is_over(self, job_id: str, after: str) -> bool:
+        """Whether no event will come after the one with id `after`; `False` without Redis.
+
+        The client has seen the last event or invented the id, the stream has expired, or the job
+        was deleted and its last event came and went between two reads.
+        """
+        try:
+            status: Any = await self._redis.hget(redis_keys.job(job_id), "status")
+            if status is not None and status not in _TERMINAL:
+                return False
+            return not await self._redis.xread({redis_keys.events(job_id): after}, count=1)
+        except RedisError:
+            return False
 
     async def events(self, job_id: str, after: str = FIRST) -> AsyncIterator[Event | None]:
         """Every event after the one with id `after`, up to `done`; `None` as a heartbeat.
 
-        Ends early only when the process shuts down; reconnects while Redis is unavailable.
+        Ends without `done` where that is not to come (`is_over`), and when the process shuts down;
+        reconnects while Redis is unavailable.
         """
         key, last = redis_keys.events(job_id), after
         while not self.stopping:
@@ -111,6 +123,8 @@ class EventStreams:
                 await asyncio.sleep(1)
                 continue
             if not answer:
+                if await self.is_over(job_id, last):
+                    return
                 yield None
             for event_id, fields in _entries(answer):
                 last = event_id
@@ -151,7 +165,10 @@ class EventStreams:
                             return True
             except TimeoutError:
                 return False
-        return False
+        if self.stopping:
+            return False
+        await is_over(None)  # there are no more events: the caller looks a last time
+        return True
 
     async def last_id(self, job_id: str) -> str:
         """The id of the newest event. Raises `redis.RedisError`."""

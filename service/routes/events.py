@@ -3,24 +3,21 @@
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-import redis.asyncio as aioredis
 from fastapi import APIRouter, Depends, Header
 from fastapi.responses import Response, StreamingResponse
 from redis.exceptions import RedisError
 
 from service.api_keys import Authenticator, Caller
-from service.core import redis_keys
 from service.core.errors import DependencyUnavailable, Gone, NotFound
-from service.core.job import EventName, Status
+from service.core.job import EventName
 from service.dependencies import (
     MayReadBySignature,
     Show,
     UseAuthenticator,
     UseEventStreams,
     UseJobs,
-    UseRedis,
     UseShare,
     UseShow,
 )
@@ -45,7 +42,6 @@ class _Subscription:
 
     found: FoundJob
     jobs: JobStore
-    redis: "aioredis.Redis"
     event_streams: EventStreams
     show: Show
     caller: Caller
@@ -56,7 +52,6 @@ async def _subscription(
     caller: MayReadBySignature,
     share: UseShare,
     jobs: UseJobs,
-    redis: UseRedis,
     event_streams: UseEventStreams,
     authenticator: UseAuthenticator,
     show: UseShow,
@@ -69,7 +64,7 @@ async def _subscription(
             raise DependencyUnavailable(
                 "Too many event streams are open", retry_after_seconds=BUSY_SECONDS
             )
-        yield _Subscription(found, jobs, redis, event_streams, show, caller, authenticator)
+        yield _Subscription(found, jobs, event_streams, show, caller, authenticator)
 
 
 @router.get(
@@ -101,7 +96,7 @@ async def follow_job(
     if (
         last_event_id is not None
         and subscription.found.job.status.is_terminal
-        and await _is_over(subscription, last_event_id)
+        and await subscription.event_streams.is_over(subscription.found.job.id, last_event_id)
     ):
         return Response(status_code=204)  # an EventSource reconnects until it is told so
     return StreamingResponse(
@@ -114,27 +109,24 @@ async def follow_job(
 async def _stream(subscription: _Subscription, after: str) -> AsyncIterator[str]:
     job, last = subscription.found.job, after
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
-    if await _is_over(subscription, after):
+    if await subscription.event_streams.is_over(job.id, after):
         yield await _done(subscription, last)
         return
-    sent_at = time.monotonic()
+    sent_at, is_done = time.monotonic(), False
     async for event in subscription.event_streams.events(job.id, after):
         if not await _may_go_on(subscription):
             return
         if event is not None:
-            last = event.id
-            if event.name == EventName.DONE:
-                yield await _done(subscription, last)
-                return
-            yield _frame(event)
-        elif await _is_over(subscription, last):
-            yield await _done(subscription, last)
-            return
+            last, is_done = event.id, event.name == EventName.DONE
+            if not is_done:
+                yield _frame(event)
         elif time.monotonic() - sent_at < HEARTBEAT_SECONDS:
             continue
         else:
             yield ": heartbeat\n\n"
         sent_at = time.monotonic()
+    if is_done or not subscription.event_streams.stopping:
+        yield await _done(subscription, last)
 
 
 async def _may_go_on(subscription: _Subscription) -> bool:
@@ -143,22 +135,6 @@ async def _may_go_on(subscription: _Subscription) -> bool:
         return await subscription.authenticator.is_valid(subscription.caller)
     except RedisError:
         return True
-
-
-async def _is_over(subscription: _Subscription, last: str) -> bool:
-    """Whether no event will come after `last`; `False` while Redis is unavailable.
-
-    The client has seen the last event or invented the id, the stream has expired, or the job was
-    deleted and its last event came and went between two reads.
-    """
-    job_id = subscription.found.job.id
-    try:
-        status: Any = await subscription.redis.hget(redis_keys.job(job_id), "status")
-        if status is not None and not Status(status).is_terminal:
-            return False
-        return not await subscription.event_streams.has_event(job_id, last)
-    except RedisError:
-        return False
 
 
 async def _done(subscription: _Subscription, event_id: str) -> str:

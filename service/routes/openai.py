@@ -206,8 +206,10 @@ class _Pictures:
     async def stream(self, kind: str, *, partial_images: int) -> AsyncIterator[str]:
         """Previews while the job runs, at most `partial_images`, then every finished picture."""
         job, drawn = (await self._jobs.get(self._job_id, self._owner)).job, 0
-        with self._event_streams.subscriber_slot(self._share, self._job_id):
+        with self._event_streams.subscriber_slot(self._share, self._job_id) as has_slot:
             async for event in self._event_streams.events(self._job_id):
+                if not has_slot:
+                    break  # as for a request that is not streamed, the next wait tells
                 if event is None:
                     yield HEARTBEAT
                 elif event.name == EventName.PREVIEW and drawn < partial_images:

@@ -115,6 +115,22 @@ def test_images_tell_what_they_are_and_hold_bytecode(path: Path) -> None:
         assert not any("--system" in run for run in runs), "10001 is no system user"
 
 
+def test_the_api_image_holds_every_own_package_that_it_imports() -> None:
+    shipped = next(iter(images(ROOT / "docker" / "api.Dockerfile").values()))
+    copied = {rest.split()[-1] for instruction, rest in shipped if instruction == "COPY"}
+    own = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    imported = {
+        found
+        for package in own & copied
+        for path in (ROOT / package).rglob("*.py")
+        for found in re.findall(r"(?m)^\s*(?:from|import) (\w+)", path.read_text())
+    }
+    assert "service" in copied
+    assert imported & own <= copied
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {f"!{package}" for package in imported & own} <= set(ignored)
+
+
 @named
 def test_packages_are_installed_by_hash(path: Path) -> None:
     """But for torch in the CPU worker, whose wheel depends on the index (docs in the file)."""

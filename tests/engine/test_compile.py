@@ -1,6 +1,7 @@
 """Compiled networks, with a backend that needs no compiler: nothing is compiled while serving."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.requests import changed
 from workers.engine.api import Options
 from workers.engine.compile import CompiledNetworks
 from workers.engine.engine import Engine
+from workers.engine.models.base import Model
 
 
 class Recompiles(Counts):
@@ -42,6 +44,14 @@ class Traces:
             return graph.forward(*arguments)
 
         return run
+
+
+@pytest.fixture(scope="module")
+def bare(loaded: Engine) -> Model:
+    """The tiny model without ControlNets: one graph a batch size instead of three."""
+    model = loaded.models["tiny"]
+    entry = model.entry.model_copy(update={"controlnets": {}})
+    return replace(model, controlnets={}, entry=entry)
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +109,10 @@ def test_a_deterministic_job_runs_nothing_compiled(
     assert recompiles.recompiles == recompiled
 
 
-def test_a_compilation_while_serving_is_counted(loaded: Engine) -> None:
+def test_a_compilation_while_serving_is_counted(bare: Model) -> None:
     """The metric shows shapes that warm-up left out."""
     recompiles = Recompiles()
-    networks = CompiledNetworks(
-        loaded.models["tiny"], on_recompile=recompiles.on_recompile, backend=Traces()
-    )
+    networks = CompiledNetworks(bare, on_recompile=recompiles.on_recompile, backend=Traces())
     with torch.inference_mode():
         networks.prepare(8, 8, [4])
         networks.seal()
@@ -114,14 +122,14 @@ def test_a_compilation_while_serving_is_counted(loaded: Engine) -> None:
 
 
 def test_where_the_compiler_fails_the_model_runs_uncompiled(
-    loaded: Engine, caplog: pytest.LogCaptureFixture
+    bare: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One log line says so."""
 
     def broken(_graph: torch.fx.GraphModule, _examples: list[Tensor]) -> Callable[..., Any]:
         raise RuntimeError("no compiler")
 
-    networks = CompiledNetworks(loaded.models["tiny"], on_recompile=lambda: None, backend=broken)
+    networks = CompiledNetworks(bare, on_recompile=lambda: None, backend=broken)
     with torch.inference_mode():
         networks.prepare(8, 8, [2])
     assert networks.padded(1, 8, 8) == 1
@@ -130,7 +138,7 @@ def test_where_the_compiler_fails_the_model_runs_uncompiled(
 
 @pytest.mark.parametrize("while_compiling", [True, False])
 def test_what_does_not_fit_compiled_lowers_the_cap_only(
-    loaded: Engine,
+    bare: Model,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     *,
@@ -150,7 +158,7 @@ def test_what_does_not_fit_compiled_lowers_the_cap_only(
     monkeypatch.setattr("workers.engine.engine.choose_cap", max)
     observer = Recompiles()
     tight = Engine(
-        loaded.models,
+        {"tiny": bare},
         "tiny",
         Options(slots=2, threads=1, observer=observer),
         device=torch.device("cpu"),
@@ -168,12 +176,12 @@ def test_what_does_not_fit_compiled_lowers_the_cap_only(
         tight.stop()
 
 
-def test_a_device_lost_while_compiling_is_reported(loaded: Engine) -> None:
+def test_a_device_lost_while_compiling_is_reported(bare: Model) -> None:
     """It is no reason to go on uncompiled."""
 
     def lost(_graph: torch.fx.GraphModule, _examples: list[Tensor]) -> Callable[..., Any]:
         raise torch.AcceleratorError("unspecified launch failure")
 
-    networks = CompiledNetworks(loaded.models["tiny"], on_recompile=lambda: None, backend=lost)
+    networks = CompiledNetworks(bare, on_recompile=lambda: None, backend=lost)
     with torch.inference_mode(), pytest.raises(Exception, match="unspecified launch failure"):
         networks.prepare(8, 8, [2])

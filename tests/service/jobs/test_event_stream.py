@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -90,6 +91,20 @@ def test_a_stream_after_an_event_that_never_was_ends_with_its_job(api: Api) -> N
         lines = (line for line in answer.iter_lines() if line.startswith("event: "))
         api.finish(job_id)
         assert list(lines) == ["event: done"]
+
+
+def test_who_waits_for_a_job_that_was_deleted_is_told(api: Api) -> None:
+    """Every reader of events ends so, also those of the facades."""
+    stopping = asyncio.Event()
+
+    async def wait() -> bool | None:
+        streams = EventStreams(api.redis_url, limit=2, stopping=stopping)
+        try:
+            return await streams.wait(str(uuid.uuid4()), 30, owner="a")
+        finally:
+            await streams.close()
+
+    assert asyncio.run(wait()) is True
 
 
 def test_a_wrong_last_event_id_is_named(api: Api) -> None:
