@@ -19,10 +19,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from service.api_keys import anonymous_allowed, bootstrap_record
-from service.connections import Connections
+from service.connections import Connections, HttpLimits
 from service.core import redis_keys
 from service.core.settings import Settings
-from service.http_protocol import HttpLimits, HttpProtocol
+from service.http_protocol import HttpProtocol
 from service.middleware import AFTER_BODIES_SECONDS
 from service.public_url import Network
 

@@ -35,6 +35,10 @@ CPU_SECONDS_A_MEGAPIXEL: Final = 0.25
 """To decode it; honest files take a tenth of it on the machine of `python -m bench.uploads`."""
 
 
+NICENESS: Final = 5
+"""Below the API, whose other requests do not wait for uploads where there are few cores."""
+
+
 class _TooLarge(Exception):
     """Raised where a picture has more pixels than this request may decode."""
 
@@ -104,6 +108,7 @@ def main() -> None:
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)  # the API ends it, after the uploads that come in
     malloc.keep_freed()  # small pictures follow one another; after a large one the process is ended
+    os.nice(NICENESS)
     _limit(int(sys.argv[2]))
     connection, small = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[3])
     connection.send(b"{}")

@@ -21,7 +21,7 @@ from service.core.catalog import Catalog
 from service.core.errors import FieldError, InvalidField, RateLimited, ServiceError
 from service.core.job import Job, Status
 from service.core.metrics import ApiMetrics
-from service.core.param_types import MAX_IMAGES_PER_JOB, OutputFormat
+from service.core.param_types import MAX_IMAGES_PER_JOB, MAX_SEED, OutputFormat
 from service.core.settings import Settings
 from service.jobs.eta import Estimates
 from service.jobs.queue import JobQueue
@@ -114,7 +114,9 @@ async def submit(
                 sent,
                 {name: len(files) for name, files in form.files.items()},
                 catalog,
-                seed=secrets.randbelow(2**32 - MAX_IMAGES_PER_JOB),  # so that each can be sent
+                seed=secrets.randbelow(
+                    MAX_SEED + 1 - MAX_IMAGES_PER_JOB
+                ),  # so that each can be sent
                 output_format=_output_format(sent, origin.accept),
                 requires_images=requires_images,
             )
