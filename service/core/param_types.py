@@ -127,7 +127,8 @@ class StoredUpload(StoredRecord):
     sha256: Sha256
     """Of the file as uploaded."""
     pixels_sha256: Sha256
-    """Of size and RGB pixels; caches of embeddings are keyed by it."""
+    """Of the file as stored: equal ones have equal pixels, so caches of embeddings are keyed by it.
+    Releases before hashed the pixels themselves."""
     width: int
     height: int
 
