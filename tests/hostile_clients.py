@@ -213,6 +213,7 @@ async def _chunks(
         writer.write(hostile_grammar.chunked_request("/generate", UPLOAD, chance))
         await writer.drain()
         await asyncio.wait_for(reader.read(65536), 2)
+        await asyncio.sleep(0.5)  # hostile by their form; `tests.faults.overload` is by number
 
 
 async def _mixed_pipeline(
