@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Any, Protocol
 
 import redis.asyncio as aioredis
@@ -248,8 +248,25 @@ async def _share(request: Request) -> Share:
     return partial(share_of, request)
 
 
+@lru_cache(maxsize=256)
+def _base_url_of(scheme: str, host: str, prefix: str) -> str:
+    headers = [(b"host", host.encode("latin-1"))]
+    scope = {"type": "http", "scheme": scheme, "path": "/", "root_path": prefix}
+    return str(Request({**scope, "query_string": b"", "headers": headers}).base_url)
+
+
+def base_url_of(request: Request) -> str:
+    """The URL of this service in links, with a slash at its end; as `Request.base_url`."""
+    host = request.headers.get("host")
+    if host is None:
+        return str(request.base_url)
+    scope = request.scope
+    prefix = scope.get("app_root_path", scope.get("root_path", ""))
+    return _base_url_of(scope["scheme"], host, prefix)
+
+
 async def _base_url(request: Request) -> str:
-    return str(request.base_url)
+    return base_url_of(request)
 
 
 BaseUrl = Annotated[str, Depends(_base_url)]
@@ -263,7 +280,7 @@ Show = Callable[[FoundJob], Awaitable[JobView]]
 
 async def _show(request: Request) -> Show:
     services: Services = request.state.services
-    return partial(services.views.show, base=str(request.base_url))
+    return partial(services.views.show, base=base_url_of(request))
 
 
 UseShow = Annotated[Show, Depends(_show)]

@@ -23,6 +23,7 @@ from service.dependencies import (
     UseStorage,
     UseTransitions,
     authorize,
+    base_url_of,
     share_of,
 )
 from service.jobs.event_stream import Event
@@ -102,7 +103,7 @@ async def list_jobs(
 async def get_job(request: Request, job_id: JobId) -> Response:
     """The current state of a job."""
     services: Services = request.state.services
-    views, base, headers = services.views, str(request.base_url), request.headers
+    views, base, headers = services.views, base_url_of(request), request.headers
     caller = await authorize(services.authenticator, headers, Scope.READ)
     record = await services.jobs.record(job_id, caller.owner)
     job = await views.render(record, base=base)
