@@ -11,7 +11,7 @@ DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-images test-manifests checkov hashes sbom lint format openapi bench \
-	bench-gpu bench-http bench-uploads bench-workers bench-scale faults soak overload train eval clean
+	bench-gpu bench-http bench-costs bench-uploads bench-workers bench-scale faults soak overload train eval clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ bench-gpu: setup ## the same with full-size SDXL of random weights; needs CUDA; 
 
 bench-http: setup ## the HTTP layer against cog's and LitServe's; out/bench/
 	$(BIN)/python -m bench.http
+
+bench-costs: setup ## what a job costs the service around its model; docs/costs.md
+	$(BIN)/python -m bench.costs
 
 bench-uploads: setup ## what an upload costs to read, by kind; out/bench/
 	$(BIN)/python -m bench.uploads

@@ -192,15 +192,9 @@ UseEstimates = Annotated[Estimates, _part("estimates")]
 UseEventStreams = Annotated[EventStreams, _part("event_streams")]
 UseStorageProbe = Annotated[StorageProbe, _part("storage_probe")]
 UseRedisMonitor = Annotated[RedisMonitor, _part("redis_monitor")]
-UseBodyBudget = Annotated[BodyBudget, _part("body_budget")]
-UseUploads = Annotated[Uploads, _part("uploads")]
 UseFileStore = Annotated[FileStore, _part("file_store")]
-UseLinks = Annotated[Links, _part("links")]
 UseAuthenticator = Annotated[Authenticator, _part("authenticator")]
 UseSignedUrls = Annotated[SignedUrls, _part("signed_urls")]
-UseViews = Annotated[JobViews, _part("views")]
-UseRateLimits = Annotated[RateLimits, _part("rate_limits")]
-UseIdempotency = Annotated[Idempotency, _part("idempotency")]
 
 
 async def authorize(
@@ -217,8 +211,8 @@ async def authorize(
 
 
 def _needing(scope: Scope) -> Any:
-    async def caller(request: Request, authenticator: UseAuthenticator) -> Caller:
-        return await authorize(authenticator, request.headers, scope)
+    async def caller(request: Request) -> Caller:
+        return await authorize(request.state.services.authenticator, request.headers, scope)
 
     return Depends(caller)
 
@@ -275,8 +269,9 @@ UseShare = Annotated[Share, Depends(_share)]
 Show = Callable[[FoundJob], Awaitable[JobView]]
 
 
-async def _show(base_url: BaseUrl, views: UseViews) -> Show:
-    return partial(views.show, base=base_url)
+async def _show(request: Request) -> Show:
+    services: Services = request.state.services
+    return partial(services.views.show, base=str(request.base_url))
 
 
 UseShow = Annotated[Show, Depends(_show)]
@@ -295,7 +290,7 @@ class Receive(Protocol):
 ReceiveBytes = Callable[[], AbstractAsyncContextManager[bytes]]
 
 
-async def _limits(settings: UseSettings) -> BodyLimits:
+def _limits(settings: Settings) -> BodyLimits:
     return BodyLimits(
         max_body_bytes=settings.max_body_bytes,
         max_file_bytes=settings.max_file_bytes,
@@ -303,52 +298,44 @@ async def _limits(settings: UseSettings) -> BodyLimits:
     )
 
 
-Limits = Annotated[BodyLimits, Depends(_limits)]
+def receiving(request: Request, caller: Caller) -> Receive:
+    """Receives the request's body, whole, with the fields of a declaration."""
+    services: Services = request.state.services
 
-
-async def _receive(
-    request: Request,
-    caller: MayGenerate,
-    share: UseShare,
-    limits: Limits,
-    budget: UseBodyBudget,
-    metrics: UseMetrics,
-    links: UseLinks,
-    base_url: BaseUrl,
-) -> Receive:
     @asynccontextmanager
     async def receive(
         declaration: Declaration, *, inside: str | None = None
     ) -> AsyncIterator[Form]:
-        headers, sharing = request.headers, share(caller)
-        with budget.count(sharing) as counted:
-            body = counted(request.stream())
+        headers, share = request.headers, share_of(request, caller)
+        with services.body_budget.count(share) as counted:
+            body, limits = counted(request.stream()), _limits(services.settings)
             with await read_body(declaration, headers, body, limits, inside=inside) as form:
-                await links.resolve(form, owner=caller.owner, share=sharing, base_url=base_url)
-                metrics.uploaded_bytes.inc(form.size_bytes)
+                base_url = str(request.base_url)
+                await services.links.resolve(form, caller.owner, share=share, base_url=base_url)
+                services.metrics.uploaded_bytes.inc(form.size_bytes)
                 yield form
 
     return receive
 
 
+async def _receive(request: Request, caller: MayGenerate) -> Receive:
+    return receiving(request, caller)
+
+
 UseReceive = Annotated[Receive, Depends(_receive)]
+"""`receiving` for the request at hand."""
 
 
-async def _receive_bytes(
-    request: Request,
-    caller: MayGenerate,
-    share: UseShare,
-    limits: Limits,
-    budget: UseBodyBudget,
-    metrics: UseMetrics,
-) -> ReceiveBytes:
+async def _receive_bytes(request: Request, caller: MayGenerate) -> ReceiveBytes:
+    services: Services = request.state.services
+    limits = _limits(services.settings)
     one_file = replace(limits, max_body_bytes=limits.max_file_bytes * 4 // 3 + MAX_TEXT_BYTES)
 
     @asynccontextmanager
     async def receive() -> AsyncIterator[bytes]:
-        with budget.count(share(caller)) as counted:
+        with services.body_budget.count(share_of(request, caller)) as counted:
             received = await read_bytes(request.headers, counted(request.stream()), one_file)
-            metrics.uploaded_bytes.inc(len(received))
+            services.metrics.uploaded_bytes.inc(len(received))
             yield received
 
     return receive
@@ -371,30 +358,25 @@ class Submit(Protocol):
         """Queue a job for a body."""
 
 
-async def _submit(
-    caller: MayGenerate,
-    settings: UseSettings,
-    catalog: UseCatalog,
-    rate_limits: UseRateLimits,
-    estimates: UseEstimates,
-    idempotency: UseIdempotency,
-    uploads: UseUploads,
-    queue: UseQueue,
-    metrics: UseMetrics,
-) -> Submit:
+def submitting(services: Services, caller: Caller) -> Submit:
+    """Queues a job for the caller."""
     return partial(
         submit,
         caller,
-        settings=settings,
-        catalog=catalog,
-        rate_limits=rate_limits,
-        estimates=estimates,
-        idempotency=idempotency,
-        uploads=uploads,
-        queue=queue,
-        metrics=metrics,
+        settings=services.settings,
+        catalog=services.catalog,
+        rate_limits=services.rate_limits,
+        estimates=services.estimates,
+        idempotency=services.idempotency,
+        uploads=services.uploads,
+        queue=services.queue,
+        metrics=services.metrics,
     )
 
 
+async def _submit(request: Request, caller: MayGenerate) -> Submit:
+    return submitting(request.state.services, caller)
+
+
 UseSubmit = Annotated[Submit, Depends(_submit)]
-"""Queues a job for the caller."""
+"""`submitting` for the request at hand."""

@@ -147,15 +147,22 @@ class RedisMonitor:
         self._redis = redis
         self._info = ServerInfo()
         self._read_at = -PROBE_CACHE_SECONDS
+        self._lock = asyncio.Lock()
 
     async def info(self) -> ServerInfo:
         """Raises `redis.RedisError`."""
-        if time.monotonic() - self._read_at > PROBE_CACHE_SECONDS:
-            info = await read_info(self._redis)
-            if info.evicts and not self._info.evicts:
-                warn(info)
-            self._info, self._read_at = info, time.monotonic()
+        if self._is_old:
+            async with self._lock:
+                if self._is_old:  # no other request read it meanwhile
+                    info = await read_info(self._redis)
+                    if info.evicts and not self._info.evicts:
+                        warn(info)
+                    self._info, self._read_at = info, time.monotonic()
         return self._info
+
+    @property
+    def _is_old(self) -> bool:
+        return time.monotonic() - self._read_at > PROBE_CACHE_SECONDS
 
 
 async def read_info(redis: "aioredis.Redis") -> ServerInfo:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final, Literal
 
@@ -53,10 +54,10 @@ def free_port() -> int:
 def spawn(
     command: Sequence[str],
     *,
-    log: Path,
+    log: Path | None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, both outputs appended to `log`.
+    """Start `command` in a session of its own, both outputs appended to `log` if there is one.
 
     A session of its own keeps Ctrl-C in a terminal with the parent, which ends its children in
     order. On Linux the kernel kills the child when the thread that called this ends, so that a
@@ -70,12 +71,12 @@ def spawn(
             if os.getppid() != parent:
                 os._exit(1)
 
-    with log.open("ab") as output:
+    with log.open("ab") if log is not None else nullcontext() as output:
         return subprocess.Popen(  # noqa: S603  the command is ours, never a client's
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=None if output is None else subprocess.STDOUT,
             env=environment,
             start_new_session=True,
             preexec_fn=die_with_parent,  # noqa: PLW1509  two system calls, no lock is taken

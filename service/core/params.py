@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from service.core.param_types import (
     MAX_CONTROL_MAPS,
     MAX_IMAGES_PER_JOB,
+    MAX_SEED,
     Control,
     Crop,
     HttpsUrl,
@@ -93,7 +94,13 @@ class GenerateRequest(StoredRecord):
         Field(description="What the pictures should not look like."),
     ] = ()
     prompt: Annotated[
-        str, Public(), Field(max_length=2000, examples=["a watercolour, soft light"])
+        str,
+        Public(),
+        Field(
+            max_length=2000,
+            description="A text that shows nothing (spaces, line ends) counts as none.",
+            examples=["a watercolour, soft light"],
+        ),
     ] = ""
     negative_prompt: Annotated[
         str, Public(), Field(max_length=2000, examples=["blurry, low quality"])
@@ -121,7 +128,10 @@ class GenerateRequest(StoredRecord):
         OnlyWith("init_image"),
         Computed(),
         Public(),
-        Field(description="Share of the steps that run; 0.6 by default, 1 with a mask."),
+        Field(
+            description="Share of the steps that run, rounded down to whole ones; 0.6 by default, "
+            "1 with a mask."
+        ),
     ] = 1.0
     mask_image: Annotated[
         tuple[StoredUpload, ...],
@@ -301,8 +311,9 @@ class GenerateRequest(StoredRecord):
         Public(),
         Field(
             ge=0,
-            le=2**32 - 1,
-            description="Random by default, and returned. Picture i of a job uses seed + i.",
+            le=MAX_SEED,
+            description="Random by default, and returned. Picture i of a job uses seed + i, which "
+            "must be in the range as well.",
             examples=[7],
         ),
     ]

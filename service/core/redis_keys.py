@@ -6,6 +6,7 @@ it.
 """
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -121,6 +122,7 @@ def result(job_id: str, name: str) -> str:
 FOLDER: Final = Path(__file__).parent / "lua"
 
 
+@cache
 def load_script(name: str) -> str:
     """The text of one script, for `redis.register_script`."""
     text = (FOLDER / f"{name}.lua").read_text("utf-8")

@@ -237,10 +237,12 @@ def fill_in(
     values, wrong = dict(sent), list(_wrong_files(declaration, files))
     if requires_files:
         wrong += _missing_files(declaration, files)
+    with_upload, per_file = marked(declaration, OnlyWith), marked(declaration, OnePerFile)
+    all_computed, of_model = marked(declaration, Computed), marked(declaration, ModelDefault)
     for name, field in parameters(declaration).items():
-        value, only, each = sent[name], marker(field, OnlyWith), marker(field, OnePerFile)
+        value, only, each = sent[name], with_upload.get(name), per_file.get(name)
         upload = only.upload if only else each.upload if each else None
-        computed = marker(field, Computed) is not None
+        computed = name in all_computed
         if upload is not None and not files.get(upload):
             values[name] = field.get_default() if only else ()
             if value is not None:
@@ -253,7 +255,7 @@ def fill_in(
                 wrong.append(FieldError(name, message))
         elif value is None and only is not None and not computed:
             values[name] = only.default
-        elif value is None and marker(field, ModelDefault) is not None:
+        elif value is None and name in of_model:
             values[name] = getattr(model_defaults, name)
     return values, wrong
 

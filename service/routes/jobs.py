@@ -1,12 +1,10 @@
 """The job resource: get, list, cancel, delete, and its pictures."""
 
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
-from fastapi.routing import APIRoute
 
 from service.api_keys import Scope
 from service.core.errors import NotFound
@@ -34,11 +32,13 @@ from service.jobs.views import JobPage, JobView, RenderedJob
 from service.problems import outcome_if_unavailable
 from service.responses import JOB_EXAMPLE, failures, header, success
 from service.routes.answers import (
+    DirectRoute,
     check_size,
     download_name,
     is_known,
     job_response,
     poll_again,
+    unless_hung_up,
     whole_picture,
 )
 from service.submission.preferences import read_prefer
@@ -46,20 +46,7 @@ from service.submission.preferences import read_prefer
 router = APIRouter()
 
 
-class _PollRoute(APIRoute):
-    """Resolves nothing but the path: most requests are polls, and the rest costs as much again."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """See `fastapi.routing.APIRoute`."""
-
-        async def handle(request: Request) -> Response:
-            response: Response = await self.endpoint(request, **request.path_params)
-            return response
-
-        return handle
-
-
-polls = APIRouter(route_class=_PollRoute)
+polls = APIRouter(route_class=DirectRoute)
 JobId = Annotated[str, Path(description="The job's id.")]
 
 
@@ -133,11 +120,11 @@ async def get_job(request: Request, job_id: JobId) -> Response:
                 return False
             record = await services.jobs.record(job_id, caller.owner)
             job = await views.render(record, base=base)
-            return _is_awaited(record, job, known) or await request.is_disconnected()
+            return _is_awaited(record, job, known)
 
-        waited = await is_over(None) or await event_streams.wait_until(
-            is_over, job_id, wait_seconds, owner=share_of(request, caller), after=after
-        )
+        owner = share_of(request, caller)
+        held = event_streams.wait_until(is_over, job_id, wait_seconds, owner=owner, after=after)
+        waited = await unless_hung_up(request, held)
         if waited is not None:
             answered["Preference-Applied"] = f"wait={wait_seconds}"
     answered["ETag"] = job.etag

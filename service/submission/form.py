@@ -96,7 +96,7 @@ class FileSink:
         self._disk: IO[bytes] | None = None
         self._digest = hashlib.sha256()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Take a piece. Raises `TooLarge`."""
         self.size_bytes += len(data)
         if self.size_bytes > self._max_bytes:
@@ -257,7 +257,7 @@ class FormParser:
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._file is not None:
-            self._file.write(data[start:end])
+            self._file.write(memoryview(data)[start:end])
             return
         self._text += data[start:end]
         if len(self._text) > MAX_TEXT_BYTES:

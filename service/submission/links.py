@@ -40,7 +40,7 @@ class Links:
         """Close the connections."""
         await self._client.close()
 
-    async def resolve(self, form: Form, *, owner: str, share: str, base_url: str) -> None:
+    async def resolve(self, form: Form, owner: str, *, share: str, base_url: str) -> None:
         """Put the files in the place of their URLs.
 
         Raises `InvalidField` naming the field whose URL is refused or brings no file, `TooLarge`,

@@ -21,10 +21,11 @@ from service.core.catalog import Catalog
 from service.core.errors import FieldError, InvalidField, RateLimited, ServiceError
 from service.core.job import Job, Status
 from service.core.metrics import ApiMetrics
-from service.core.param_types import MAX_IMAGES_PER_JOB, OutputFormat
+from service.core.param_types import MAX_IMAGES_PER_JOB, MAX_SEED, OutputFormat
 from service.core.settings import Settings
 from service.jobs.eta import Estimates
 from service.jobs.queue import JobQueue
+from service.jobs.store import FoundJob
 from service.rate_limits import RateLimits, concurrency_headers
 from service.submission.form import Form
 from service.submission.idempotency import (
@@ -47,6 +48,8 @@ class Submission:
 
     job_id: str
     replayed: bool = False
+    job: FoundJob | None = None
+    """As it was queued just now."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """What is left of the caller's quota, as headers of the response."""
 
@@ -120,7 +123,9 @@ async def submit(
                 sent,
                 {name: len(files) for name, files in form.files.items()},
                 catalog,
-                seed=secrets.randbelow(2**32 - MAX_IMAGES_PER_JOB),  # so that each can be sent
+                seed=secrets.randbelow(
+                    MAX_SEED + 1 - MAX_IMAGES_PER_JOB
+                ),  # so that each can be sent
                 output_format=_output_format(sent, origin.accept),
                 requires_images=requires_images,
             )
@@ -142,7 +147,7 @@ async def submit(
             async with idempotency.kept(claim):
                 stored = await uploads.store(job_id, form, owner=caller.owner)
             undo.push_async_callback(uploads.discard, job_id)
-            now = await queue.now()
+            now = queue.now()
             job = Job(
                 id=job_id,
                 owner=caller.owner,
@@ -155,14 +160,14 @@ async def submit(
             if claim is not None:
                 await idempotency.renew(claim)
             also = partial(_write_beside, job, claim, idempotency, origin)
-            await queue.add(job, also=also, undo=undo)
+            found = await queue.add(job, also=also, undo=undo)
             undo.pop_all()
     except ServiceError as error:
         error.headers = _merged(headers, error.headers)
         raise
     metrics.jobs_accepted.labels(job.request.model).inc()
     log.info("job queued", job_id=job.id, model=job.request.model, row_steps=job.request.row_steps)
-    return Submission(job.id, headers=headers)
+    return Submission(job.id, job=found, headers=headers)
 
 
 def _write_beside(

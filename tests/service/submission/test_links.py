@@ -48,7 +48,7 @@ def fetch(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
         async def resolve() -> bytes:
             try:
-                await links.resolve(form, owner="a", share="a", base_url="http://api.example/")
+                await links.resolve(form, "a", share="a", base_url="http://api.example/")
                 return form.files["image"][0].content.read()
             finally:
                 await links.close()
