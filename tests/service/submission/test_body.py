@@ -225,7 +225,7 @@ def test_json_is_lenient_where_nothing_is_ambiguous() -> None:
         ({"prompts": "x"}, InvalidField, "prompts"),
         ({"prompt": uri(b"x")}, InvalidField, "prompt"),
         ({"image": "iVBORw0KGgo="}, InvalidField, "image"),
-        ({"image": "https://example.org/a.png"}, InvalidField, "image"),
+        ({"image": "ftp://example.org/a.png"}, InvalidField, "image"),
         ({"image": {"a": uri(b"x")}}, InvalidField, "image"),
         ({"image": 5}, InvalidField, "image"),
         ({"image": [uri(b"x")] * 3}, InvalidField, "image"),
