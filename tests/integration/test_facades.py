@@ -74,9 +74,12 @@ def test_openai_generates_from_a_text_alone(client: openai.OpenAI, service: Serv
     assert answer.data[0].url == job["images"][0]["url"]
 
 
-def test_openai_accepts_image_prompts_as_data_uris(client: openai.OpenAI, service: Service) -> None:
+@pytest.mark.parametrize("field", ["image", "image_url"])
+def test_openai_accepts_image_prompts_as_data_uris(
+    client: openai.OpenAI, service: Service, field: str
+) -> None:
     uri = "data:image/png;base64," + base64.b64encode(picture(4)).decode()
-    answer = client.images.generate(prompt="", extra_body={"image": [uri], "steps": 2})
+    answer = client.images.generate(prompt="", extra_body={field: [uri], "steps": 2})
     assert len(service.job(answer.model_extra["id"])["input"]["image"]) == 1
 
 
