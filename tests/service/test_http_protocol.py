@@ -173,19 +173,21 @@ def refused(answer: bytes, status: int) -> None:
 
 
 def test_pipelined_requests_are_answered_one_after_another(serve: Callable[..., Serving]) -> None:
+    """And in turns with requests of others: each waits for 50 ms after the answer before it."""
     serving = serve()
     serving.app.gate.clear()
     with serving.connect() as connection:
-        connection.sendall(GET * 2000)
+        connection.sendall(GET * 20)
         until(lambda: serving.app.started, what="the first request")
         time.sleep(0.2)  # a second one, if it came, would have begun
         assert serving.app.started == 1
         serving.app.gate.set()
-        received = b""
-        while received.count(b"HTTP/1.1 200") < 2000:
+        received, began = b"", time.monotonic()
+        while received.count(b"HTTP/1.1 200") < 20:
             data = connection.recv(65536)
             assert data
             received += data
+    assert time.monotonic() - began > 18 * 0.05
     assert serving.app.most == 1
 
 

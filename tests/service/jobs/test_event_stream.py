@@ -1,6 +1,7 @@
 """Server-sent events: in order, resumable, and ended by `done`."""
 
 import asyncio
+import json
 import socket
 import threading
 import uuid
@@ -35,7 +36,6 @@ def test_events_tell_the_whole_story_and_end_with_the_job(api: Api) -> None:
         "progress",
         "progress",
         "progress",
-        "preview",
         "status",
         "status",
         "status",
@@ -44,6 +44,19 @@ def test_events_tell_the_whole_story_and_end_with_the_job(api: Api) -> None:
     assert events[3][2] == {"step": 2, "total": 3}
     assert events[-1][2]["id"] == job_id
     assert events[-1][2]["status"] == "succeeded"
+
+
+def test_openais_clients_get_previews_while_the_job_runs(api: Api) -> None:
+    before = set(api.redis.scan_iter(redis_keys.job("*")))
+    data = {"prompt": "x", "stream": True, "partial_images": 1}
+    with api.client.stream("POST", "/v1/images/generations", json=data) as answer:
+        lines = (line for line in answer.iter_lines() if line.startswith("data: {"))
+        (key,) = set(api.redis.scan_iter(redis_keys.job("*"))) - before
+        job_id = key.decode().rpartition(":")[2]
+        api.transitions.preview(api.claim(job_id), {"data": "UHJldmlldw=="})
+        assert json.loads(next(lines)[6:])["b64_json"] == "UHJldmlldw=="
+        api.transitions.cancel(job_id)
+        assert "error" in json.loads(next(lines)[6:])
 
 
 def test_events_come_as_they_happen(api: Api) -> None:

@@ -168,7 +168,7 @@ class InitImage(Conditioning):
 
 def _fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The middle of a picture at the output size, whatever its aspect ratio."""
-    return ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS)
+    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
 def _binary(mask: Image.Image) -> Tensor:
