@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Any, Protocol
 
 import redis.asyncio as aioredis
@@ -43,8 +43,10 @@ from service.periodic import RedisMonitor, StorageProbe
 from service.rate_limits import RateLimits
 from service.signed_urls import SIGNATURE, SignedUrls
 from service.submission.body import BodyBudget, BodyLimits, read_body, read_bytes
+from service.submission.file_store import FileStore
 from service.submission.form import MAX_TEXT_BYTES, Form
 from service.submission.idempotency import Idempotency
+from service.submission.links import Links
 from service.submission.submit import Origin, Submission, submit
 from service.submission.uploads import Uploads
 
@@ -73,6 +75,8 @@ class Services:
     redis_monitor: RedisMonitor
     body_budget: BodyBudget
     uploads: Uploads
+    file_store: FileStore
+    links: Links
     authenticator: Authenticator
     signed_urls: SignedUrls
     views: JobViews
@@ -123,6 +127,8 @@ async def open_services(
     signed_urls = SignedUrls(client, lifetime_seconds=settings.signed_url_seconds)
     redis_monitor = RedisMonitor(client)
     uploads = Uploads(storage, max_pixels=settings.max_image_pixels)
+    file_store = FileStore(client, storage)
+    links = Links(file_store, settings)
     try:
         yield Services(
             settings=settings,
@@ -146,6 +152,8 @@ async def open_services(
             redis_monitor=redis_monitor,
             body_budget=BodyBudget(BODIES_AT_ONCE * settings.max_body_bytes),
             uploads=uploads,
+            file_store=file_store,
+            links=links,
             authenticator=Authenticator(
                 client,
                 anonymous=BrowserAccess(settings) if anonymous_allowed(settings) else None,
@@ -159,6 +167,7 @@ async def open_services(
         )
     finally:
         uploads.close()
+        await links.close()
         await event_streams.close()
         await client.aclose()
         writer.close()
@@ -183,8 +192,7 @@ UseEstimates = Annotated[Estimates, _part("estimates")]
 UseEventStreams = Annotated[EventStreams, _part("event_streams")]
 UseStorageProbe = Annotated[StorageProbe, _part("storage_probe")]
 UseRedisMonitor = Annotated[RedisMonitor, _part("redis_monitor")]
-
-
+UseFileStore = Annotated[FileStore, _part("file_store")]
 UseAuthenticator = Annotated[Authenticator, _part("authenticator")]
 UseSignedUrls = Annotated[SignedUrls, _part("signed_urls")]
 
@@ -248,8 +256,25 @@ async def _share(request: Request) -> Share:
     return partial(share_of, request)
 
 
+@lru_cache(maxsize=256)
+def _base_url_of(scheme: str, host: str, prefix: str) -> str:
+    headers = [(b"host", host.encode("latin-1"))]
+    scope = {"type": "http", "scheme": scheme, "path": "/", "root_path": prefix}
+    return str(Request({**scope, "query_string": b"", "headers": headers}).base_url)
+
+
+def base_url_of(request: Request) -> str:
+    """The URL of this service in links, with a slash at its end; as `Request.base_url`."""
+    host = request.headers.get("host")
+    if host is None:
+        return str(request.base_url)
+    scope = request.scope
+    prefix = scope.get("app_root_path", scope.get("root_path", ""))
+    return _base_url_of(scope["scheme"], host, prefix)
+
+
 async def _base_url(request: Request) -> str:
-    return str(request.base_url)
+    return base_url_of(request)
 
 
 BaseUrl = Annotated[str, Depends(_base_url)]
@@ -263,13 +288,22 @@ Show = Callable[[FoundJob], Awaitable[JobView]]
 
 async def _show(request: Request) -> Show:
     services: Services = request.state.services
-    return partial(services.views.show, base=str(request.base_url))
+    return partial(services.views.show, base=base_url_of(request))
 
 
 UseShow = Annotated[Show, Depends(_show)]
 """Makes the public view of a job, with its links and estimate."""
 
-Receive = Callable[[Declaration], AbstractAsyncContextManager[Form]]
+
+class Receive(Protocol):
+    """Receives the request's body, whole, with the fields of a declaration."""
+
+    def __call__(
+        self, declaration: Declaration, *, inside: str | None = None
+    ) -> AbstractAsyncContextManager[Form]:
+        """`inside` names the object within a JSON body that has the fields."""
+
+
 ReceiveBytes = Callable[[], AbstractAsyncContextManager[bytes]]
 
 
@@ -286,11 +320,15 @@ def receiving(request: Request, caller: Caller) -> Receive:
     services: Services = request.state.services
 
     @asynccontextmanager
-    async def receive(declaration: Declaration) -> AsyncIterator[Form]:
-        with services.body_budget.count(share_of(request, caller)) as counted:
-            body = counted(request.stream())
-            limits = _limits(services.settings)
-            with await read_body(declaration, request.headers, body, limits) as form:
+    async def receive(
+        declaration: Declaration, *, inside: str | None = None
+    ) -> AsyncIterator[Form]:
+        headers, share = request.headers, share_of(request, caller)
+        with services.body_budget.count(share) as counted:
+            body, limits = counted(request.stream()), _limits(services.settings)
+            with await read_body(declaration, headers, body, limits, inside=inside) as form:
+                base_url = str(request.base_url)
+                await services.links.resolve(form, caller.owner, share=share, base_url=base_url)
                 services.metrics.uploaded_bytes.inc(form.size_bytes)
                 yield form
 

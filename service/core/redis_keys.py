@@ -48,6 +48,16 @@ def idempotency(owner: str, digest: str) -> str:
     return f"{PREFIX}idempotency:{owner}:{digest}"
 
 
+def file(file_id: str) -> str:
+    """String with a time to live: the record of a file that a later request may use."""
+    return f"{PREFIX}file:{file_id}"
+
+
+def owner_files(share: str) -> str:
+    """Sorted set: ids of one caller's files by when they were uploaded."""
+    return f"{PREFIX}files:{share}"
+
+
 def worker(name: str) -> str:
     """String with a time to live: one worker's entry in the registry (`WorkerInfo`)."""
     return f"{PREFIX}worker:{name}"
@@ -90,9 +100,18 @@ WORKERS = f"{PREFIX}workers"
 """Sorted set: names of registered workers by the time of their last heartbeat."""
 
 
+FILES_FOLDER: Final = "files"
+"""Folder in the storage of files that later requests may use."""
+
+
 def upload(job_id: str, name: str) -> str:
     """Storage key of one upload of a job, `name` without a folder."""
     return f"uploads/{job_id}/{name}"
+
+
+def stored_file(file_id: str) -> str:
+    """Storage key of a file that a later request may use."""
+    return f"{FILES_FOLDER}/{file_id}/content"
 
 
 def result(job_id: str, name: str) -> str:

@@ -212,6 +212,15 @@ def _checked(read: Callable[[], BaseModel]) -> BaseModel:
     raise InvalidField.of(*wrong.values())
 
 
+def values_of(declaration: Declaration, sent: BaseModel) -> dict[str, Any]:
+    """What was sent of the parameters of `declaration`, in a model that has others beside them."""
+    return {
+        name: value
+        for name in parameters(declaration)
+        if name in sent.model_fields_set and (value := getattr(sent, name)) is not None
+    }
+
+
 def fill_in(
     declaration: Declaration,
     sent: Mapping[str, Any],

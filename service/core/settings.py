@@ -126,6 +126,12 @@ class Settings(BaseSettings):
     """How long a signed URL of a picture or of events is valid at least, and at most twice as
     long. Jobs of API keys have them; jobs of anonymous callers need none."""
 
+    input_urls: bool = False
+    """Whether requests may name their files by https URLs, which the API then fetches: of public
+    addresses, within the limits of uploads."""
+    input_networks: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_listed)] = ()
+    """Networks that are not public and from which files may be fetched nevertheless."""
+
     # How clients reach it
     public_url: str | None = None
     """URL under which clients reach the service, with the path prefix if there is one. Without it

@@ -11,7 +11,7 @@ from service.core.job import Status
 from service.core.param_types import OutputFormat
 from service.core.params import GenerateRequest
 from service.core.storage import Storage, StorageError
-from service.dependencies import Services, authorize, receiving, share_of, submitting
+from service.dependencies import Services, authorize, base_url_of, receiving, share_of, submitting
 from service.jobs.store import FoundJob
 from service.jobs.views import JobView
 from service.problems import outcome_if_unavailable
@@ -87,7 +87,7 @@ async def generate(request: Request) -> Response:
     services: Services = request.state.services
     jobs, event_streams, storage = services.jobs, services.event_streams, services.storage
     caller = await authorize(services.authenticator, request.headers, Scope.GENERATE)
-    share, base_url = share_of(request, caller), str(request.base_url)
+    share, base_url = share_of(request, caller), base_url_of(request)
     prefer = read_prefer(request.headers.getlist("prefer"))
     accept = read_accept(request.headers.get("accept", ""))
     waits = bool(prefer.wait_seconds) and event_streams.has_free_slot(share)

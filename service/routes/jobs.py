@@ -23,10 +23,12 @@ from service.dependencies import (
     UseStorage,
     UseTransitions,
     authorize,
+    base_url_of,
     share_of,
 )
 from service.jobs.event_stream import Event
-from service.jobs.store import JobRecord, read_cursor, write_cursor
+from service.jobs.queue import JobQueue
+from service.jobs.store import FoundJob, JobRecord, JobStore, read_cursor, write_cursor
 from service.jobs.views import JobPage, JobView, RenderedJob
 from service.problems import outcome_if_unavailable
 from service.responses import JOB_EXAMPLE, failures, header, success
@@ -102,7 +104,7 @@ async def list_jobs(
 async def get_job(request: Request, job_id: JobId) -> Response:
     """The current state of a job."""
     services: Services = request.state.services
-    views, base, headers = services.views, str(request.base_url), request.headers
+    views, base, headers = services.views, base_url_of(request), request.headers
     caller = await authorize(services.authenticator, headers, Scope.READ)
     record = await services.jobs.record(job_id, caller.owner)
     job = await views.render(record, base=base)
@@ -152,10 +154,15 @@ async def cancel_job(
     caller: MayManage, jobs: UseJobs, queue: UseQueue, show: UseShow, job_id: JobId
 ) -> Response:
     """Cancel a job. A job that has already ended stays as it is."""
-    if not (await jobs.status(job_id, caller.owner)).is_terminal:
+    return job_response(await show(await end_job(jobs, queue, job_id, caller.owner)))
+
+
+async def end_job(jobs: JobStore, queue: JobQueue, job_id: str, owner: str) -> FoundJob:
+    """Cancel a job unless it has ended, and return it. Raises `NotFound` and `Gone`."""
+    if not (await jobs.status(job_id, owner)).is_terminal:
         with outcome_if_unavailable("the job may be canceled; check its status"):
             await queue.cancel(job_id)
-    return job_response(await show(await jobs.get(job_id, caller.owner)))
+    return await jobs.get(job_id, owner)
 
 
 @router.delete(

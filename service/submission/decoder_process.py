@@ -35,7 +35,7 @@ CPU_SECONDS_A_MEGAPIXEL: Final = 0.25
 """To decode it; honest files take a tenth of it on the machine of `python -m bench.uploads`."""
 
 
-NICENESS: Final = 5
+NICENESS: Final = 15
 """Below the API, whose other requests do not wait for uploads where there are few cores."""
 
 

@@ -64,15 +64,24 @@ class Origin:
     traceparent: str | None
     accept: Accept | None
     """Decides the picture format where the response may be the picture itself."""
+    webhook_payload: str | None = None
+    """Which facade's payload its webhook has; a name of `service.webhooks.delivery.Payloads`."""
 
 
-def read_origin(headers: Headers, base_url: str, accept: Accept | None = None) -> Origin:
+def read_origin(
+    headers: Headers,
+    base_url: str,
+    accept: Accept | None = None,
+    *,
+    webhook_payload: str | None = None,
+) -> Origin:
     """What a job takes from the headers of its request. Raises `InvalidField`."""
     return Origin(
         base_url=base_url,
         idempotency_key=read_key(headers),
         traceparent=tracing.carried(headers),
         accept=accept,
+        webhook_payload=webhook_payload,
     )
 
 
@@ -150,7 +159,7 @@ async def submit(
             )
             if claim is not None:
                 await idempotency.renew(claim)
-            also = partial(_write_beside, job, claim, idempotency, origin.base_url)
+            also = partial(_write_beside, job, claim, idempotency, origin)
             found = await queue.add(job, also=also, undo=undo)
             undo.pop_all()
     except ServiceError as error:
@@ -162,14 +171,20 @@ async def submit(
 
 
 def _write_beside(
-    job: Job, claim: IdempotencyClaim | None, idempotency: Idempotency, base_url: str, pipeline: Any
+    job: Job,
+    claim: IdempotencyClaim | None,
+    idempotency: Idempotency,
+    origin: Origin,
+    pipeline: Any,
 ) -> None:
     """Add to the transaction that creates a job."""
     if claim is not None:
         idempotency.bind(claim, job.id, pipeline)
     if job.request.webhook_url is not None:
         # Where links in the webhook lead; without this field no webhook is sent.
-        pipeline.hset(redis_keys.job(job.id), "webhook", base_url)
+        pipeline.hset(redis_keys.job(job.id), "webhook", origin.base_url)
+        if origin.webhook_payload is not None:
+            pipeline.hset(redis_keys.job(job.id), "webhook_payload", origin.webhook_payload)
 
 
 async def _reserve(
