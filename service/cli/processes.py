@@ -54,10 +54,12 @@ def free_port() -> int:
 def spawn(
     command: Sequence[str],
     *,
-    log: Path | None,
+    log: Path | int | None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, both outputs appended to `log`, or to a pipe.
+    """Start `command` in a session of its own, both outputs appended to `log`.
+
+    `log` may also be `subprocess.PIPE`, or None for the outputs of this process.
 
     A session of its own keeps Ctrl-C in a terminal with the parent, which ends its children in
     order. On Linux the kernel kills the child when the thread that called this ends, so that a
@@ -71,12 +73,12 @@ def spawn(
             if os.getppid() != parent:
                 os._exit(1)
 
-    with nullcontext(subprocess.PIPE) if log is None else log.open("ab") as output:
+    with log.open("ab") if isinstance(log, Path) else nullcontext(log) as output:
         return subprocess.Popen(  # noqa: S603  the command is ours, never a client's
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=None if output is None else subprocess.STDOUT,
             env=environment,
             start_new_session=True,
             preexec_fn=die_with_parent,  # noqa: PLW1509  two system calls, no lock is taken
@@ -178,7 +180,7 @@ class RedisServer:
         if self._password:
             lines.append(f"requirepass {self._password}")
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        log = None if piped else self.log
+        log = subprocess.PIPE if piped else self.log
         self._process = spawn([binary, str(config.resolve())], log=log)
         return self._process
 

@@ -189,7 +189,7 @@ class AllInOne:
         def module(name: str) -> Callable[[], subprocess.Popen[bytes]]:
             return lambda: processes.spawn(
                 [sys.executable, "-m", name],
-                log=None,
+                log=subprocess.PIPE,
                 environment=environment | {"IMAGEPROMPT_WORKER_METRICS_PORT": "0"},
             )
 

@@ -8,6 +8,7 @@ from pydantic_core import core_schema
 
 MAX_IMAGES_PER_JOB: Final = 4
 MAX_CONTROL_MAPS: Final = 4
+MAX_SEED: Final = 2**32 - 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ObjectKey = Annotated[str, Field(pattern=r"^[a-z]+/[0-9a-z-]{1,64}/[0-9a-z.-]{1,64}$")]
@@ -126,7 +127,8 @@ class StoredUpload(StoredRecord):
     sha256: Sha256
     """Of the file as uploaded."""
     pixels_sha256: Sha256
-    """Of size and RGB pixels; caches of embeddings are keyed by it."""
+    """Of the file as stored: equal ones have equal pixels, so caches of embeddings are keyed by it.
+    Releases before hashed the pixels themselves."""
     width: int
     height: int
 

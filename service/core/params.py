@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from service.core.param_types import (
     MAX_CONTROL_MAPS,
     MAX_IMAGES_PER_JOB,
+    MAX_SEED,
     Control,
     Crop,
     HttpsUrl,
@@ -46,10 +47,7 @@ from service.core.upload_kind import UploadKind
 
 
 class GenerateRequest(StoredRecord):
-    """Every parameter of a job by the names of the form, with all defaults filled in.
-
-    Picture i of a job uses `seed + i`.
-    """
+    """Every parameter of a job by the names of the form, with all defaults filled in."""
 
     image: Annotated[
         tuple[StoredUpload, ...],
@@ -96,7 +94,11 @@ class GenerateRequest(StoredRecord):
     prompt: Annotated[
         str,
         Public(),
-        Field(max_length=2000, description="What to show.", examples=["a watercolour, soft light"]),
+        Field(
+            max_length=2000,
+            description="What to show. A blank text counts as none.",
+            examples=["a watercolour, soft light"],
+        ),
     ] = ""
     negative_prompt: Annotated[
         str,
@@ -126,7 +128,7 @@ class GenerateRequest(StoredRecord):
         OnlyWith("init_image"),
         Computed(),
         Public(),
-        Field(description="Share of the steps that run; 0.6 by default, 1 with a mask."),
+        Field(description="Share of the steps, rounded down to whole ones; 0.6, or 1 with a mask."),
     ] = 1.0
     mask_image: Annotated[
         tuple[StoredUpload, ...],
@@ -306,8 +308,8 @@ class GenerateRequest(StoredRecord):
         Public(),
         Field(
             ge=0,
-            le=2**32 - 1,
-            description="Random by default, and returned. Picture i of a job uses seed + i.",
+            le=MAX_SEED,
+            description="Random by default. Picture i uses seed + i, in the range as well.",
             examples=[7],
         ),
     ]
