@@ -41,20 +41,20 @@ def targets(out: Path, count: int) -> list[Path]:
     return [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(count)]
 
 
-class Interrupted(Exception):
+class JobInterrupted(Exception):
     """Raised where Ctrl-C ended the wait for a job; the message names the job."""
 
 
 def run(client: Client, fields: Mapping[str, Any], *, label: str) -> Job:
     """Submit a job and follow it with a progress bar; Ctrl-C cancels it.
 
-    Raises `ClientError` where it fails, and `Interrupted`.
+    Raises `ClientError` where it fails, and `JobInterrupted`.
     """
     job = client.generate(**fields)
     try:
         job = _follow(client, job, label)
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; job {job.id} {client.cancel(job).status}") from None
+        raise JobInterrupted(f"interrupted; job {job.id} {client.cancel(job).status}") from None
     if job.status != "succeeded":
         raise JobFailed(job)
     return job

@@ -17,7 +17,7 @@ from service.cli import again as again_command
 from service.cli import generate as generate_command
 from service.cli import jobs as job_commands
 from service.cli import keys as keys_command
-from service.cli.generate import Interrupted
+from service.cli.generate import JobInterrupted
 from service.cli.processes import RedisServerError
 from service.cli.up import DATA, StartError, running
 from service.core.errors import ConfigurationError
@@ -90,7 +90,7 @@ def main() -> None:
         _fail(f"{error}; {advice}", 1)
     except (ClientError, ConfigurationError, StartError, RedisServerError) as error:
         _fail(str(error), 1)
-    except Interrupted as interrupt:
+    except JobInterrupted as interrupt:
         _fail(str(interrupt), 130)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)

@@ -147,7 +147,6 @@ def test_any_shape_leads_to_a_size_that_is_served(width: int, height: int, model
         ({}, {"image": 0}, {"image"}),
         ({"image_weights": "1"}, {"image": 0}, {"image", "image_weights"}),
     ],
-    ids=str,
 )
 def test_a_wrong_combination_is_named(
     texts: dict[str, str], files: dict[str, int], named: set[str]
