@@ -1,8 +1,10 @@
 """Every way to steer a row: alone as the diffusers pipeline gives it, and in a mixed batch."""
 
 import logging
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -276,6 +278,81 @@ def test_a_nine_channel_model_paints_without_a_picture_too(stepper: Stepper) -> 
     stepper.run(job(request(model="nine", init_image=uploads("init"), strength=0.5), "started"))
     assert free.images
     assert stepper.difference("free", "started") > MATTERS
+
+
+EACH_STEP = re.compile(
+    r"(unet|controlnet \w+)"
+    r"(?!.*\.(time_embedding|add_embedding|controlnet_cond_embedding)(\.|$))"
+    r"(?!.*\.attn2\.to_[kv]$)"
+)
+"""What may run at every step: not the modules of the text, the picture, the time or the map."""
+WAYS = {
+    "everything at once": request(
+        **TWO,
+        ip_scale=(0.5, 1.0),
+        ip_start=0.2,
+        ip_end=0.9,
+        ip_target="style",
+        image_mask=uploads("left", "right"),
+        negative_image=uploads(5),
+        init_image=uploads("init"),
+        mask_image=uploads("middle"),
+        mask_blur=2,
+        strength=1.0,
+        lora=("pencil:0.5", "clay:1.2"),
+        control={"image": ["map", "map2", "map"], "type": ("outline", "edges", "sketch")},
+        prompt="a (red:1.3) star",
+        negative_prompt="blue",
+        guidance_start=0.2,
+        guidance_end=0.8,
+    ),
+    "nine channels": request(
+        model="nine", init_image=uploads("init"), mask_image=uploads("middle"), strength=1.0
+    ),
+    "a long prompt with a LoRA": request(prompt="a red star " * 40, lora=("pencil:1",)),
+}
+
+
+@pytest.mark.parametrize("wanted", WAYS.values(), ids=WAYS.keys())
+def test_nothing_that_does_not_depend_on_the_step_is_done_at_a_step(
+    stepper: Stepper, wanted: GenerateRequest
+) -> None:
+    """Twice the steps run the bodies of UNet and ControlNets more often, and nothing else."""
+    model = stepper.engine.models[wanted.model]
+    networks: dict[str, torch.nn.Module] = {
+        "unet": model.unet,
+        "vae": model.pipe.vae,
+        "text encoder": model.pipe.text_encoder,
+        "text encoder 2": model.pipe.text_encoder_2,
+        **{f"controlnet {name}": net.model for name, net in model.controlnets.items()},
+        **{f"T2I-Adapter {name}": net.model for name, net in model.t2i_adapters.items()},
+        **{f"image encoder {name}": one.encoder.model for name, one in model.adapters.items()},
+        **{f"projection {name}": one.projection for name, one in model.adapters.items()},
+    }
+    for name, adapter in model.adapters.items():
+        for number, pair in enumerate(adapter.weights):
+            networks[f"K' V' {name} {number}"] = torch.nn.ModuleList(pair)
+    counts: Counter[str] = Counter()
+
+    def count(name: str) -> Callable[..., None]:
+        return lambda *_arguments: counts.update([name])
+
+    hooks = [
+        module.register_forward_hook(count(f"{network}.{name}"))
+        for network, whole in networks.items()
+        for name, module in whole.named_modules()
+    ]
+    by_steps = []
+    for steps in (8, 8, 16):  # the first one fills the caches
+        counts.clear()
+        stepper.run(job(wanted.model_copy(update={"steps": steps})))
+        by_steps.append(dict(counts))
+    for hook in hooks:
+        hook.remove()
+    _, few, many = by_steps
+    more_often = {name for name in many if many[name] != few.get(name)}
+    assert many["unet.conv_in"] > few["unet.conv_in"] > 0
+    assert {name for name in more_often if not EACH_STEP.match(name)} == set()
 
 
 PLAIN = request(steps=5, images=2)
