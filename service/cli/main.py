@@ -12,6 +12,7 @@ from rich.console import Console
 
 from imageprompt import ClientError, Unavailable
 from service.cli import again as again_command
+from service.cli import demo as demo_command
 from service.cli import generate as generate_command
 from service.cli import keys as keys_command
 from service.cli.processes import RedisServerError
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 app.command("generate")(generate_command.command())
 app.command("again")(again_command.again)
-app.command("demo")(generate_command.demo)
+app.command("demo")(demo_command.demo)
 app.add_typer(keys_command.app, name="keys")
 
 
