@@ -11,7 +11,8 @@ DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-images test-manifests checkov hashes sbom lint format openapi bench \
-	bench-gpu bench-memory bench-http bench-uploads bench-workers bench-scale faults soak overload train eval clean
+	bench-gpu bench-memory bench-http bench-costs bench-uploads bench-workers bench-scale faults soak overload \
+	hostile train eval clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +91,9 @@ bench-memory: setup ## memory of the engine over 500 jobs that use everything; o
 bench-http: setup ## the HTTP layer against cog's and LitServe's; out/bench/
 	$(BIN)/python -m bench.http
 
+bench-costs: setup ## what a job costs the service around its model; docs/costs.md
+	$(BIN)/python -m bench.costs
+
 bench-uploads: setup ## what an upload costs to read, by kind; out/bench/
 	$(BIN)/python -m bench.uploads
 
@@ -107,6 +111,9 @@ soak: setup ## a quarter of an hour of mixed load with cancels and kills; out/so
 
 overload: setup ## $(MINUTES) minutes of twice the requests that can be done; out/overload.md
 	$(BIN)/python -m tests.faults.overload --minutes $(MINUTES)
+
+hostile: setup ## 8,000 hostile uploads and 20 minutes of hostile clients; out/hostile.md
+	$(BIN)/python -m tests.hostile 8000 1200
 
 train: setup ## the bundled model by its recipe, hours; resumable; work/ and models/shapes
 	$(BIN)/python -m training

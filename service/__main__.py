@@ -9,6 +9,7 @@ import structlog
 import uvloop
 from redis.exceptions import RedisError
 
+from service import supervisor
 from service.api_keys import is_loopback
 from service.app import Side, create_app
 from service.core import logging, malloc, redis_server, tracing
@@ -31,12 +32,15 @@ ADMIN_CONNECTIONS = 64
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service")
 
 
-def _servers(settings: Settings, stopping: asyncio.Event, *, loopback_only: bool) -> list[Server]:
+def _servers(
+    settings: Settings, stopping: asyncio.Event, *, loopback_only: bool, shares_port: bool
+) -> list[Server]:
     metrics = ApiMetrics()
     capacity = connection_capacity(settings.max_connections + ADMIN_CONNECTIONS)
     server = partial(
         Server,
         loopback_only=loopback_only,
+        shares_port=shares_port,
         grace_seconds=settings.grace_seconds,
         proxies=settings.trusted_proxies,
     )
@@ -61,11 +65,11 @@ def _servers(settings: Settings, stopping: asyncio.Event, *, loopback_only: bool
     ]
 
 
-async def _serve(settings: Settings) -> bool:
+async def _serve(settings: Settings, *, shares_port: bool) -> bool:
     """Serve until SIGTERM or SIGINT. Returns whether the servers could listen."""
     stopping = asyncio.Event()
     loopback_only = not await may_listen_publicly(settings)
-    servers = _servers(settings, stopping, loopback_only=loopback_only)
+    servers = _servers(settings, stopping, loopback_only=loopback_only, shares_port=shares_port)
     listening = True
 
     def stop() -> None:
@@ -124,6 +128,9 @@ def main() -> int:
     except ConfigurationError as error:
         log.error("cannot start", cause=str(error))  # noqa: TRY400 - the message is complete
         return USAGE_ERROR
+    shares_port = supervisor.SHARED_PORT in sys.argv[1:]
+    if settings.api_processes > 1 and not shares_port:
+        return supervisor.run(settings)
     log.info("starting", host=settings.host, port=settings.port)
     if is_loopback(settings.host):
         log.info("only this machine can reach the service; no API key is needed while none exists")
@@ -132,7 +139,7 @@ def main() -> int:
             "IMAGEPROMPT_ALLOW_ANONYMOUS is set: every client that can connect may use the service"
         )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return 0 if runner.run(_serve(settings)) else 1
+        return 0 if runner.run(_serve(settings, shares_port=shares_port)) else 1
 
 
 if __name__ == "__main__":

@@ -30,11 +30,13 @@ from service.routes import (
     models,
     openai,
     pages,
+    replicate,
+    replicate_files,
 )
 from service.webhooks.delivery import Delivery
 from service.webhooks.sender import Sender
 
-ROUTES = (generate, jobs, events, models, openai, huggingface)
+ROUTES = (generate, jobs, events, models, openai, huggingface, replicate, replicate_files)
 """What clients are served beside polls, which are looked up first."""
 WEBHOOK_SECONDS = 1.0
 """Interval of the deliveries from the outbox."""
@@ -153,6 +155,7 @@ async def _background(services: Services) -> AsyncIterator[None]:
         services.metrics,
         services.signed_urls,
         anonymous_secret=settings.webhook_secret,
+        payloads={replicate.PAYLOAD: replicate.webhook_payload(services.catalog)},
     )
     sweep = StorageSweep(
         services.redis,

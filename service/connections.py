@@ -1,13 +1,43 @@
-"""Which connections are open: a bound for the process and one for each client address."""
+"""Bounds of connections: how many are open, for the process and for an address, and of each one."""
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
 from service.public_url import Network, is_within
 
 IPV6_PREFIX_BITS: Final = 64
 """What one IPv6 client is usually assigned; single addresses would cost it nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Bounds on what a client sends outside a request's body, and on the pace of both sides."""
+
+    head_bytes: int = 2**16
+    """Request line and headers together (400)."""
+    header_fields: int = 100
+    """Header fields of one request, and its trailer fields (400)."""
+    head_seconds: float = 15
+    """From the moment the server waits for a request until its head is complete (408)."""
+    pipelined_bytes: int = 2**16
+    """What is kept of further requests while one is answered; beyond it reading is paused."""
+    framing_bytes: int = 2**14
+    """Of a chunked body between two pieces of data: chunk sizes, extensions, trailers (400)."""
+    framing_ratio: int = 16
+    """Bytes of framing for each byte of a chunked body, beside the first 64 KiB (400)."""
+    body_window_seconds: float = 20
+    body_bytes_per_second: int = 1024
+    """Least pace of a body, over each window in which the server reads (408)."""
+    response_window_seconds: float = 30
+    response_bytes_per_second: int = 1024
+    """Least pace at which a client reads, over each window in which it holds the response up."""
+    discard_seconds: float = 15
+    discard_bytes: int = 2**27
+    """What is still read of a body after its response, so that the client sees the response."""
+    check_seconds: float = 1
+    """How often times and paces are checked."""
 
 
 class Evictable(Protocol):

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Any, Protocol
 
 import redis.asyncio as aioredis
@@ -43,8 +43,10 @@ from service.periodic import RedisMonitor, StorageProbe
 from service.rate_limits import RateLimits
 from service.signed_urls import SIGNATURE, SignedUrls
 from service.submission.body import BodyBudget, BodyLimits, read_body, read_bytes
+from service.submission.file_store import FileStore
 from service.submission.form import MAX_TEXT_BYTES, Form
 from service.submission.idempotency import Idempotency
+from service.submission.links import Links
 from service.submission.submit import Origin, Submission, submit
 from service.submission.uploads import Uploads
 
@@ -73,6 +75,8 @@ class Services:
     redis_monitor: RedisMonitor
     body_budget: BodyBudget
     uploads: Uploads
+    file_store: FileStore
+    links: Links
     authenticator: Authenticator
     signed_urls: SignedUrls
     views: JobViews
@@ -123,6 +127,8 @@ async def open_services(
     signed_urls = SignedUrls(client, lifetime_seconds=settings.signed_url_seconds)
     redis_monitor = RedisMonitor(client)
     uploads = Uploads(storage, max_pixels=settings.max_image_pixels)
+    file_store = FileStore(client, storage)
+    links = Links(file_store, settings)
     try:
         yield Services(
             settings=settings,
@@ -146,6 +152,8 @@ async def open_services(
             redis_monitor=redis_monitor,
             body_budget=BodyBudget(BODIES_AT_ONCE * settings.max_body_bytes),
             uploads=uploads,
+            file_store=file_store,
+            links=links,
             authenticator=Authenticator(
                 client,
                 anonymous=BrowserAccess(settings) if anonymous_allowed(settings) else None,
@@ -159,6 +167,7 @@ async def open_services(
         )
     finally:
         uploads.close()
+        await links.close()
         await event_streams.close()
         await client.aclose()
         writer.close()
@@ -183,13 +192,9 @@ UseEstimates = Annotated[Estimates, _part("estimates")]
 UseEventStreams = Annotated[EventStreams, _part("event_streams")]
 UseStorageProbe = Annotated[StorageProbe, _part("storage_probe")]
 UseRedisMonitor = Annotated[RedisMonitor, _part("redis_monitor")]
-UseBodyBudget = Annotated[BodyBudget, _part("body_budget")]
-UseUploads = Annotated[Uploads, _part("uploads")]
+UseFileStore = Annotated[FileStore, _part("file_store")]
 UseAuthenticator = Annotated[Authenticator, _part("authenticator")]
 UseSignedUrls = Annotated[SignedUrls, _part("signed_urls")]
-UseViews = Annotated[JobViews, _part("views")]
-UseRateLimits = Annotated[RateLimits, _part("rate_limits")]
-UseIdempotency = Annotated[Idempotency, _part("idempotency")]
 
 
 async def authorize(
@@ -206,8 +211,8 @@ async def authorize(
 
 
 def _needing(scope: Scope) -> Any:
-    async def caller(request: Request, authenticator: UseAuthenticator) -> Caller:
-        return await authorize(authenticator, request.headers, scope)
+    async def caller(request: Request) -> Caller:
+        return await authorize(request.state.services.authenticator, request.headers, scope)
 
     return Depends(caller)
 
@@ -251,8 +256,25 @@ async def _share(request: Request) -> Share:
     return partial(share_of, request)
 
 
+@lru_cache(maxsize=256)
+def _base_url_of(scheme: str, host: str, prefix: str) -> str:
+    headers = [(b"host", host.encode("latin-1"))]
+    scope = {"type": "http", "scheme": scheme, "path": "/", "root_path": prefix}
+    return str(Request({**scope, "query_string": b"", "headers": headers}).base_url)
+
+
+def base_url_of(request: Request) -> str:
+    """The URL of this service in links, with a slash at its end; as `Request.base_url`."""
+    host = request.headers.get("host")
+    if host is None:
+        return str(request.base_url)
+    scope = request.scope
+    prefix = scope.get("app_root_path", scope.get("root_path", ""))
+    return _base_url_of(scope["scheme"], host, prefix)
+
+
 async def _base_url(request: Request) -> str:
-    return str(request.base_url)
+    return base_url_of(request)
 
 
 BaseUrl = Annotated[str, Depends(_base_url)]
@@ -264,18 +286,28 @@ UseShare = Annotated[Share, Depends(_share)]
 Show = Callable[[FoundJob], Awaitable[JobView]]
 
 
-async def _show(base_url: BaseUrl, views: UseViews) -> Show:
-    return partial(views.show, base=base_url)
+async def _show(request: Request) -> Show:
+    services: Services = request.state.services
+    return partial(services.views.show, base=base_url_of(request))
 
 
 UseShow = Annotated[Show, Depends(_show)]
 """Makes the public view of a job, with its links and estimate."""
 
-Receive = Callable[[Declaration], AbstractAsyncContextManager[Form]]
+
+class Receive(Protocol):
+    """Receives the request's body, whole, with the fields of a declaration."""
+
+    def __call__(
+        self, declaration: Declaration, *, inside: str | None = None
+    ) -> AbstractAsyncContextManager[Form]:
+        """`inside` names the object within a JSON body that has the fields."""
+
+
 ReceiveBytes = Callable[[], AbstractAsyncContextManager[bytes]]
 
 
-async def _limits(settings: UseSettings) -> BodyLimits:
+def _limits(settings: Settings) -> BodyLimits:
     return BodyLimits(
         max_body_bytes=settings.max_body_bytes,
         max_file_bytes=settings.max_file_bytes,
@@ -283,47 +315,44 @@ async def _limits(settings: UseSettings) -> BodyLimits:
     )
 
 
-Limits = Annotated[BodyLimits, Depends(_limits)]
+def receiving(request: Request, caller: Caller) -> Receive:
+    """Receives the request's body, whole, with the fields of a declaration."""
+    services: Services = request.state.services
 
-
-async def _receive(
-    request: Request,
-    caller: MayGenerate,
-    share: UseShare,
-    limits: Limits,
-    budget: UseBodyBudget,
-    metrics: UseMetrics,
-) -> Receive:
     @asynccontextmanager
-    async def receive(declaration: Declaration) -> AsyncIterator[Form]:
-        with budget.count(share(caller)) as counted:
-            body = counted(request.stream())
-            with await read_body(declaration, request.headers, body, limits) as form:
-                metrics.uploaded_bytes.inc(form.size_bytes)
+    async def receive(
+        declaration: Declaration, *, inside: str | None = None
+    ) -> AsyncIterator[Form]:
+        headers, share = request.headers, share_of(request, caller)
+        with services.body_budget.count(share) as counted:
+            body, limits = counted(request.stream()), _limits(services.settings)
+            with await read_body(declaration, headers, body, limits, inside=inside) as form:
+                base_url = str(request.base_url)
+                await services.links.resolve(form, caller.owner, share=share, base_url=base_url)
+                services.metrics.uploaded_bytes.inc(form.size_bytes)
                 yield form
 
     return receive
 
 
+async def _receive(request: Request, caller: MayGenerate) -> Receive:
+    return receiving(request, caller)
+
+
 UseReceive = Annotated[Receive, Depends(_receive)]
-"""Receives the request's body, whole, with the fields of a declaration."""
+"""`receiving` for the request at hand."""
 
 
-async def _receive_bytes(
-    request: Request,
-    caller: MayGenerate,
-    share: UseShare,
-    limits: Limits,
-    budget: UseBodyBudget,
-    metrics: UseMetrics,
-) -> ReceiveBytes:
+async def _receive_bytes(request: Request, caller: MayGenerate) -> ReceiveBytes:
+    services: Services = request.state.services
+    limits = _limits(services.settings)
     one_file = replace(limits, max_body_bytes=limits.max_file_bytes * 4 // 3 + MAX_TEXT_BYTES)
 
     @asynccontextmanager
     async def receive() -> AsyncIterator[bytes]:
-        with budget.count(share(caller)) as counted:
+        with services.body_budget.count(share_of(request, caller)) as counted:
             received = await read_bytes(request.headers, counted(request.stream()), one_file)
-            metrics.uploaded_bytes.inc(len(received))
+            services.metrics.uploaded_bytes.inc(len(received))
             yield received
 
     return receive
@@ -346,30 +375,25 @@ class Submit(Protocol):
         """Queue a job for a body."""
 
 
-async def _submit(
-    caller: MayGenerate,
-    settings: UseSettings,
-    catalog: UseCatalog,
-    rate_limits: UseRateLimits,
-    estimates: UseEstimates,
-    idempotency: UseIdempotency,
-    uploads: UseUploads,
-    queue: UseQueue,
-    metrics: UseMetrics,
-) -> Submit:
+def submitting(services: Services, caller: Caller) -> Submit:
+    """Queues a job for the caller."""
     return partial(
         submit,
         caller,
-        settings=settings,
-        catalog=catalog,
-        rate_limits=rate_limits,
-        estimates=estimates,
-        idempotency=idempotency,
-        uploads=uploads,
-        queue=queue,
-        metrics=metrics,
+        settings=services.settings,
+        catalog=services.catalog,
+        rate_limits=services.rate_limits,
+        estimates=services.estimates,
+        idempotency=services.idempotency,
+        uploads=services.uploads,
+        queue=services.queue,
+        metrics=services.metrics,
     )
 
 
+async def _submit(request: Request, caller: MayGenerate) -> Submit:
+    return submitting(request.state.services, caller)
+
+
 UseSubmit = Annotated[Submit, Depends(_submit)]
-"""Queues a job for the caller."""
+"""`submitting` for the request at hand."""

@@ -9,7 +9,6 @@ import asyncio
 import contextvars
 import re
 import select
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -19,7 +18,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.connections import Connections
+from service.connections import Connections, HttpLimits
 from service.problems import (
     FRAMING_TOO_LARGE,
     HEAD_TOO_LARGE,
@@ -36,37 +35,12 @@ _END: Final = b"\r\n\r\n"
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 _HOST: Final = re.compile(HOST.pattern.encode())
 _CHUNKED_SLICE_BYTES: Final = 2**14
+_PIPELINED_PAUSE_SECONDS: Final = 0.05
+"""Before a request that was sent before the last one was answered, which few honest clients do."""
+_DISCARD_PAUSE_SECONDS: Final = 0.02
+"""Between two reads of what is dropped: up to 256 kB each, so 12 MB/s."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class HttpLimits:
-    """Bounds on what a client sends outside a request's body, and on the pace of both sides."""
-
-    head_bytes: int = 2**16
-    """Request line and headers together (400)."""
-    header_fields: int = 100
-    """Header fields of one request (400)."""
-    head_seconds: float = 15
-    """From the moment the server waits for a request until its head is complete (408)."""
-    pipelined_bytes: int = 2**16
-    """What is kept of further requests while one is answered; beyond it reading is paused."""
-    framing_bytes: int = 2**14
-    """Of a chunked body between two pieces of data: chunk sizes, extensions, trailers (400)."""
-    framing_ratio: int = 16
-    """Bytes of framing for each byte of a chunked body, beside the first 64 KiB (400)."""
-    body_window_seconds: float = 20
-    body_bytes_per_second: int = 1024
-    """Least pace of a body, over each window in which the server reads (408)."""
-    response_window_seconds: float = 30
-    response_bytes_per_second: int = 1024
-    """Least pace at which a client reads, over each window in which it holds the response up."""
-    discard_seconds: float = 15
-    discard_bytes: int = 2**27
-    """What is still read of a body after its response, so that the client sees the response."""
-    check_seconds: float = 1
-    """How often times and paces are checked."""
 
 
 class _Phase(Enum):
@@ -105,9 +79,11 @@ class HttpProtocol(HttpToolsProtocol):
         """Of a body with a Content-Length; `None` where it is chunked."""
         self._last_bytes = b""
         self._is_pipeline_paused = False
+        self._next_request: asyncio.TimerHandle | None = None
         self._body_bytes = 0
         self._framing_bytes = 0
         self._framing_bytes_since_data = 0
+        self._trailer_fields = 0
         self._phase = _Phase.HEAD
         self._phase_seconds = 0.0
         self._phase_body_bytes = 0
@@ -131,8 +107,9 @@ class HttpProtocol(HttpToolsProtocol):
         """Release what the connection holds."""
         self._open_connections.remove(self)
         self._unparsed.clear()
-        if self._check_timer is not None:
-            self._check_timer.cancel()
+        for timer in (self._check_timer, self._next_request):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def evict(self) -> None:
@@ -143,12 +120,24 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse as far as the request at hand goes."""
+        if self._phase is _Phase.DISCARD:
+            self._pause_discarding()
         self._unset_keepalive_if_required()
         if not self._unparsed and self._in_body and len(data) <= (self._body_bytes_left or 0):
             self._feed(data)  # most of an upload: not copied
             return
         self._unparsed += data
         self._parse()
+
+    def _pause_discarding(self) -> None:
+        """Let other connections be read: libuv reads a full buffer 32 times in a turn, 8 MB."""
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+            self.loop.call_later(_DISCARD_PAUSE_SECONDS, self._resume_reading)
+
+    def _resume_reading(self) -> None:
+        if not self.flow.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def _parse(self) -> None:
         while self._unparsed and not self.transport.is_closing():
@@ -157,7 +146,7 @@ class HttpProtocol(HttpToolsProtocol):
                 piece = bytes(self._unparsed[:size])
                 del self._unparsed[:size]
                 self._feed(piece)
-            elif self._phase is _Phase.RESPONSE:
+            elif self._phase is _Phase.RESPONSE or self._next_request is not None:
                 self._hold_pipelined()
                 return
             elif not self._parse_head():
@@ -245,6 +234,9 @@ class HttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header field; trailers are dropped. Raises `RefusedError`."""
         if self._in_body:
+            self._trailer_fields += 1
+            if self._trailer_fields > self._limits.header_fields:
+                raise RefusedError(FRAMING_TOO_LARGE)
             return
         if len(self.headers) >= self._limits.header_fields:
             raise RefusedError(HEAD_TOO_LARGE)
@@ -263,6 +255,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_body = True
         self._last_bytes = b""
         self._body_bytes = self._framing_bytes = self._framing_bytes_since_data = 0
+        self._trailer_fields = 0
         self._enter(_Phase.BODY)
         super().on_headers_complete()
 
@@ -286,8 +279,17 @@ class HttpProtocol(HttpToolsProtocol):
         self._enter(_Phase.DISCARD if self._in_body else _Phase.HEAD)
         super().on_response_complete()
         if self._unparsed and not self.transport.is_closing():
+            self._next_request = self.loop.call_later(
+                _PIPELINED_PAUSE_SECONDS,
+                self._parse_pipelined,
+                context=contextvars.Context(),  # without what the last request's task bound
+            )
+
+    def _parse_pipelined(self) -> None:
+        self._next_request = None
+        if not self.transport.is_closing():
             self._unset_keepalive_if_required()
-            contextvars.Context().run(self._parse)  # without what the last request's task bound
+            self._parse()
 
     # Time
 

@@ -51,6 +51,10 @@ TAGS: Final = {
 }
 
 
+FILE_URI: Final = "^(data:[^,]*;base64,|https://)"
+"""What a file may be in JSON; https URLs where the operator allows them."""
+
+
 def form_schema(declaration: Declaration) -> dict[str, Any]:
     """JSON schema of the multipart form: every upload and every text field."""
     file = {"type": "string", "format": "binary"}
@@ -73,8 +77,8 @@ def form_schema(declaration: Declaration) -> dict[str, Any]:
 
 
 def json_schema(declaration: Declaration) -> dict[str, Any]:
-    """JSON schema of the JSON body: the same fields; uploads are `data:` URIs."""
-    file = {"type": "string", "format": "uri", "pattern": "^data:[^,]*;base64,"}
+    """JSON schema of the JSON body: the same fields; uploads are URIs."""
+    file = {"type": "string", "format": "uri", "pattern": FILE_URI}
     properties = _properties(declaration, file=file, strict=True)
     for name, field in parameters(declaration).items():
         described = properties[name]

@@ -83,12 +83,21 @@ class StorageSweep:
             return
         before = await to_thread.run_sync(self._storage.now) - ORPHAN_SECONDS
         await to_thread.run_sync(partial(self._storage.delete_partial, before=before))
+        await self._sweep_files(before)
         for folder, found in newest.items():
             for job_id, modified_at in found.items():
                 if await self._is_expired(job_id, orphaned=modified_at < before):
                     prefix = f"{folder}/{job_id}"
                     await to_thread.run_sync(self._storage.delete_folder, prefix)
                     log.info("deleted expired files", folder=folder, job_id=job_id)
+
+    async def _sweep_files(self, before: float) -> None:
+        """Delete files without a record that were written before a time (epoch)."""
+        found = await to_thread.run_sync(self._storage.folders, redis_keys.FILES_FOLDER)
+        for file_id, written_at in found.items():
+            if written_at < before and not await self._redis.exists(redis_keys.file(file_id)):
+                prefix = f"{redis_keys.FILES_FOLDER}/{file_id}"
+                await to_thread.run_sync(self._storage.delete_folder, prefix)
 
     async def _owns(self, job_ids: set[str]) -> bool:
         """Whether the files in the folder are of jobs of this Redis: it may have lost its data.
@@ -138,15 +147,22 @@ class RedisMonitor:
         self._redis = redis
         self._info = ServerInfo()
         self._read_at = -PROBE_CACHE_SECONDS
+        self._lock = asyncio.Lock()
 
     async def info(self) -> ServerInfo:
         """Raises `redis.RedisError`."""
-        if time.monotonic() - self._read_at > PROBE_CACHE_SECONDS:
-            info = await read_info(self._redis)
-            if info.evicts and not self._info.evicts:
-                warn(info)
-            self._info, self._read_at = info, time.monotonic()
+        if self._is_old:
+            async with self._lock:
+                if self._is_old:  # no other request read it meanwhile
+                    info = await read_info(self._redis)
+                    if info.evicts and not self._info.evicts:
+                        warn(info)
+                    self._info, self._read_at = info, time.monotonic()
         return self._info
+
+    @property
+    def _is_old(self) -> bool:
+        return time.monotonic() - self._read_at > PROBE_CACHE_SECONDS
 
 
 async def read_info(redis: "aioredis.Redis") -> ServerInfo:

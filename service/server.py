@@ -19,10 +19,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from service.api_keys import anonymous_allowed, bootstrap_record
-from service.connections import Connections
+from service.connections import Connections, HttpLimits
 from service.core import redis_keys
 from service.core.settings import Settings
-from service.http_protocol import HttpLimits, HttpProtocol
+from service.http_protocol import HttpProtocol
 from service.middleware import AFTER_BODIES_SECONDS
 from service.public_url import Network
 
@@ -52,12 +52,14 @@ class Server(uvicorn.Server):
         port: int,
         *,
         loopback_only: bool,
+        shares_port: bool = False,
         grace_seconds: float,
         max_connections: int,
         proxies: Sequence[Network] = (),
         limits: HttpLimits = HttpLimits(),  # noqa: B008  frozen
     ) -> None:
         self._host = host
+        self._shares_port = shares_port
         protocol = partial(
             HttpProtocol,
             limits=limits,
@@ -83,7 +85,11 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
-        await super().startup(sockets)
+        if not self._shares_port:
+            await super().startup(sockets)
+        else:
+            await super().startup([])  # it has no option for a port that is shared
+            await self._listen(self.config.host)
         if self.started:
             _detect_silent_peers(self.servers)
 
@@ -91,11 +97,18 @@ class Server(uvicorn.Server):
         """Listen on `host` instead of loopback; open connections stay open. Raises `OSError`."""
         for listener in self.servers:
             listener.close()  # first: `host` may be all addresses, loopback among them
+        await self._listen(self._host)
+        _detect_silent_peers(self.servers)
+
+    async def _listen(self, host: str) -> None:
         listener = await asyncio.get_running_loop().create_server(
-            self._protocol, host=self._host, port=self.config.port, backlog=self.config.backlog
+            self._protocol,
+            host=host,
+            port=self.config.port,
+            backlog=self.config.backlog,
+            reuse_port=self._shares_port or None,
         )
         self.servers = [listener]
-        _detect_silent_peers(self.servers)
 
     def _protocol(self) -> asyncio.Protocol:
         """The protocol of one connection, made as in uvicorn's `Server.startup`."""

@@ -1,12 +1,15 @@
 """Slow, pipelining and stalling clients beside an honest one, against one API on loopback.
 
-`python -m tests.hostile CASES SECONDS` runs them for so long and prints what the honest one saw.
+`python -m tests.hostile CASES SECONDS` runs them for so long and reports what the honest one saw.
+Between their attacks it is left alone, so that both figures are of the same minutes of a machine
+that does other things too.
 """
 
 import asyncio
 import contextlib
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -18,7 +21,7 @@ from pathlib import Path
 import httpx
 
 from service.core.settings import ROOT
-from tests import corpus
+from tests import corpus, hostile_grammar
 from tests.running import KEEP, Running
 
 HOST = b"Host: localhost\r\n"
@@ -29,6 +32,8 @@ MAX_FLOOD_BYTES = 20 * 2**20
 STAY_SECONDS = 10.0
 """Of one hostile connection, unless the API ends it before."""
 HONEST_PAUSE_SECONDS = 0.05
+LOUD_SECONDS = 60.0
+QUIET_SECONDS = 20.0
 
 Deed = Callable[[asyncio.StreamReader, asyncio.StreamWriter, random.Random], Awaitable[None]]
 
@@ -41,27 +46,34 @@ class Siege:
     """Hostile ones, by kind."""
     polls_seconds: list[float] = field(default_factory=list)
     undisturbed_seconds: list[float] = field(default_factory=list)
-    """Of the same polls before."""
+    """Of the same polls between the attacks."""
     statuses: Counter[int] = field(default_factory=Counter)
     """Of the honest client's polls and uploads."""
     failures: Counter[str] = field(default_factory=Counter)
     """Of the honest client, by exception."""
     resident_before_kib: int = 0
     resident_most_kib: int = 0
-    open_files: int = 0
-    """Of the API when all is over, above those before."""
+
+    @property
+    def all_answered(self) -> bool:
+        """Whether every request of the honest client was answered as it should be."""
+        return not self.failures and set(self.statuses) == {200, 202}
+
+    @property
+    def times_slower(self) -> float:
+        """How much slower its polls were at p99."""
+        quiet = quantile(self.undisturbed_seconds, 0.99)
+        return quantile(self.polls_seconds, 0.99) / quiet if quiet else 0.0
 
     def lines(self) -> list[str]:
         """The figures as text."""
         before, most = self.resident_before_kib / 1024, self.resident_most_kib / 1024
-        quiet = quantile(self.undisturbed_seconds, 0.99)
-        loud = quantile(self.polls_seconds, 0.99)
         return [
             f"hostile connections: {dict(sorted(self.connections.items()))}",
             f"honest answers: {dict(self.statuses)}, failures: {dict(self.failures)}",
-            f"honest polls p99: {quiet * 1e3:.1f} ms undisturbed, {loud * 1e3:.1f} ms beside them",
+            f"honest polls undisturbed: {_milliseconds(self.undisturbed_seconds)}",
+            f"honest polls beside them: {_milliseconds(self.polls_seconds)}",
             f"resident {before:.1f} MiB before, {most:.1f} MiB at most",
-            f"files open above those before: {self.open_files}",
         ]
 
 
@@ -71,15 +83,30 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
 
 
+def _milliseconds(values: list[float]) -> str:
+    p50, p99 = (1e3 * quantile(values, share) for share in (0.5, 0.99))
+    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms of {len(values)}"
+
+
 def resident_kib(running: Running) -> int:
     """Memory that the process has resident now."""
     status = Path(f"/proc/{running.process.pid}/status").read_text()
     return int(next(line for line in status.splitlines() if "VmRSS" in line).split()[1])
 
 
-def open_files(running: Running) -> int:
-    """File descriptors that the process has open now."""
-    return len(list(Path(f"/proc/{running.process.pid}/fd").iterdir()))
+def open_files(running: Running, redis_port: int) -> int:
+    """File descriptors that the process has open now, apart from its connections to Redis."""
+    process = Path(f"/proc/{running.process.pid}")
+    to_redis = {
+        f"socket:[{fields[9]}]"
+        for fields in map(str.split, (process / "net/tcp").read_text().splitlines()[1:])
+        if int(fields[2].rpartition(":")[2], 16) == redis_port
+    }
+    count = 0
+    for path in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            count += str(path.readlink()) not in to_redis
+    return count
 
 
 def _head(path: str, *lines: str) -> bytes:
@@ -179,6 +206,50 @@ async def _garbage(
     await reader.read(65536)
 
 
+async def _chunks(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chance: random.Random
+) -> None:
+    for _ in range(20):
+        writer.write(hostile_grammar.chunked_request("/generate", UPLOAD, chance))
+        await writer.drain()
+        await asyncio.wait_for(reader.read(65536), 2)
+        await asyncio.sleep(0.5)  # hostile by their form; `tests.faults.overload` is by number
+
+
+async def _mixed_pipeline(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chance: random.Random
+) -> None:
+    """Good, bad and half requests of all kinds in one write."""
+    whole = _upload_head(len(UPLOAD)) + UPLOAD
+    kinds = (GET, whole, _head("/generate", "Content-Length: 0"), b"\r\n", whole[:-200], b"\0")
+    writer.write(b"".join(chance.choice(kinds) for _ in range(50)))
+    while await reader.read(65536):
+        pass
+
+
+async def _event_streams(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chance: random.Random
+) -> None:
+    """Follow a job that nobody works on, and stand still, read slowly or hang up."""
+    writer.write(_upload_head(len(UPLOAD)) + UPLOAD)
+    head = await reader.readuntil(b"\r\n\r\n")
+    found = re.search(rb"location: \S*(/jobs/[0-9a-f-]+)", head, re.IGNORECASE)
+    if found is None:
+        return
+    last = chance.choice((b"0-0", b"9999999999999-0", b"x", b"1" * 500))
+    lines = b"Last-Event-ID: " + last + b"\r\n" if chance.random() < 0.5 else b""
+    writer.write(b"GET " + found[1] + b"/events HTTP/1.1\r\n" + HOST + lines + b"\r\n")
+    match chance.randrange(3):
+        case 0:
+            await asyncio.sleep(STAY_SECONDS)
+        case 1:
+            for _ in range(50):
+                await reader.read(1)
+                await asyncio.sleep(0.2)
+        case _:
+            await reader.read(1)
+
+
 async def _flood(writer: asyncio.StreamWriter, block: bytes) -> None:
     for _ in range(MAX_FLOOD_BYTES // len(block)):
         writer.write(block)
@@ -198,28 +269,48 @@ DEEDS: dict[str, Deed] = {
     "reads nothing": _reads_nothing,
     "cut upload": _cut_upload,
     "garbage": _garbage,
+    "chunks": _chunks,
+    "mixed pipeline": _mixed_pipeline,
+    "event streams": _event_streams,
 }
 
 
-def besiege(running: Running, *, seconds: float, clients: int = 40, seed: int = 0) -> Siege:
-    """Let so many hostile clients at once do their deeds in turn for a while.
+def besiege(
+    running: Running,
+    *,
+    seconds: float,
+    clients: int = 40,
+    quiet_seconds: float = QUIET_SECONDS,
+) -> Siege:
+    """Let so many hostile clients at once do their deeds in turn for a while, with pauses.
 
-    They are in a process of their own, or the honest client would wait for them in its own.
+    They are in a process of their own, or the honest client would wait for them in its own, and of
+    the lowest priority, for in truth they take CPU time of other machines.
     """
     siege = Siege(resident_before_kib=resident_kib(running))
-    files = open_files(running)
-    asyncio.run(_honest(running, siege, min(5.0, seconds), siege.undisturbed_seconds))
-    numbers = [str(number) for number in (running.port, seconds, clients, seed)]
-    command = [sys.executable, "-W", "ignore", "-m", "tests.hostile_clients", *numbers]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as hostile:
-        asyncio.run(_honest(running, siege, seconds, siege.polls_seconds))
-        siege.connections = Counter(json.loads(hostile.communicate()[0]))
-    for _ in range(100):  # what has ended is noticed soon
-        if open_files(running) <= files + 2:
-            break
-        time.sleep(0.5)
-    siege.open_files = max(0, open_files(running) - files)
+    until, seed = time.monotonic() + seconds, 0
+    while (left := until - time.monotonic()) > 0:
+        asyncio.run(_honest(running, siege, quiet_seconds, siege.undisturbed_seconds))
+        loud = min(left, LOUD_SECONDS)
+        numbers = [str(number) for number in (running.port, loud, clients, seed)]
+        command = ["nice", "-n", "19", sys.executable, "-W", "ignore", "-m"]
+        with subprocess.Popen(
+            [*command, "tests.hostile_clients", *numbers], stdout=subprocess.PIPE, cwd=ROOT
+        ) as hostile:
+            asyncio.run(_honest(running, siege, loud, siege.polls_seconds))
+            siege.connections += Counter(json.loads(hostile.communicate()[0]))
+        seed += clients
     return siege
+
+
+def open_files_left(running: Running, redis_port: int, before: int) -> int:
+    """Files that the API has open above those `before`, once what has ended is noticed."""
+    for _ in range(200):
+        left = open_files(running, redis_port) - before
+        if left <= 0:
+            return 0
+        time.sleep(0.5)
+    return left
 
 
 async def _attack(port: int, seconds: float, clients: int, seed: int) -> Counter[str]:
@@ -240,7 +331,7 @@ async def _hostile(
     while (left := until - time.monotonic()) > 0:
         name = chance.choice(list(DEEDS))
         connections[name] += 1
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
                 async with asyncio.timeout(min(left, STAY_SECONDS)):

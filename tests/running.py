@@ -18,6 +18,7 @@ from redis import Redis
 
 from service.cli import processes
 from service.core.settings import ROOT
+from tests.forked import Forked
 
 R = TypeVar("R")
 START_SECONDS = 240.0
@@ -79,14 +80,21 @@ class Running(AbstractContextManager["Running"]):
         settings: Mapping[str, object],
         log: Path,
         grace: float,
+        *,
+        forked: bool = False,
     ) -> None:
+        """Start Python with the arguments `command`."""
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         self._grace = grace
-        self.process: subprocess.Popen[bytes] = processes.spawn(
-            [sys.executable, *command], log=log, environment=environment(settings)
-        )
+        self.process: subprocess.Popen[bytes] | Forked
+        if forked and command[0] == "-m":
+            self.process = Forked(command[1:], environment(settings), log)
+        else:
+            self.process = processes.spawn(
+                [sys.executable, *command], log=log, environment=environment(settings)
+            )
 
     def wait(self, path: str, *, seconds: float = START_SECONDS) -> Self:
         """Wait until `path` answers 200; fail with the log where the process ends first."""
@@ -139,11 +147,14 @@ def start_worker(
 ) -> Running:
     """`python -m workers` with metrics and health on a free port; `.wait("/healthz/ready")`.
 
-    Another `module` or `command` is a worker with a fault of the test's own.
+    Another `module` or `command` is a worker with a fault of the test's own. It is forked from a
+    process that has imported torch, unless its command has other options than `-m`.
     """
     port = processes.free_port()
     mine = {"device": "cpu", "worker_threads": 1, "worker_metrics_port": port}
-    return Running(command or ["-m", module], port, {**mine, **settings}, log, grace=30)
+    return Running(
+        command or ("-m", module), port, {**mine, **settings}, log, grace=30, forked=True
+    )
 
 
 def redis_client(url: str) -> Redis:

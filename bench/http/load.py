@@ -6,6 +6,7 @@ The requests are bytes made beforehand, so that the clients cost as little as th
 import asyncio
 import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 
@@ -28,30 +29,44 @@ class Figures:
         return self.seconds[min(int(share * len(self.seconds)), len(self.seconds) - 1)]
 
 
-def request(method: str, url: str, body: bytes = b"", content_type: str = "") -> bytes:
+def request(
+    method: str, url: str, body: bytes = b"", content_type: str = "", **headers: str
+) -> bytes:
     """Build the bytes of one request."""
     parts = urlsplit(url)
     lines = [f"{method} {parts.path} HTTP/1.1", f"Host: {parts.netloc}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     if body:
         lines += [f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def run(url: str, message: bytes, *, clients: int, lasts_seconds: float) -> Figures:
-    """Send `message` again and again from `clients` connections for a while."""
-    return asyncio.run(_run(url, message, clients, lasts_seconds))
+def run(
+    url: str, message: bytes, *, clients: int, lasts_seconds: float, pause_seconds: float = 0.0
+) -> Figures:
+    """Send `message` again and again from `clients` connections for a while.
+
+    Each client pauses after each answer.
+    """
+    return asyncio.run(_run(url, message, clients, lasts_seconds, pause_seconds))
 
 
-async def _run(url: str, message: bytes, clients: int, lasts_seconds: float) -> Figures:
+async def _run(
+    url: str, message: bytes, clients: int, lasts_seconds: float, pause_seconds: float
+) -> Figures:
     began = time.perf_counter()
     until = began + lasts_seconds
-    answers = await asyncio.gather(*(_client(url, message, until) for _ in range(clients)))
+    answers = await asyncio.gather(
+        *(_client(url, message, until, pause_seconds) for _ in range(clients))
+    )
     lasted = time.perf_counter() - began
     seconds = sorted(s for taken, _ in answers for s in taken)
     return Figures(tuple(seconds), sum(errors for _, errors in answers), lasted)
 
 
-async def _client(url: str, message: bytes, until: float) -> tuple[list[float], int]:
+async def _client(
+    url: str, message: bytes, until: float, pause_seconds: float
+) -> tuple[list[float], int]:
     parts = urlsplit(url)
     taken: list[float] = []
     errors = 0
@@ -67,6 +82,7 @@ async def _client(url: str, message: bytes, until: float) -> tuple[list[float], 
         if not keep:
             writer.close()
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        await asyncio.sleep(pause_seconds)
     writer.close()
     return taken, errors
 
@@ -78,5 +94,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
     for line in head.split(b"\r\n"):
         if line.startswith(b"content-length:"):
             length = int(line.split(b":")[1])
-    await reader.readexactly(length)
-    return int(head.split(b" ", 2)[1]), b"connection: close" not in head
+    status = int(head.split(b" ", 2)[1])
+    if status != HTTPStatus.NOT_MODIFIED:
+        await reader.readexactly(length)
+    return status, b"connection: close" not in head

@@ -66,6 +66,17 @@ class Server:
         return sum(_cpu_seconds(pid) for pid in _family(self.pid))
 
 
+@contextmanager
+def on_core(cores: set[int]) -> Iterator[None]:
+    """What is started within the context runs on these cores, and all that it starts."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def _family(pid: int) -> Iterator[int]:
     yield pid
     for task in Path(f"/proc/{pid}/task").iterdir():

@@ -9,8 +9,9 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from imageprompt import Client, ClientError
+from imageprompt import ClientError
 from service.cli.generate import run
+from service.cli.jobs import Key, Url, connect
 from service.core.params import GenerateRequest
 from service.core.picture_metadata import read_recipe
 from service.core.schema import Files, OnlyWith, marked, marker, parameters
@@ -39,10 +40,8 @@ def again(
         Path | None,
         typer.Option("--out", "-o", help="File of the picture; PICTURE-again by default."),
     ] = None,
-    url: Annotated[
-        str, typer.Option(envvar="IMAGEPROMPT_URL", help="Address of the service.")
-    ] = "http://127.0.0.1:8000",
-    key: Annotated[str | None, typer.Option(envvar="IMAGEPROMPT_KEY", help="API key.")] = None,
+    url: Url = None,
+    key: Key = None,
 ) -> None:
     """Generate a picture again from what it says about itself."""
     target = out or picture.with_stem(f"{picture.stem}-again")
@@ -50,7 +49,7 @@ def again(
         raise typer.BadParameter(f"--out: the folder {target.parent} does not exist")
     recipe = _recipe(picture)
     files = _files(recipe, uploads or [])
-    with Client(url, key) as client:
+    with connect(url, key) as client:
         job = run(client, {**files, **fields(recipe)}, label=target.name)
         made = client.picture(job, 0)
     target.write_bytes(made)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from imageprompt import Client, Job, JobFailed, Unavailable
+from service.cli.jobs import Key, Url, connect
 from service.core.param_types import OutputFormat
 from service.core.params import GenerateRequest
 from service.core.schema import Declaration, Files, is_list, marked, parameters
@@ -31,13 +32,30 @@ def targets(out: Path, count: int) -> list[Path]:
     return [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(count)]
 
 
+class JobInterrupted(Exception):
+    """Raised where Ctrl-C ended the wait for a job; the message names the job."""
+
+
 def run(client: Client, fields: Mapping[str, Any], *, label: str) -> Job:
-    """Submit a job and follow it to its end. Raises `ClientError` where it fails."""
+    """Submit a job and follow it to its end; Ctrl-C cancels it.
+
+    Raises `ClientError` where it fails, and `JobInterrupted`.
+    """
     return finished(client, client.generate(**fields), label=label)
 
 
 def finished(client: Client, job: Job, *, label: str) -> Job:
-    """Follow a job to its end with a progress bar. Raises `ClientError` where it fails."""
+    """Follow a job to its end with a progress bar. Raises as `run`."""
+    try:
+        job = _follow(client, job, label)
+    except KeyboardInterrupt:
+        raise JobInterrupted(f"interrupted; job {job.id} {client.cancel(job).status}") from None
+    if job.status != "succeeded":
+        raise JobFailed(job)
+    return job
+
+
+def _follow(client: Client, job: Job, label: str) -> Job:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -52,8 +70,6 @@ def finished(client: Client, job: Job, *, label: str) -> Job:
             job = now
             ahead = f", {job.queue_position} ahead" if job.queue_position else ""
             bar.update(task, completed=job.step, description=f"{label}: {job.status}{ahead}")
-    if job.status != "succeeded":
-        raise JobFailed(job)
     return job
 
 
@@ -76,13 +92,13 @@ def command(declaration: Declaration = GenerateRequest) -> Callable[..., None]:
     """The command, with an argument or option for each declared upload and parameter."""
 
     def generate(
-        out: Path, job_json: Path | None, url: str, key: str | None, **options: Any
+        out: Path, job_json: Path | None, url: str | None, key: str | None, **options: Any
     ) -> None:
         """Generate pictures from image prompts."""
         if not out.parent.is_dir():
             raise typer.BadParameter(f"--out: the folder {out.parent} does not exist")
         options["output_format"] = options["output_format"] or _format(out)
-        with Client(url, key) as client:
+        with connect(url, key) as client:
             job = run(client, options, label=out.name)
             for number, target in enumerate(targets(out, len(job.images))):
                 target.write_bytes(client.picture(job, number))
@@ -115,12 +131,8 @@ _OWN_PARAMETERS: Final = (
         "job_json",
         Annotated[Path | None, typer.Option("--json", help="Write the finished job to this file.")],
     ),
-    _keyword(
-        "url",
-        Annotated[str, typer.Option(envvar="IMAGEPROMPT_URL", help="Address of the service.")],
-        "http://127.0.0.1:8000",
-    ),
-    _keyword("key", Annotated[str | None, typer.Option(envvar="IMAGEPROMPT_KEY", help="API key.")]),
+    _keyword("url", Url),
+    _keyword("key", Key),
 )
 
 

@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from imageprompt import ClientError
 from service import api_keys
 from service.api_keys import ApiKey, Scope
-from service.cli.up import DATA, REDIS_URL
+from service.cli.up import DATA, KEY, REDIS_URL
 from service.core.queue import connect
 from service.core.settings import load_settings
 
@@ -38,17 +38,18 @@ RedisUrl = Annotated[
 ]
 
 
-def _default_url() -> str:
+def _local_url() -> str | None:
+    """Redis of a running `imageprompt up` in this folder, where no setting names another."""
     settings, file = load_settings(), DATA / REDIS_URL
     if "redis_url" not in settings.model_fields_set and file.exists():
         return file.read_text(encoding="utf-8")
-    return settings.redis_url.get_secret_value()
+    return None
 
 
 @contextmanager
 def _redis(url: str | None) -> Iterator[Redis]:
     """A connection. Raises `ClientError` where Redis does not respond."""
-    client = connect(url or _default_url())
+    client = connect(url or _local_url() or load_settings().redis_url.get_secret_value())
     try:
         yield client
     except RedisError as error:
@@ -74,7 +75,11 @@ def create(
     days: Annotated[float | None, typer.Option(min=0, help="Days until it expires.")] = None,
     redis: RedisUrl = None,
 ) -> None:
-    """Create a key and print it as JSON; it cannot be shown again."""
+    """Create a key and print it as JSON; it cannot be shown again.
+
+    The first one of a running `imageprompt up` in this folder is kept beside its data, where the
+    commands of this folder find it.
+    """
     key, record = api_keys.make_key(
         name,
         scopes=tuple(scope or Scope),
@@ -87,6 +92,10 @@ def create(
         api_keys.save(client, record)
     shown = {"key": key, "id": record.id, "webhook_secret": record.webhook_secret}
     typer.echo(json.dumps(shown, indent=2))
+    if redis is None and _local_url() is not None and not (DATA / KEY).exists():
+        (DATA / KEY).touch(mode=0o600)
+        (DATA / KEY).write_text(json.dumps({"id": record.id, "key": key}), encoding="utf-8")
+        typer.echo(f"kept in {DATA / KEY}, where the commands of this folder find it", err=True)
 
 
 @app.command("list")
@@ -134,4 +143,7 @@ def revoke(
     with _redis(redis) as client:
         if not api_keys.revoke(client, key_id):
             raise ClientError(f"there is no key {key_id!r}; see `imageprompt keys list`")
+    kept = DATA / KEY
+    if kept.exists() and json.loads(kept.read_text(encoding="utf-8"))["id"] == key_id:
+        kept.unlink()
     typer.echo(f"revoked {key_id}")

@@ -1,6 +1,7 @@
 """`imageprompt`: the commands. Errors are one line on standard error.
 
-Exit status 0 for success, 2 for wrong usage, 130 after Ctrl-C, 1 for any other error.
+Exit status 0 for success, 2 for wrong usage, 130 after Ctrl-C, 1 for any other error. After Ctrl-C
+a job that was submitted is canceled.
 """
 
 import sys
@@ -11,10 +12,13 @@ import typer
 from rich.console import Console
 
 from imageprompt import ClientError, Unavailable
+from service import __version__
 from service.cli import again as again_command
 from service.cli import demo as demo_command
 from service.cli import generate as generate_command
+from service.cli import jobs as job_commands
 from service.cli import keys as keys_command
+from service.cli.generate import JobInterrupted
 from service.cli.processes import RedisServerError
 from service.cli.up import DATA, StartError, running
 from service.core.errors import ConfigurationError
@@ -26,13 +30,31 @@ app = typer.Typer(
     name="imageprompt",
     help="Generate pictures from pictures: an image-prompt service and its client.",
     add_completion=False,
-    no_args_is_help=False,
     pretty_exceptions_enable=False,
+    epilog=(
+        "Exit status: 0 for success, 2 for wrong usage, 130 after Ctrl-C (a submitted job is "
+        "canceled), 1 for any other error."
+    ),
 )
 app.command("generate")(generate_command.command())
 app.command("again")(again_command.again)
 app.command("demo")(demo_command.demo)
+for job_command in (job_commands.jobs, job_commands.show, job_commands.cancel, job_commands.delete):
+    app.command()(job_command)
 app.add_typer(keys_command.app, name="keys")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Generate pictures from pictures: an image-prompt service and its client."""
+    if version:
+        typer.echo(f"imageprompt {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
@@ -69,6 +91,8 @@ def main() -> None:
         _fail(f"{error}; {advice}", 1)
     except (ClientError, ConfigurationError, StartError, RedisServerError) as error:
         _fail(str(error), 1)
+    except JobInterrupted as interrupt:
+        _fail(str(interrupt), 130)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     sys.exit(status or 0)

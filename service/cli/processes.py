@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final, Literal
 
@@ -53,10 +54,12 @@ def free_port() -> int:
 def spawn(
     command: Sequence[str],
     *,
-    log: Path,
+    log: Path | int | None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own, both outputs appended to `log`.
+
+    `log` may also be `subprocess.PIPE`, or None for the outputs of this process.
 
     A session of its own keeps Ctrl-C in a terminal with the parent, which ends its children in
     order. On Linux the kernel kills the child when the thread that called this ends, so that a
@@ -70,12 +73,12 @@ def spawn(
             if os.getppid() != parent:
                 os._exit(1)
 
-    with log.open("ab") as output:
+    with log.open("ab") if isinstance(log, Path) else nullcontext(log) as output:
         return subprocess.Popen(  # noqa: S603  the command is ours, never a client's
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=None if output is None else subprocess.STDOUT,
             env=environment,
             start_new_session=True,
             preexec_fn=die_with_parent,  # noqa: PLW1509  two system calls, no lock is taken
@@ -159,8 +162,8 @@ class RedisServer:
         """Whether the process has been started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
-    def spawn(self) -> subprocess.Popen[bytes]:
-        """Start the process without waiting for it."""
+    def spawn(self, *, piped: bool = False) -> subprocess.Popen[bytes]:
+        """Start the process without waiting for it; its output goes to `log`, or to a pipe."""
         binary = find_binary()
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "redis.conf"
@@ -177,7 +180,8 @@ class RedisServer:
         if self._password:
             lines.append(f"requirepass {self._password}")
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        self._process = spawn([binary, str(config.resolve())], log=self.log)
+        log = subprocess.PIPE if piped else self.log
+        self._process = spawn([binary, str(config.resolve())], log=log)
         return self._process
 
     @property

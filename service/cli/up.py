@@ -6,18 +6,22 @@ None outlives the parent, even if that is killed with SIGKILL (see `processes.sp
 
 import fcntl
 import json
+import logging
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import httpx
 from rich.console import Console
@@ -30,9 +34,18 @@ DATA: Final = Path("data")
 """Default folder of all data and logs."""
 REDIS_URL: Final = "redis.url"
 """File in it with the URL of Redis, whose password changes with every start."""
+API_URL: Final = "api.url"
+"""File in it with the address of the running API."""
+KEY: Final = "key.json"
+"""File in it with the first API key, for the commands of this folder."""
+LOG_BYTES: Final = 10 * 2**20
+OLD_LOGS: Final = 3
+"""A log that has `LOG_BYTES` is renamed; so many of the older ones are kept."""
 START_SECONDS: Final = 900.0
 """How long models may take to load and warm up."""
 POLL_SECONDS: Final = 0.1
+READ_SECONDS: Final = 5.0
+"""How long an ended process' last lines are waited for."""
 READY_POLL_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
 STABLE_SECONDS: Final = 60.0
@@ -54,11 +67,13 @@ class Child:
     name: str
     log: Path
     start: Callable[[], subprocess.Popen[bytes]]
+    """The process, with its output in a pipe."""
     grace_seconds: float
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     start_at: float = 0.0
     pause_seconds: float = field(default=0.5)
+    reader: threading.Thread | None = None
 
     def ensure(self, console: Console) -> None:
         """Start the process if it is not running, after a growing pause if it keeps ending.
@@ -67,6 +82,8 @@ class Child:
         """
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
+            if self.reader is not None:
+                self.reader.join(READ_SECONDS)
             if self.process.returncode == CONFIGURATION_WRONG:
                 raise StartError(f"{self.name}: {self.last_log_line()} (log: {self.log})")
             console.print(
@@ -79,6 +96,9 @@ class Child:
             self.pause_seconds = min(2 * self.pause_seconds, LONGEST_PAUSE_SECONDS)
         if self.process is None and now >= self.start_at:
             self.process, self.started_at = self.start(), now
+            arguments = (self.process.stdout, self.log, console)
+            self.reader = threading.Thread(target=_keep_log, args=arguments, daemon=True)
+            self.reader.start()
 
     def last_log_line(self) -> str:
         """The cause or stage of the last structured log line, else the last line itself."""
@@ -91,6 +111,38 @@ class Child:
             if isinstance(entry, dict) and (text := entry.get("cause") or entry.get("stage")):
                 return str(text)
         return lines[-1] if lines else ""
+
+
+def _keep_log(output: IO[bytes], log: Path, console: Console) -> None:
+    """Write a process' output to its log, and one line about each job that ends to the terminal."""
+    writer = RotatingFileHandler(log, maxBytes=LOG_BYTES, backupCount=OLD_LOGS, encoding="utf-8")
+    with closing(writer), output:
+        for line in output:
+            text = line.decode("utf-8", errors="replace").rstrip("\n")
+            writer.emit(logging.makeLogRecord({"msg": text}))
+            about = _about_job(text)
+            if about is not None:
+                console.print(about, highlight=False, markup=False, soft_wrap=True)
+
+
+def _about_job(line: str) -> str | None:
+    """What a log line says of a job that has ended or was put off."""
+    if '"job ' not in line:
+        return None
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    event = entry.get("event") if isinstance(entry, dict) else None
+    match event:
+        case "job succeeded":
+            return f"{entry['job_id']}  succeeded in {entry['total_seconds']:.1f} s"
+        case "job failed" | "job rejected":
+            return f"{entry.get('job_id')}  failed: {entry.get('detail') or entry.get('cause')}"
+        case "job handed back":
+            return f"{entry['job_id']}  requeued"
+        case _:
+            return None
 
 
 class AllInOne:
@@ -122,6 +174,8 @@ class AllInOne:
         self.redis_url_file = data / REDIS_URL
         self.redis_url_file.touch(mode=0o600)
         self.redis_url_file.write_text(redis.url, encoding="utf-8")
+        self._api_url_file = data / API_URL
+        self._api_url_file.write_text(self.url, encoding="utf-8")
         environment = {
             **os.environ,
             "IMAGEPROMPT_HOST": HOST,
@@ -132,18 +186,17 @@ class AllInOne:
         drain = float(environment.setdefault("IMAGEPROMPT_DRAIN_SECONDS", str(DRAIN_SECONDS)))
         grace = float(environment.setdefault("IMAGEPROMPT_GRACE_SECONDS", str(API_GRACE_SECONDS)))
 
-        def module(name: str, log: Path) -> Callable[[], subprocess.Popen[bytes]]:
+        def module(name: str) -> Callable[[], subprocess.Popen[bytes]]:
             return lambda: processes.spawn(
                 [sys.executable, "-m", name],
-                log=log,
+                log=subprocess.PIPE,
                 environment=environment | {"IMAGEPROMPT_WORKER_METRICS_PORT": "0"},
             )
 
-        self._redis = Child("redis", redis.log, redis.spawn, grace_seconds=15)
-        log = logs / "api.log"
-        self._api = Child("api", log, module("service", log), grace + 20)
+        self._redis = Child("redis", redis.log, partial(redis.spawn, piped=True), grace_seconds=15)
+        self._api = Child("api", logs / "api.log", module("service"), grace + 20)
         self._workers = [
-            Child(name, logs / f"{name}.log", module("workers", logs / f"{name}.log"), drain + 30)
+            Child(name, logs / f"{name}.log", module("workers"), drain + 30)
             for name in (f"worker-{number}" for number in range(1, workers + 1))
         ]
 
@@ -196,7 +249,8 @@ class AllInOne:
                 _wait(worker.process, worker.grace_seconds)
         if self._redis.process is not None:
             processes.end(self._redis.process, grace_seconds=self._redis.grace_seconds)
-        self.redis_url_file.unlink(missing_ok=True)
+        for file in (self.redis_url_file, self._api_url_file):
+            file.unlink(missing_ok=True)
 
     def _signal_workers(self) -> None:
         for worker in self._workers:

@@ -70,7 +70,7 @@ class JobWarning(_StoredModel):
     """Something that was done otherwise than the client may have expected."""
 
     code: str
-    """Stable, for programs: `prompt-truncated`, `window-without-step`."""
+    """Stable, for programs; docs/api.md lists them."""
     message: str
 
 

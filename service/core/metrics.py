@@ -1,13 +1,26 @@
 """Prometheus metrics of both sides, with the field's names and units. Low cardinality only.
 
 Every process builds its own `CollectorRegistry` and exposes it on its own port, so several
-workers never share a counter.
+workers never share a counter. API processes that share a port expose the sum of all.
 """
 
+import os
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from service import __version__
 from service.core.job import Status
@@ -47,9 +60,50 @@ class Ends:
 def describe_process(registry: CollectorRegistry) -> None:
     """Expose the process itself: memory, CPU time, open files, start time, and the version."""
     ProcessCollector(registry=registry)
+    _describe_build(registry)
+
+
+def _describe_build(registry: CollectorRegistry) -> None:
     Info("imageprompt_build", "Version of the program.", registry=registry).info(
         {"version": __version__, "python": platform.python_version()}
     )
+
+
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""prometheus_client's own variable: where processes that share a port count."""
+
+
+class _AllProcesses(Collector):
+    """What all processes that count in a folder have counted, and what they use together."""
+
+    def __init__(self, folder: str, *, left_out: Collection[str]) -> None:
+        self._folder = folder
+        self._left_out = left_out
+
+    def collect(self) -> Iterable[Metric]:
+        """See `prometheus_client.registry.Collector`."""
+        counted = MultiProcessCollector(None, self._folder)  # type: ignore[no-untyped-call]  # upstream's
+        for family in counted.collect():  # type: ignore[no-untyped-call]  # upstream's
+            if family.name not in self._left_out:
+                yield family
+        yield from self._used()
+
+    def _used(self) -> Iterable[Metric]:
+        found: dict[str, Metric] = {}
+        for pid in {path.stem.rpartition("_")[2] for path in Path(self._folder).glob("*.db")}:
+            for family in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]  # a default binds it
+                before = found.setdefault(family.name, family)
+                if before is not family:
+                    combine = min if family.name == "process_start_time_seconds" else _sum
+                    before.samples = [
+                        one._replace(value=combine(one.value, more.value))
+                        for one, more in zip(before.samples, family.samples, strict=True)
+                    ]
+        return found.values()
+
+
+def _sum(one: float, more: float) -> float:
+    return one + more
 
 
 class ApiMetrics:
@@ -96,6 +150,7 @@ class ApiMetrics:
         self.storage_ready = Gauge(
             "imageprompt_storage_ready",
             "1 when the storage took an object and returned it.",
+            multiprocess_mode="mostrecent",
             registry=self.registry,
         )
         self.redis_memory = Gauge(
@@ -121,6 +176,7 @@ class ApiMetrics:
         self.api_keys_missing = Gauge(
             "imageprompt_api_keys_missing",
             "1 where there have been API keys and Redis has none, though none was revoked.",
+            multiprocess_mode="mostrecent",
             registry=self.registry,
         )
         self.webhook_outbox = Gauge(
@@ -148,6 +204,17 @@ class ApiMetrics:
             "Warm workers with a recent heartbeat.",
             registry=self.redis_registry,
         )
+
+    def render(self) -> bytes:
+        """The text of all that is not read from Redis: of all processes that share a port."""
+        folder = os.environ.get(METRICS_FOLDER)
+        if folder is None:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        _describe_build(together)
+        from_redis = {family.name for family in self.redis_registry.collect()}
+        together.register(_AllProcesses(folder, left_out=from_redis))
+        return generate_latest(together)
 
     def start_at_zero(self, models: Collection[str]) -> None:
         """Expose the counters of these models before their first job."""

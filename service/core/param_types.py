@@ -8,6 +8,7 @@ from pydantic_core import core_schema
 
 MAX_IMAGES_PER_JOB: Final = 4
 MAX_CONTROL_MAPS: Final = 4
+MAX_SEED: Final = 2**32 - 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ObjectKey = Annotated[str, Field(pattern=r"^[a-z]+/[0-9a-z-]{1,64}/[0-9a-z.-]{1,64}$")]
@@ -126,7 +127,8 @@ class StoredUpload(StoredRecord):
     sha256: Sha256
     """Of the file as uploaded."""
     pixels_sha256: Sha256
-    """Of size and RGB pixels; caches of embeddings are keyed by it."""
+    """Of the file as stored: equal ones have equal pixels, so caches of embeddings are keyed by it.
+    Releases before hashed the pixels themselves."""
     width: int
     height: int
 
@@ -150,12 +152,26 @@ class Control(StoredUpload):
 
 
 Value = TypeVar("Value")
+UploadT = TypeVar("UploadT", bound=StoredUpload)
 
 
-def spread(values: tuple[Value, ...], count: int, default: Value) -> tuple[Value, ...]:
+def spread(values: tuple[Value, ...], default: Value, count: int) -> tuple[Value, ...]:
     """One value for each of `count` files: a single one stands for all, none for the default."""
     values = values or (default,)
     return values * count if len(values) == 1 else values
+
+
+def joined(
+    kind: type[UploadT],
+    uploads: tuple[StoredUpload, ...],
+    **columns: tuple[tuple[Any, ...], Any],
+) -> tuple[UploadT, ...]:
+    """One record for each upload, with its value of each column; see `spread` for defaults."""
+    values = [spread(*column, len(uploads)) for column in columns.values()]
+    return tuple(
+        kind(**dict(upload), **dict(zip(columns, row, strict=True)))
+        for upload, *row in zip(uploads, *values, strict=True)
+    )
 
 
 def read_version_1(record: Any) -> Any:

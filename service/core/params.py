@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from service.core.param_types import (
     MAX_CONTROL_MAPS,
     MAX_IMAGES_PER_JOB,
+    MAX_SEED,
     Control,
     Crop,
     HttpsUrl,
@@ -29,6 +30,7 @@ from service.core.param_types import (
     SigmaSchedule,
     StoredRecord,
     StoredUpload,
+    joined,
     read_version_1,
     spread,
 )
@@ -45,10 +47,7 @@ from service.core.upload_kind import UploadKind
 
 
 class GenerateRequest(StoredRecord):
-    """Every parameter of a job by the names of the form, with all defaults filled in.
-
-    Picture i of a job uses `seed + i`.
-    """
+    """Every parameter of a job by the names of the form, with all defaults filled in."""
 
     image: Annotated[
         tuple[StoredUpload, ...],
@@ -93,10 +92,18 @@ class GenerateRequest(StoredRecord):
         Field(description="What the pictures should not look like."),
     ] = ()
     prompt: Annotated[
-        str, Public(), Field(max_length=2000, examples=["a watercolour, soft light"])
+        str,
+        Public(),
+        Field(
+            max_length=2000,
+            description="What to show. A blank text counts as none.",
+            examples=["a watercolour, soft light"],
+        ),
     ] = ""
     negative_prompt: Annotated[
-        str, Public(), Field(max_length=2000, examples=["blurry, low quality"])
+        str,
+        Public(),
+        Field(max_length=2000, description="What not to show.", examples=["blurry"]),
     ] = ""
     lora: Annotated[
         tuple[LoraChoice, ...],
@@ -121,7 +128,7 @@ class GenerateRequest(StoredRecord):
         OnlyWith("init_image"),
         Computed(),
         Public(),
-        Field(description="Share of the steps that run; 0.6 by default, 1 with a mask."),
+        Field(description="Share of the steps, rounded down to whole ones; 0.6, or 1 with a mask."),
     ] = 1.0
     mask_image: Annotated[
         tuple[StoredUpload, ...],
@@ -301,21 +308,19 @@ class GenerateRequest(StoredRecord):
         Public(),
         Field(
             ge=0,
-            le=2**32 - 1,
-            description="Random by default, and returned. Picture i of a job uses seed + i.",
+            le=MAX_SEED,
+            description="Random by default. Picture i uses seed + i, in the range as well.",
             examples=[7],
         ),
     ]
-    num_images: Annotated[int, Public(), Field(ge=1, le=MAX_IMAGES_PER_JOB)] = 1
+    num_images: Annotated[
+        int, Public(), Field(ge=1, le=MAX_IMAGES_PER_JOB, description="How many pictures.")
+    ] = 1
     output_format: Annotated[
         OutputFormat,
         Computed(),
         Public(),
-        Field(
-            description="png by default, or what `Accept` asks for where the answer is the "
-            "picture.",
-            examples=["png"],
-        ),
+        Field(description="png by default, or what `Accept` asks for.", examples=["png"]),
     ] = OutputFormat.PNG
     deterministic: Annotated[
         bool,
@@ -338,14 +343,12 @@ class GenerateRequest(StoredRecord):
     @property
     def images(self) -> tuple[ImagePrompt, ...]:
         """The image prompts, each with its weight, adapter and mask."""
-        count = len(self.image)
-        adapters = spread(self.image_adapter, count, self.adapter)
-        masks = self.image_mask or (None,) * count
-        return tuple(
-            ImagePrompt(**dict(one), weight=weight, adapter=adapter, mask=mask)
-            for one, weight, adapter, mask in zip(
-                self.image, self.image_weights, adapters, masks, strict=True
-            )
+        return joined(
+            ImagePrompt,
+            self.image,
+            weight=(self.image_weights, 1.0),
+            adapter=(self.image_adapter, self.adapter),
+            mask=(self.image_mask, None),
         )
 
     @property
@@ -358,23 +361,19 @@ class GenerateRequest(StoredRecord):
     def ip_scales(self) -> dict[str, float]:
         """The adapters in use, in order of their first image, and the strength of each."""
         adapters = list(dict.fromkeys(image.adapter for image in self.images))
-        return dict(zip(adapters, spread(self.ip_scale, len(adapters), 1.0), strict=True))
+        return dict(zip(adapters, spread(self.ip_scale, 1.0, len(adapters)), strict=True))
 
     @property
     def controls(self) -> tuple[Control, ...]:
         """The control maps with their parameters."""
-        count = len(self.control_image)
-        return tuple(
-            Control(**dict(one), type=name, scale=scale, start=start, end=end, preprocess=made_by)
-            for one, name, scale, start, end, made_by in zip(
-                self.control_image,
-                spread(self.control_type, count, ""),
-                spread(self.control_scale, count, 1.0),
-                spread(self.control_start, count, 0.0),
-                spread(self.control_end, count, 1.0),
-                spread(self.control_preprocess, count, Preprocessor.NONE),
-                strict=True,
-            )
+        return joined(
+            Control,
+            self.control_image,
+            type=(self.control_type, ""),
+            scale=(self.control_scale, 1.0),
+            start=(self.control_start, 0.0),
+            end=(self.control_end, 1.0),
+            preprocess=(self.control_preprocess, Preprocessor.NONE),
         )
 
     @property

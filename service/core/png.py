@@ -8,8 +8,8 @@ Pillow's own writer at the same size.
 import io
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import IO, Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
 from isal import isal_zlib
 from PIL import Image, ImageChops
@@ -53,24 +53,26 @@ def strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
         yield 0, top, width, min(top + rows, height)
 
 
-def write(out: IO[bytes], image: Image.Image, *, chunks: Iterable[bytes] = ()) -> None:
-    """Write an RGB picture to `out`, with further chunks before its pixels."""
-    out.write(SIGNATURE)
-    out.write(chunk(b"IHDR", struct.pack(">II", *image.size) + _EIGHT_BIT_RGB))
+def write(
+    put: Callable[[bytes], object], image: Image.Image, *, chunks: Iterable[bytes] = ()
+) -> None:
+    """Hand the file of an RGB picture to `put` in pieces, with further chunks before its pixels."""
+    put(SIGNATURE)
+    put(chunk(b"IHDR", struct.pack(">II", *image.size) + _EIGHT_BIT_RGB))
     for extra in chunks:
-        out.write(extra)
+        put(extra)
     deflate = isal_zlib.compressobj(_LEVEL)
     for box in strips(image.size):
         if data := deflate.compress(_filtered(image, box)):
-            out.write(chunk(b"IDAT", data))
-    out.write(chunk(b"IDAT", deflate.flush()))
-    out.write(chunk(b"IEND", b""))
+            put(chunk(b"IDAT", data))
+    put(chunk(b"IDAT", deflate.flush()))
+    put(chunk(b"IEND", b""))
 
 
 def encode(image: Image.Image, *, chunks: Iterable[bytes] = ()) -> bytes:
     """The PNG file of an RGB picture."""
     out = io.BytesIO()
-    write(out, image, chunks=chunks)
+    write(out.write, image, chunks=chunks)
     return out.getvalue()
 
 

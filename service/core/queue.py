@@ -51,11 +51,12 @@ def enqueue(
     *,
     most: int = -1,
     also: Callable[[Any], None] | None = None,
-) -> bool:
+) -> int:
     """Write the record, whatever `also` adds to the pipeline, and the RQ job in one transaction.
 
-    Either all of it is there afterwards or none. `False` where `most` jobs wait already; nothing
-    is written then, and however many come at once, no more get in. Raises `redis.RedisError`.
+    Either all of it is there afterwards or none. Returns how many jobs wait then. 0 where `most`
+    jobs waited already; nothing is written then, and however many come at once, no more get in.
+    Raises `redis.RedisError`.
     """
     with queue.connection.pipeline(transaction=True) as pipeline:
         # RQ comes first: it opens the transaction, and refuses a pipeline with commands in it.
@@ -78,7 +79,8 @@ def enqueue(
     script = queue.connection.register_script(redis_keys.load_script("queue_enqueue"))
     keys = [key for _, key, *_ in commands]
     words = [word for name, _, *rest in commands for word in (len(rest) + 1, name, *rest)]
-    return bool(script(keys=[queue.key, *keys], args=[most, *words]))
+    waiting: Any = script(keys=[queue.key, *keys], args=[most, *words])
+    return int(waiting)
 
 
 def forget(queue: Queue, job_id: str) -> None:

@@ -6,6 +6,7 @@ it.
 """
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,16 @@ def rate(owner: str) -> str:
 def idempotency(owner: str, digest: str) -> str:
     """Hash: which job an owner's Idempotency-Key (by its SHA-256) stands for."""
     return f"{PREFIX}idempotency:{owner}:{digest}"
+
+
+def file(file_id: str) -> str:
+    """String with a time to live: the record of a file that a later request may use."""
+    return f"{PREFIX}file:{file_id}"
+
+
+def owner_files(share: str) -> str:
+    """Sorted set: ids of one caller's files by when they were uploaded."""
+    return f"{PREFIX}files:{share}"
 
 
 def worker(name: str) -> str:
@@ -89,9 +100,18 @@ WORKERS = f"{PREFIX}workers"
 """Sorted set: names of registered workers by the time of their last heartbeat."""
 
 
+FILES_FOLDER: Final = "files"
+"""Folder in the storage of files that later requests may use."""
+
+
 def upload(job_id: str, name: str) -> str:
     """Storage key of one upload of a job, `name` without a folder."""
     return f"uploads/{job_id}/{name}"
+
+
+def stored_file(file_id: str) -> str:
+    """Storage key of a file that a later request may use."""
+    return f"{FILES_FOLDER}/{file_id}/content"
 
 
 def result(job_id: str, name: str) -> str:
@@ -102,6 +122,7 @@ def result(job_id: str, name: str) -> str:
 FOLDER: Final = Path(__file__).parent / "lua"
 
 
+@cache
 def load_script(name: str) -> str:
     """The text of one script, for `redis.register_script`."""
     text = (FOLDER / f"{name}.lua").read_text("utf-8")

@@ -212,6 +212,15 @@ def _checked(read: Callable[[], BaseModel]) -> BaseModel:
     raise InvalidField.of(*wrong.values())
 
 
+def values_of(declaration: Declaration, sent: BaseModel) -> dict[str, Any]:
+    """What was sent of the parameters of `declaration`, in a model that has others beside them."""
+    return {
+        name: value
+        for name in parameters(declaration)
+        if name in sent.model_fields_set and (value := getattr(sent, name)) is not None
+    }
+
+
 def fill_in(
     declaration: Declaration,
     sent: Mapping[str, Any],
@@ -228,10 +237,12 @@ def fill_in(
     values, wrong = dict(sent), list(_wrong_files(declaration, files))
     if requires_files:
         wrong += _missing_files(declaration, files)
+    with_upload, per_file = marked(declaration, OnlyWith), marked(declaration, OnePerFile)
+    all_computed, of_model = marked(declaration, Computed), marked(declaration, ModelDefault)
     for name, field in parameters(declaration).items():
-        value, only, each = sent[name], marker(field, OnlyWith), marker(field, OnePerFile)
+        value, only, each = sent[name], with_upload.get(name), per_file.get(name)
         upload = only.upload if only else each.upload if each else None
-        computed = marker(field, Computed) is not None
+        computed = name in all_computed
         if upload is not None and not files.get(upload):
             values[name] = field.get_default() if only else ()
             if value is not None:
@@ -244,7 +255,7 @@ def fill_in(
                 wrong.append(FieldError(name, message))
         elif value is None and only is not None and not computed:
             values[name] = only.default
-        elif value is None and marker(field, ModelDefault) is not None:
+        elif value is None and name in of_model:
             values[name] = getattr(model_defaults, name)
     return values, wrong
 

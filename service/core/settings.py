@@ -20,6 +20,7 @@ from pydantic import (
     IPvAnyNetwork,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -125,6 +126,12 @@ class Settings(BaseSettings):
     """How long a signed URL of a picture or of events is valid at least, and at most twice as
     long. Jobs of API keys have them; jobs of anonymous callers need none."""
 
+    input_urls: bool = False
+    """Whether requests may name their files by https URLs, which the API then fetches: of public
+    addresses, within the limits of uploads."""
+    input_networks: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_listed)] = ()
+    """Networks that are not public and from which files may be fetched nevertheless."""
+
     # How clients reach it
     public_url: str | None = None
     """URL under which clients reach the service, with the path prefix if there is one. Without it
@@ -155,6 +162,9 @@ class Settings(BaseSettings):
     admin_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Port for docs, metrics and health alone; without it they are on `port`."""
     admin_host: str = "127.0.0.1"
+    api_processes: Annotated[int, Field(gt=0, le=64)] = 1
+    """API processes that share `port`: one for each core that is to serve HTTP. Limits of
+    connections, event streams and bodies are those of each. Their metrics add up."""
     page: bool = True
     """Whether the web page is served at `/`; the API is the same without it."""
 
@@ -207,6 +217,13 @@ class Settings(BaseSettings):
     # Logs
     log_level: str = "INFO"
     log_format: LogFormat = LogFormat.JSON
+
+    @field_validator("api_processes")
+    @classmethod
+    def _share_a_port(cls, count: int, info: ValidationInfo) -> int:
+        if count > 1 and 0 in (info.data.get("port"), info.data.get("admin_port")):
+            raise ValueError("several processes need a port that is not 0")
+        return count
 
     @field_validator("bootstrap_key")
     @classmethod

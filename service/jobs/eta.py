@@ -27,6 +27,8 @@ STEPS_PER_OBSERVATION: Final = 3
 """The pace is measured over this many steps of a job; over fewer it would be noise."""
 UNKNOWN_SECONDS: Final = 30.0
 """`Retry-After` of a full queue while nothing is known."""
+SHORT_QUEUE: Final = 32
+"""So many waiting jobs are read and simulated anew for one that has come since."""
 SIMULATED: Final = 2000
 """Waiting jobs whose ends are simulated one by one; those behind them are extrapolated."""
 _JOBS_CACHED: Final = 20_000
@@ -164,10 +166,14 @@ class Snapshot:
     """Until the last simulated job ends."""
 
     def extrapolated(self, ahead: int | None) -> float | None:
-        """Seconds until a job ends that is behind the simulated ones; `None` while unknown."""
-        if ahead is None or ahead < SIMULATED or not self.seconds_to_end:
+        """Seconds until a job ends that came since, or is behind the simulated ones.
+
+        `None` while unknown.
+        """
+        simulated = min(self.waiting, SIMULATED)
+        if ahead is None or not simulated or not self.seconds_to_end:
             return None
-        return self.horizon_seconds * (ahead + 1) / SIMULATED
+        return self.horizon_seconds * (ahead + 1) / simulated
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +222,7 @@ class Estimates:
     async def seconds_left(self, job_id: str, created_at: float, ahead: int | None) -> float | None:
         """As `eta_seconds`, of a job that has not ended."""
         snapshot = await self.snapshot()
-        if job_id not in snapshot.seconds_to_end and (ahead or 0) < SIMULATED:
+        if job_id not in snapshot.seconds_to_end and snapshot.waiting <= SHORT_QUEUE:
             snapshot = await self.snapshot(after=created_at)
         seconds = snapshot.seconds_to_end.get(job_id)
         if seconds is None:
@@ -267,11 +273,12 @@ class Estimates:
     async def _take(self, now: float) -> Snapshot:
         ready = [presence for presence in await self.presences() if presence.ready]
         async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.lrange(self._list, 0, SIMULATED - 1)
+            pipeline.lrange(self._list, 0, SIMULATED - 1 if ready else 0)
             pipeline.llen(self._list)
             pipeline.lrange(self._dequeued, 0, -1)
             pipeline.zrange(self._running, 0, -1)
             waiting, length, dequeued, running = await pipeline.execute()
+        listed = len(waiting)
         held = list(dict.fromkeys([*(name.partition(":")[0] for name in running), *dequeued]))
         known = set(held)
         waiting = [job_id for job_id in waiting if job_id not in known]
@@ -299,7 +306,7 @@ class Estimates:
             at=now,
             seconds_to_end=ends,
             workers_ready=len(ready),
-            waiting=length if length > SIMULATED else len(waiting),
+            waiting=length if length > listed else len(waiting),
             running=len(held),
             oldest_created_at=_number(oldest) if oldest else None,
             horizon_seconds=max(ends.values(), default=0.0),

@@ -22,6 +22,8 @@ from service.core.job import EventName, Status
 from service.fair_share import FairShare
 
 BLOCK_SECONDS: Final = 2.0
+WAIT_PAUSE_SECONDS: Final = 0.1
+"""A request that waits for the end of a job does not read each of its steps by itself."""
 LEAST_SLOTS: Final = 2
 """Of one owner and of one job, as long as any are free."""
 FIRST: Final = "0-0"
@@ -105,9 +107,12 @@ class EventStreams:
         except RedisError:
             return False
 
-    async def events(self, job_id: str, after: str = FIRST) -> AsyncIterator[Event | None]:
+    async def events(
+        self, job_id: str, after: str = FIRST, *, pause_seconds: float = 0.0
+    ) -> AsyncIterator[Event | None]:
         """Every event after the one with id `after`, up to `done`; `None` as a heartbeat.
 
+        After some events there is a pause, so that those of the meantime are read together.
         Ends without `done` where that is not to come (`is_over`), and when the process shuts down;
         reconnects while Redis is unavailable.
         """
@@ -131,6 +136,7 @@ class EventStreams:
                 yield Event(event_id, fields["event"], fields["data"])
                 if fields["event"] == EventName.DONE:
                     return
+            await asyncio.sleep(pause_seconds)
 
     async def wait(self, job_id: str, seconds: float, *, owner: str) -> bool | None:
         """Wait at most `seconds` for the end of the job; whether it came.
@@ -152,13 +158,16 @@ class EventStreams:
         owner: str,
         after: str = FIRST,
     ) -> bool | None:
-        """As `wait`, until `is_over` says so of an event after `after`, or of a heartbeat."""
+        """As `wait`, until `is_over` says so: at once, of an event after `after`, a heartbeat."""
         with self.subscriber_slot(owner, job_id) as has_slot:
             if not has_slot:
                 return None
             try:
                 async with asyncio.timeout(seconds):
-                    async for event in self.events(job_id, after):
+                    if await is_over(None):
+                        return True
+                    pause = WAIT_PAUSE_SECONDS
+                    async for event in self.events(job_id, after, pause_seconds=pause):
                         if await is_over(event):
                             return True
             except TimeoutError:

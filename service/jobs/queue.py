@@ -1,5 +1,6 @@
 """The queue as the API uses it: bounded, with an estimate of when it accepts jobs again."""
 
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -17,10 +18,16 @@ from service.core.job import Job
 from service.core.queue import enqueue, forget
 from service.core.transitions import Transitions
 from service.jobs.eta import Estimates
+from service.jobs.store import FoundJob
 from service.periodic import RedisMonitor
 from service.problems import UNAVAILABLE_RETRY_SECONDS
 
 OVERDUE_PER_STEP: Final = 500
+COUNTED_SECONDS: Final = 1.0
+"""So long a queue that is not half full counts as not full. A job is never queued beyond the limit:
+the transaction counts again."""
+LEAST_ROOM: Final = 100
+"""A queue with less room is counted for each request."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -44,11 +51,14 @@ class JobQueue:
         self._estimates = estimates
         self._server = server
         self._max_jobs = max_jobs
+        self._ahead_seconds = 0.0
+        """Of Redis' clock, less this process's."""
+        self._roomy_until = 0.0
+        """Until then the queue is not counted again."""
 
-    async def now(self) -> float:
-        """Redis' time (epoch), by which deadlines and expiry go."""
-        seconds, microseconds = await self._redis.time()
-        return float(seconds + microseconds / 1e6)
+    def now(self) -> float:
+        """Redis' time (epoch), by which deadlines and expiry go; `check_capacity` has read it."""
+        return time.monotonic() + self._ahead_seconds
 
     async def check_capacity(self) -> None:
         """Refuse early, before a body is read that could not be used.
@@ -62,12 +72,24 @@ class JobQueue:
                 f"{unfit}; no new jobs are accepted",
                 retry_after_seconds=UNAVAILABLE_RETRY_SECONDS,
             )
-        if await self._redis.llen(self._queue.key) >= self._max_jobs:
+        if time.monotonic() < self._roomy_until:
+            return
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.llen(self._queue.key)
+            pipeline.time()
+            waiting, (seconds, microseconds) = await pipeline.execute()
+        self._ahead_seconds = seconds + microseconds / 1e6 - time.monotonic()
+        if waiting < self._max_jobs // 2 and waiting < self._max_jobs - LEAST_ROOM:
+            self._roomy_until = time.monotonic() + COUNTED_SECONDS
+        if waiting >= self._max_jobs:
             raise await self._full()
 
-    async def add(self, job: Job, *, also: Callable[[Any], None], undo: AsyncExitStack) -> None:
+    async def add(
+        self, job: Job, *, also: Callable[[Any], None], undo: AsyncExitStack
+    ) -> FoundJob | None:
         """Write a job's record and queue it, in one transaction with what `also` adds.
 
+        Returns the job as it was queued; `None` where that is to be read first.
         Raises `QueueFull`, or `DependencyUnavailable` where the job may exist nevertheless; then
         `undo` is emptied, so that no job loses its uploads. The sweep deletes leftovers.
         """
@@ -75,7 +97,7 @@ class JobQueue:
             enqueue, self._queue, self._transitions, job, most=self._max_jobs, also=also
         )
         try:
-            queued = await to_thread.run_sync(write)
+            waiting = await to_thread.run_sync(write)
         except RedisError:
             # The response may have been lost after the transaction: then the job is kept.
             kept = undo.pop_all()
@@ -91,8 +113,10 @@ class JobQueue:
             if not queued:
                 await kept.aclose()
                 raise
-        if not queued:  # other jobs came after the first check
+            return None
+        if not waiting:  # other jobs came after the first check
             raise await self._full()
+        return FoundJob(job, waiting - 1)
 
     async def cancel(self, job_id: str) -> None:
         """End a job as canceled unless it is final, and take it out of the queue."""

@@ -1,12 +1,17 @@
 """Waits for jobs and renders them; shared by all routes that answer with one."""
 
+import asyncio
 import hashlib
 import math
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
 
 import structlog
 from anyio import to_thread
+from fastapi import Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from starlette.routing import request_response
 
 from service.core.errors import Busy, Gone, JobUnfinished, NoPictures, NotFound
 from service.core.job import Job, Status, StoredImage
@@ -17,6 +22,23 @@ from service.jobs.views import JobView
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+
+class DirectRoute(APIRoute):
+    """Hands the request and what its path names to its function, and resolves nothing else.
+
+    For the two routes that are called most: dependencies cost as much as all the rest of a poll.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.app = request_response(self._answer)  # Starlette's, which keeps no exit stacks
+
+    async def _answer(self, request: Request) -> Response:
+        response: Response = await self.endpoint(request, **request.path_params)
+        return response
+
+
+T = TypeVar("T")
 MAX_POLL_SECONDS: Final = 30
 MAX_WAIT_SECONDS: Final = 600.0
 """How long a response that cannot name a job is held: the time-out of OpenAI's clients."""
@@ -40,6 +62,23 @@ def is_known(etag: str, if_none_match: str) -> bool:
     """Whether `If-None-Match` names the entity tag; compared weakly (RFC 9110, 13.1.2)."""
     known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
     return not known.isdisjoint({etag.removeprefix("W/"), "*"})
+
+
+async def unless_hung_up(request: Request, waiting: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `waiting`; `None` where the client has disconnected, which ends the wait."""
+
+    async def hang_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, gone = asyncio.ensure_future(waiting), asyncio.ensure_future(hang_up())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 def download_name(job: Job, number: int) -> str:

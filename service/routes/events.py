@@ -1,7 +1,7 @@
 """GET /jobs/{id}/events: a job's events as they happen (server-sent events, WHATWG HTML 9.2)."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -37,7 +37,7 @@ _EVENT_ID: Final = r"^[0-9]{1,19}-[0-9]{1,19}$"
 
 
 @dataclass(frozen=True, slots=True)
-class _Subscription:
+class Subscription:
     """One client that follows one job, and what that takes."""
 
     found: FoundJob
@@ -48,7 +48,7 @@ class _Subscription:
     authenticator: Authenticator
 
 
-async def _subscription(
+async def subscribe(
     caller: MayReadBySignature,
     share: UseShare,
     jobs: UseJobs,
@@ -56,7 +56,7 @@ async def _subscription(
     authenticator: UseAuthenticator,
     show: UseShow,
     job_id: JobId,
-) -> AsyncIterator[_Subscription]:
+) -> AsyncIterator[Subscription]:
     """Hold a subscriber slot until the response has been sent or its client has disconnected."""
     found = await jobs.get(job_id, caller.owner)
     with event_streams.subscriber_slot(share(caller), job_id) as has_slot:
@@ -64,7 +64,7 @@ async def _subscription(
             raise DependencyUnavailable(
                 "Too many event streams are open", retry_after_seconds=BUSY_SECONDS
             )
-        yield _Subscription(found, jobs, event_streams, show, caller, authenticator)
+        yield Subscription(found, jobs, event_streams, show, caller, authenticator)
 
 
 @router.get(
@@ -87,7 +87,7 @@ async def _subscription(
     },
 )
 async def follow_job(
-    subscription: Annotated[_Subscription, Depends(_subscription)],
+    subscription: Annotated[Subscription, Depends(subscribe)],
     last_event_id: Annotated[
         str | None, Header(description="Continue after this event.", pattern=_EVENT_ID)
     ] = None,
@@ -99,37 +99,55 @@ async def follow_job(
         and await subscription.event_streams.is_over(subscription.found.job.id, last_event_id)
     ):
         return Response(status_code=204)  # an EventSource reconnects until it is told so
+    return stream(subscription, last_event_id or FIRST, _frame, _done)
+
+
+def stream(
+    subscription: Subscription,
+    after: str,
+    frame: Callable[[Event], str],
+    done: Callable[[Subscription, str], Awaitable[str]],
+) -> StreamingResponse:
+    """The events of a job after the one with id `after`, each as the text that `frame` makes of it.
+
+    `done` makes the last text, with the id of the last event.
+    """
     return StreamingResponse(
-        _stream(subscription, last_event_id or FIRST),
+        _texts(subscription, after, frame, done),
         media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )
 
 
-async def _stream(subscription: _Subscription, after: str) -> AsyncIterator[str]:
-    job, last = subscription.found.job, after
+async def _texts(
+    subscription: Subscription,
+    after: str,
+    frame: Callable[[Event], str],
+    done: Callable[[Subscription, str], Awaitable[str]],
+) -> AsyncIterator[str]:
+    job_id, last = subscription.found.job.id, after
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
-    if await subscription.event_streams.is_over(job.id, after):
-        yield await _done(subscription, last)
+    if await subscription.event_streams.is_over(job_id, after):
+        yield await done(subscription, last)
         return
     sent_at, is_done = time.monotonic(), False
-    async for event in subscription.event_streams.events(job.id, after):
+    async for event in subscription.event_streams.events(job_id, after):
         if not await _may_go_on(subscription):
             return
         if event is not None:
             last, is_done = event.id, event.name == EventName.DONE
             if not is_done:
-                yield _frame(event)
+                yield frame(event)
         elif time.monotonic() - sent_at < HEARTBEAT_SECONDS:
             continue
         else:
             yield ": heartbeat\n\n"
         sent_at = time.monotonic()
     if is_done or not subscription.event_streams.stopping:
-        yield await _done(subscription, last)
+        yield await done(subscription, last)
 
 
-async def _may_go_on(subscription: _Subscription) -> bool:
+async def _may_go_on(subscription: Subscription) -> bool:
     """Whether the client's API key is still valid; `True` while Redis is unavailable."""
     try:
         return await subscription.authenticator.is_valid(subscription.caller)
@@ -137,7 +155,7 @@ async def _may_go_on(subscription: _Subscription) -> bool:
         return True
 
 
-async def _done(subscription: _Subscription, event_id: str) -> str:
+async def _done(subscription: Subscription, event_id: str) -> str:
     """The last event, with the whole job; empty where the job has been deleted."""
     job = subscription.found.job
     try:

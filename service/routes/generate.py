@@ -5,31 +5,28 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from service.api_keys import Scope
 from service.core.errors import Gone
 from service.core.job import Status
 from service.core.param_types import OutputFormat
 from service.core.params import GenerateRequest
 from service.core.storage import Storage, StorageError
-from service.dependencies import (
-    BaseUrl,
-    MayGenerate,
-    UseEventStreams,
-    UseJobs,
-    UseReceive,
-    UseShare,
-    UseShow,
-    UseStorage,
-    UseSubmit,
-)
+from service.dependencies import Services, authorize, base_url_of, receiving, share_of, submitting
 from service.jobs.store import FoundJob
 from service.jobs.views import JobView
 from service.problems import outcome_if_unavailable
 from service.responses import JOB_EXAMPLE, failures, generate_body, header, success
-from service.routes.answers import download_name, job_response, stored_job, whole_picture
+from service.routes.answers import (
+    DirectRoute,
+    download_name,
+    job_response,
+    stored_job,
+    whole_picture,
+)
 from service.submission.preferences import Accept, Preferences, read_accept, read_prefer
 from service.submission.submit import read_origin
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post(
@@ -85,24 +82,17 @@ router = APIRouter()
         ],
     },
 )
-async def generate(
-    request: Request,
-    caller: MayGenerate,
-    share: UseShare,
-    base_url: BaseUrl,
-    receive: UseReceive,
-    submit: UseSubmit,
-    jobs: UseJobs,
-    event_streams: UseEventStreams,
-    storage: UseStorage,
-    show: UseShow,
-) -> Response:
+async def generate(request: Request) -> Response:
     """Queue a job; with `Prefer: wait`, respond with its result."""
+    services: Services = request.state.services
+    jobs, event_streams, storage = services.jobs, services.event_streams, services.storage
+    caller = await authorize(services.authenticator, request.headers, Scope.GENERATE)
+    share, base_url = share_of(request, caller), base_url_of(request)
     prefer = read_prefer(request.headers.getlist("prefer"))
     accept = read_accept(request.headers.get("accept", ""))
-    waits = bool(prefer.wait_seconds) and event_streams.has_free_slot(share(caller))
-    submission = await submit(
-        receive(GenerateRequest),
+    waits = bool(prefer.wait_seconds) and event_streams.has_free_slot(share)
+    submission = await submitting(services, caller)(
+        receiving(request, caller)(GenerateRequest),
         read_origin(request.headers, base_url, accept if waits else None),
     )
     with outcome_if_unavailable(f"the job is queued as {submission.job_id}"):
@@ -112,12 +102,15 @@ async def generate(
         ended = None
         if waits:
             ended = await event_streams.wait(
-                submission.job_id, float(prefer.wait_seconds or 0), owner=share(caller)
+                submission.job_id, float(prefer.wait_seconds or 0), owner=share
             )
-        found = await stored_job(jobs, submission.job_id, caller.owner)
+        found = None if waits else submission.job
+        found = found or await stored_job(jobs, submission.job_id, caller.owner)
         response = await _picture(storage, found, accept) if ended else None
         if response is None:
-            response = job_response(await show(found), 200 if ended else 202)
+            response = job_response(
+                await services.views.show(found, base=base_url), 200 if ended else 202
+            )
     response.headers.update(submission.headers)
     response.headers["Location"] = f"{base_url}jobs/{submission.job_id}"
     if submission.replayed:

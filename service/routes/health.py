@@ -103,7 +103,7 @@ async def metrics(
         _read_redis(figures, estimates, redis, redis_monitor), _storage_answers(storage_probe)
     )
     figures.storage_ready.set(storage)
-    return Response(generate_latest(figures.registry) + read, media_type=CONTENT_TYPE_LATEST)
+    return Response(figures.render() + read, media_type=CONTENT_TYPE_LATEST)
 
 
 async def _read_redis(

@@ -1,12 +1,10 @@
 """The job resource: get, list, cancel, delete, and its pictures."""
 
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
-from fastapi.routing import APIRoute
 
 from service.api_keys import Scope
 from service.core.errors import NotFound
@@ -25,19 +23,23 @@ from service.dependencies import (
     UseStorage,
     UseTransitions,
     authorize,
+    base_url_of,
     share_of,
 )
 from service.jobs.event_stream import Event
-from service.jobs.store import JobRecord, read_cursor, write_cursor
+from service.jobs.queue import JobQueue
+from service.jobs.store import FoundJob, JobRecord, JobStore, read_cursor, write_cursor
 from service.jobs.views import JobPage, JobView, RenderedJob
 from service.problems import outcome_if_unavailable
 from service.responses import JOB_EXAMPLE, failures, header, success
 from service.routes.answers import (
+    DirectRoute,
     check_size,
     download_name,
     is_known,
     job_response,
     poll_again,
+    unless_hung_up,
     whole_picture,
 )
 from service.submission.preferences import read_prefer
@@ -45,20 +47,7 @@ from service.submission.preferences import read_prefer
 router = APIRouter()
 
 
-class _PollRoute(APIRoute):
-    """Resolves nothing but the path: most requests are polls, and the rest costs as much again."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """See `fastapi.routing.APIRoute`."""
-
-        async def handle(request: Request) -> Response:
-            response: Response = await self.endpoint(request, **request.path_params)
-            return response
-
-        return handle
-
-
-polls = APIRouter(route_class=_PollRoute)
+polls = APIRouter(route_class=DirectRoute)
 JobId = Annotated[str, Path(description="The job's id.")]
 
 
@@ -115,7 +104,7 @@ async def list_jobs(
 async def get_job(request: Request, job_id: JobId) -> Response:
     """The current state of a job."""
     services: Services = request.state.services
-    views, base, headers = services.views, str(request.base_url), request.headers
+    views, base, headers = services.views, base_url_of(request), request.headers
     caller = await authorize(services.authenticator, headers, Scope.READ)
     record = await services.jobs.record(job_id, caller.owner)
     job = await views.render(record, base=base)
@@ -132,11 +121,11 @@ async def get_job(request: Request, job_id: JobId) -> Response:
                 return False
             record = await services.jobs.record(job_id, caller.owner)
             job = await views.render(record, base=base)
-            return _is_awaited(record, job, known) or await request.is_disconnected()
+            return _is_awaited(record, job, known)
 
-        waited = await is_over(None) or await event_streams.wait_until(
-            is_over, job_id, wait_seconds, owner=share_of(request, caller), after=after
-        )
+        owner = share_of(request, caller)
+        held = event_streams.wait_until(is_over, job_id, wait_seconds, owner=owner, after=after)
+        waited = await unless_hung_up(request, held)
         if waited is not None:
             answered["Preference-Applied"] = f"wait={wait_seconds}"
     answered["ETag"] = job.etag
@@ -165,10 +154,15 @@ async def cancel_job(
     caller: MayManage, jobs: UseJobs, queue: UseQueue, show: UseShow, job_id: JobId
 ) -> Response:
     """Cancel a job. A job that has already ended stays as it is."""
-    if not (await jobs.status(job_id, caller.owner)).is_terminal:
+    return job_response(await show(await end_job(jobs, queue, job_id, caller.owner)))
+
+
+async def end_job(jobs: JobStore, queue: JobQueue, job_id: str, owner: str) -> FoundJob:
+    """Cancel a job unless it has ended, and return it. Raises `NotFound` and `Gone`."""
+    if not (await jobs.status(job_id, owner)).is_terminal:
         with outcome_if_unavailable("the job may be canceled; check its status"):
             await queue.cancel(job_id)
-    return job_response(await show(await jobs.get(job_id, caller.owner)))
+    return await jobs.get(job_id, owner)
 
 
 @router.delete(

@@ -20,7 +20,7 @@ from service.core.errors import FieldError, InvalidField, ServiceError
 from service.core.job import EventName, Job, StoredImage
 from service.core.param_types import StoredUpload
 from service.core.params import GenerateRequest
-from service.core.schema import Files, marked, parameters
+from service.core.schema import Files, marked, values_of
 from service.core.storage import Storage
 from service.dependencies import (
     BaseUrl,
@@ -54,6 +54,7 @@ class ImagesRequest(GenerateRequest):
     """A body of OpenAI's images API, with the fields of `POST /generate` beside its own."""
 
     image: Annotated[tuple[StoredUpload, ...], Files(at_most=8)] = ()
+    image_url: Annotated[tuple[StoredUpload, ...], Files(at_most=8)] = ()
     mask: Annotated[tuple[StoredUpload, ...], Files()] = ()
     n: Annotated[int, Field(ge=1, le=4)] = 1
     size: Annotated[str, Field(pattern=r"^(auto|\d{1,5}x\d{1,5})$")] = "auto"
@@ -74,11 +75,7 @@ class ImagesRequest(GenerateRequest):
 def translate(form: Form, sent: BaseModel) -> Form:
     """The form of `POST /generate` that asks for the same. Raises `InvalidField`."""
     asked = {name: getattr(sent, name) for name in sent.model_fields_set}
-    values = {
-        name: value
-        for name, value in asked.items()
-        if name in parameters(GenerateRequest) and value is not None
-    }
+    values = values_of(GenerateRequest, sent)
     if "n" in asked:
         values["num_images"] = asked["n"]
     if asked.get("num_inference_steps") is not None:
@@ -88,6 +85,8 @@ def translate(form: Form, sent: BaseModel) -> Form:
     if asked.get("size", "auto") != "auto":
         values["width"], values["height"] = map(int, asked["size"].split("x"))
     files = dict(form.files)
+    if urls := files.pop("image_url", None):
+        files["image"] = [*files.get("image", ()), *urls]
     masks = files.pop("mask", None)
     if masks is not None:
         if "mask_image" not in marked(GenerateRequest, Files):

@@ -80,8 +80,13 @@ async def read_body(
     headers: Mapping[str, str],
     body: AsyncIterator[bytes],
     limits: BodyLimits,
+    *,
+    inside: str | None = None,
 ) -> Form:
     """Read a body of multipart/form-data or JSON with the fields of `declaration`.
+
+    `inside` names the object within a JSON body that has the fields, beside others that it has
+    itself.
 
     Raises `MalformedBody` (of another type, incomplete, too slow), `TooLarge`, `Busy` where no
     file can be written, or `InvalidField` for a field that is unknown, is sent too often or is
@@ -95,7 +100,7 @@ async def read_body(
     if kind == b"multipart/form-data":
         parser = FormParser(content_type, fields)
     elif kind == b"application/json":
-        parser = JsonParser(fields)
+        parser = JsonParser(fields, inside=inside)
     else:
         raise MalformedBody
     form = Form(declaration, is_json=isinstance(parser, JsonParser))
@@ -145,7 +150,7 @@ async def _receive(
                 await to_thread.run_sync(file.flush)
     form.values = parser.finish()
     for file in fields.files:
-        await file.finish(form)
+        form.files.setdefault(file.name, []).append(await file.finish(form))
 
 
 async def read_bytes(

@@ -1,6 +1,6 @@
 """What a request for decoding says, and what comes of it; on both sides of a decoder's socket."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -26,5 +26,7 @@ class Picture:
     format: Format
     width: int
     height: int
-    pixels_sha256: str
-    """Over width, height and the RGB bytes."""
+    sha256: str
+    """Of the file that is stored: two that are equal have the same pixels."""
+    as_sent: bool = field(default=False, compare=False)
+    """Whether the upload is stored as it is; otherwise what was written is."""

@@ -4,10 +4,12 @@ Each has bounds on memory and CPU time (`service/submission/decoder_process.py`)
 killed. They are started when they are needed and ended when nothing has come for a while, so that
 an idle API has none. Each is a new interpreter: a fork of the API would copy its threads' locks,
 and multiprocessing's own servers would keep one more process and import the API's main module.
-Files are handed over as descriptors; the decoder writes what is stored itself.
+Files are handed over as descriptors, what is in memory as shared memory; the decoder writes what is
+stored itself.
 """
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -65,7 +67,7 @@ class UploadDecoder:
     async def decode(
         self, source: IO[bytes], kind: UploadKind, *, owner: str
     ) -> AsyncIterator[Decoded]:
-        """Decode an open file whole; what is given is open within the context.
+        """Decode a file whole, open on disk or in memory; what is given is open within the context.
 
         Uploads of one `owner` wait for each other before those of another wait for them.
         Raises `InvalidImage` for what is damaged, over a limit or too costly, `UnsupportedMedia`
@@ -74,12 +76,12 @@ class UploadDecoder:
         with os.fdopen(os.memfd_create("upload"), "w+b") as small:
             answer = await self._ask(source, small, kind, owner, LARGE_PIXELS)
             if "pixels" not in answer:
-                yield Decoded(small, _picture(answer))
+                yield _decoded(answer, source, small)
                 return
         async with self._large.hold(owner):
             with TemporaryFile() as large:
                 answer = await self._ask(source, large, kind, owner, self._max_pixels)
-                yield Decoded(large, _picture(answer))
+                yield _decoded(answer, source, large)
 
     async def _ask(
         self, source: IO[bytes], target: IO[bytes], kind: UploadKind, owner: str, most_pixels: int
@@ -90,7 +92,7 @@ class UploadDecoder:
                 process = self._start()
                 answer = None
                 try:
-                    answer = await process.ask(request, source.fileno(), target.fileno())
+                    answer = await process.ask(request, source, target)
                 finally:
                     if answer is None or most_pixels > LARGE_PIXELS:
                         process.kill()  # a large picture's memory is free at once
@@ -131,21 +133,25 @@ class _Process:
     """One decoder process and the socket to it."""
 
     def __init__(self, max_pixels: int) -> None:
+        self._small = os.memfd_create("uploads")
+        """Hands over what is in memory: the same pages for one upload after another."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)  # noqa: FBT003 - its only parameter
         self._ready = False
         with theirs:
-            arguments = [str(theirs.fileno()), str(max_pixels)]
+            arguments = [str(theirs.fileno()), str(max_pixels), str(self._small)]
             self._process = subprocess.Popen(  # noqa: S603 - this interpreter, no text of a client
                 [sys.executable, "-S", "-P", "-m", MODULE, *arguments],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), self._small],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=_environment(),
             )
 
-    async def ask(self, request: dict[str, Any], source: int, target: int) -> dict[str, Any] | None:
+    async def ask(
+        self, request: dict[str, Any], source: IO[bytes], target: IO[bytes]
+    ) -> dict[str, Any] | None:
         """Hand over a request and its files, and wait for the answer.
 
         `None` where the process was killed from outside. Raises `InvalidImage` where the file
@@ -157,8 +163,7 @@ class _Process:
                     self._ready = await self._receive() is not None
                 if self._ready:
                     with suppress(BrokenPipeError, ConnectionResetError):
-                        message = json.dumps(request).encode()
-                        socket.send_fds(self._socket, [message], [source, target])
+                        self._send(request, source, target)
                 answer = await self._receive()
         except TimeoutError:
             log.warning("an upload is not decoded in time", seconds=ANSWER_SECONDS)
@@ -166,6 +171,17 @@ class _Process:
         if answer is None:
             await self._explain()
         return answer
+
+    def _send(self, request: dict[str, Any], source: IO[bytes], target: IO[bytes]) -> None:
+        files = [target.fileno()]
+        if isinstance(source, io.BytesIO):
+            size = os.pwrite(self._small, source.getbuffer(), 0)
+        else:
+            source.flush()
+            files.append(source.fileno())
+            size = os.fstat(source.fileno()).st_size
+        message = json.dumps(request | {"size": size}).encode()
+        socket.send_fds(self._socket, [message], files)
 
     async def _receive(self) -> dict[str, Any] | None:
         """The next message, `None` once the process has ended."""
@@ -190,6 +206,7 @@ class _Process:
 
     def kill(self) -> None:
         """End the process, whatever it does."""
+        os.close(self._small)
         self._socket.close()
         self._process.kill()
         self._process.wait()
@@ -204,8 +221,9 @@ def _busy() -> Busy:
     return Busy("Pictures cannot be decoded at the moment", retry_after_seconds=BUSY_SECONDS)
 
 
-def _picture(answer: dict[str, Any]) -> Picture:
-    return Picture(**answer | {"format": Format(answer["format"])})
+def _decoded(answer: dict[str, Any], source: IO[bytes], target: IO[bytes]) -> Decoded:
+    picture = Picture(**answer | {"format": Format(answer["format"])})
+    return Decoded(source if picture.as_sent else target, picture)
 
 
 def _environment() -> dict[str, str]:

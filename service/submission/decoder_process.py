@@ -35,6 +35,10 @@ CPU_SECONDS_A_MEGAPIXEL: Final = 0.25
 """To decode it; honest files take a tenth of it on the machine of `python -m bench.uploads`."""
 
 
+NICENESS: Final = 15
+"""Below the API, whose other requests do not wait for uploads where there are few cores."""
+
+
 class _TooLarge(Exception):
     """Raised where a picture has more pixels than this request may decode."""
 
@@ -64,8 +68,7 @@ def _allow_cpu(seconds: float) -> None:
 
 
 def _decode(request: dict[str, Any], source: int, target: int) -> dict[str, Any]:
-    size = os.fstat(source).st_size
-    data = os.pread(source, size, 0)
+    data = os.pread(source, request["size"], 0)
 
     def on_size(pixels: int) -> None:
         if pixels > request["most_pixels"]:
@@ -92,28 +95,34 @@ def _decode(request: dict[str, Any], source: int, target: int) -> dict[str, Any]
         "format": picture.format.value,
         "width": picture.width,
         "height": picture.height,
-        "pixels_sha256": picture.pixels_sha256,
+        "sha256": picture.sha256,
+        "as_sent": picture.as_sent,
     }
 
 
 def main() -> None:
-    """Serve the socket whose descriptor is the first argument; the second is the pixel limit."""
+    """Serve the socket whose descriptor is the first argument.
+
+    The second is the pixel limit, the third the descriptor of the shared memory.
+    """
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)  # the API ends it, after the uploads that come in
     malloc.keep_freed()  # small pictures follow one another; after a large one the process is ended
+    os.nice(NICENESS)
     _limit(int(sys.argv[2]))
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection, small = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[3])
     connection.send(b"{}")
     while True:
         message, files, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 2)
         if not message:
             return
-        source, target = files
+        target, *on_disk = files
+        source = on_disk[0] if on_disk else small
         try:
             answer = _decode(json.loads(message), source, target)
         finally:
-            os.close(source)
-            os.close(target)
+            for file in files:
+                os.close(file)
         connection.send(json.dumps(answer).encode())
 
 

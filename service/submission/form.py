@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 IN_MEMORY_BYTES: Final = 512 * 1024
 """Of one file; what is larger is written to disk in pieces of this size."""
 MAX_TEXT_BYTES: Final = 32 * 1024
+MAX_FILENAME: Final = 255
+LINK_PREFIXES: Final = (b"https://", b"http://")
+"""What a file field begins with that has the file's URL instead of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One file as it was received. Name and type are the client's claim and were not kept."""
+    """One file as it was received. Its type is the client's claim and was not kept."""
 
     field: str
     content: IO[bytes]
@@ -38,6 +41,10 @@ class Upload:
     sha256: str
     is_blank: bool = False
     """Empty and without a name: an HTML form sends this where no file was chosen."""
+    filename: str = ""
+    """As the client calls it."""
+    is_link: bool = False
+    """Whether the content is the URL of the file; `service/submission/links.py` fetches it."""
 
 
 @dataclass(slots=True)
@@ -82,12 +89,14 @@ class FileSink:
         self.name = name
         self.size_bytes = 0
         self.is_blank = False
+        self.filename = ""
+        self.is_link = False
         self._max_bytes = max_bytes
         self._buffer = bytearray()
         self._disk: IO[bytes] | None = None
         self._digest = hashlib.sha256()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Take a piece. Raises `TooLarge`."""
         self.size_bytes += len(data)
         if self.size_bytes > self._max_bytes:
@@ -107,18 +116,27 @@ class FileSink:
         self._disk.write(self._buffer)
         self._buffer.clear()
 
-    async def finish(self, form: Form) -> None:
-        """Add the file to `form`, as one of the field `name`."""
+    def starts_with(self, prefixes: tuple[bytes, ...]) -> bool:
+        """Whether a file that has not been flushed starts with one of these."""
+        return self._disk is None and self._buffer.startswith(prefixes)
+
+    async def finish(self, form: Form) -> Upload:
+        """The whole file, which `form` closes."""
         if self._disk is not None or self.must_flush:
             await to_thread.run_sync(self.flush)
         if self._disk is not None:
             self._disk.seek(0)
         content = self._disk or io.BytesIO(self._buffer)
         form.opened.enter_context(content)
-        upload = Upload(
-            self.name, content, self.size_bytes, self._digest.hexdigest(), self.is_blank
+        return Upload(
+            self.name,
+            content,
+            self.size_bytes,
+            self._digest.hexdigest(),
+            is_blank=self.is_blank,
+            filename=self.filename,
+            is_link=self.is_link,
         )
-        form.files.setdefault(self.name, []).append(upload)
 
     def close(self) -> None:
         """Release a file that was not finished."""
@@ -177,7 +195,6 @@ class FormParser:
         self._name = ""
         self._text = bytearray()
         self._file: FileSink | None = None
-        self._has_filename = False
         self._complete = False
         try:
             self._parser = MultipartParser(boundary, self._callbacks())
@@ -230,16 +247,17 @@ class FormParser:
         except UnicodeDecodeError:
             raise MalformedBody("A part of the body has a name that is not UTF-8") from None
         self._file = None
-        self._has_filename = bool(options.get(b"filename"))
         if self._fields.is_file(self._name):
             self._file = self._fields.open_file(self._name)
+            filename = options.get(b"filename", b"").decode("utf-8", errors="replace")
+            self._file.filename = filename[:MAX_FILENAME]
         elif self._name in self._texts:
             raise InvalidField.of(FieldError(self._name, "was sent more than once"))
         self._text.clear()
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._file is not None:
-            self._file.write(data[start:end])
+            self._file.write(memoryview(data)[start:end])
             return
         self._text += data[start:end]
         if len(self._text) > MAX_TEXT_BYTES:
@@ -247,7 +265,9 @@ class FormParser:
 
     def _on_part_end(self) -> None:
         if self._file is not None:
-            self._file.is_blank = not self._file.size_bytes and not self._has_filename
+            has_name = bool(self._file.filename)
+            self._file.is_blank = not self._file.size_bytes and not has_name
+            self._file.is_link = self._file.starts_with(LINK_PREFIXES) and not has_name
         else:
             try:
                 self._texts[self._name] = self._text.decode()

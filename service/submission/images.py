@@ -60,7 +60,7 @@ def normalise(
     max_pixels: int,
     on_size: Callable[[int], None] = lambda _: None,
 ) -> Picture:
-    """Decode one upload whole and write to `out` what is stored of it.
+    """Decode one upload whole and write to `out` what is stored of it, unless it is as it was sent.
 
     `on_size` is called with the number of pixels before any of them is decoded; what it raises
     ends the decoding. Raises `InvalidImage` for what is damaged, animated or over the pixel
@@ -87,27 +87,34 @@ def _normalise(
         if getattr(opened, "is_animated", False) and container.format is not Format.HEIC:
             raise InvalidImage(ANIMATED)
         on_size(opened.width * opened.height)
+        size = opened.size
         look = _look(opened, container, kind)
-        opened.load()
         turned = _is_turned(opened, container)
-        if not turned and _may_be_kept(container) and look.is_plain(opened):
-            out.write(container.data)
-            return _picture(opened, container.format)
+        may_be_kept = not turned and _may_be_kept(container)
+        if may_be_kept and container.format is Format.JPEG and look.is_plain(opened):
+            # Every coefficient is read, and so checked; none but the means become pixels.
+            opened.draft(opened.mode, (1, 1))
+        opened.load()
+        if may_be_kept and look.is_plain(opened):
+            as_sent = container.data == data
+            if not as_sent:
+                out.write(container.data)
+            digest = hashlib.sha256(container.data).hexdigest()
+            return Picture(container.format, *size, digest, as_sent)
         image = look.rgb(opened)
         image.info = {"exif": opened.info["exif"]} if turned else {}
         del opened  # what it holds is free before the next whole picture is made
         ImageOps.exif_transpose(image, in_place=True)
     except _DECODE_ERRORS:
         raise InvalidImage(DAMAGED) from None
-    png.write(out, image)
-    return _picture(image, Format.PNG)
+    written = hashlib.sha256()
 
+    def put(piece: bytes) -> None:
+        written.update(piece)
+        out.write(piece)
 
-def _picture(image: Image.Image, stored: Format) -> Picture:
-    pixels = hashlib.sha256(b"%dx%d:" % image.size)
-    for box in png.strips(image.size):
-        pixels.update(image.crop(box).convert("RGB").tobytes())
-    return Picture(stored, image.width, image.height, pixels.hexdigest())
+    png.write(put, image)
+    return Picture(Format.PNG, image.width, image.height, written.hexdigest())
 
 
 class _StillWebP(WebPImageFile):

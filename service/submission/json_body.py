@@ -11,7 +11,7 @@ import secrets
 from typing import Any, Final
 
 from service.core.errors import FieldError, InvalidField, MalformedBody, TooLarge
-from service.submission.form import MAX_TEXT_BYTES, FieldReader, FileSink
+from service.submission.form import LINK_PREFIXES, MAX_TEXT_BYTES, FieldReader, FileSink
 
 MAX_REST_BYTES: Final = 8 * MAX_TEXT_BYTES
 """Of all that is no file."""
@@ -25,15 +25,22 @@ _MALFORMED: Final = "The body is not well-formed JSON"
 
 
 class JsonParser:
-    """Parses one JSON object: its values, and files of a `FieldReader`."""
+    """Parses one JSON object: its values, and files of a `FieldReader`.
 
-    def __init__(self, fields: FieldReader) -> None:
+    With `inside`, the fields may also be in an object of that name within it.
+    """
+
+    def __init__(self, fields: FieldReader, *, inside: str | None = None) -> None:
         self._fields = fields
+        self._inside = inside
+        self._deepest = 1 if inside is None else 2
+        """How deep in the body the names of fields are."""
         self._marker = f"file:{secrets.token_hex(16)}:"
         self._rest = bytearray()
         self._unread = bytearray()
         self._state = self._outside
-        self._depth = 0
+        self._open = bytearray()
+        """The brackets that are open."""
         self._string_at = 0
         """Where the last string begins in `_rest`."""
         self._key = ""
@@ -58,18 +65,39 @@ class JsonParser:
             raise MalformedBody(_MALFORMED) from None
         if not isinstance(content, dict):
             raise MalformedBody("The body must be one JSON object")
-        values = {}
+        if self._inside is not None:
+            content = self._joined(content, content.pop(self._inside, None) or {})
+        values: dict[str, Any] = {}
+        files: list[FileSink] = []
         for name, value in content.items():
             if not self._fields.is_file(name):
                 values[name] = value
-            elif value is not None and not self._are_files(value):
-                message = "must be a data: URI with base64 content, or a list of them"
-                raise InvalidField.of(FieldError(name, message))
+            elif value is not None:
+                listed = value if isinstance(value, list) else [value]
+                files += [self._file_of(name, one) for one in listed]
+        self._fields.files[:] = files
         return values
 
-    def _are_files(self, value: object) -> bool:
-        listed = value if isinstance(value, list) else [value]
-        return all(isinstance(one, str) and one.startswith(self._marker) for one in listed)
+    def _joined(self, outer: dict[str, Any], inner: object) -> dict[str, Any]:
+        if not isinstance(inner, dict):
+            raise InvalidField.of(FieldError(str(self._inside), "must be an object"))
+        if twice := sorted(outer.keys() & inner.keys()):
+            raise InvalidField.of(FieldError(twice[0][:100], "was sent more than once"))
+        return outer | inner
+
+    def _file_of(self, name: str, value: object) -> FileSink:
+        """The file behind a value, or the URL of one."""
+        text = value if isinstance(value, str) else ""
+        if text.startswith(self._marker):
+            return self._fields.files[int(text.removeprefix(self._marker))]
+        link = text.encode(errors="replace")
+        if link.startswith(LINK_PREFIXES):
+            file = self._fields.open_file(name)
+            file.write(link)
+            file.is_link = True
+            return file
+        message = "must be a data: URI with base64 content or a URL, or a list of them"
+        raise InvalidField.of(FieldError(name, message))
 
     def _take(self, count: int) -> bytes:
         taken = bytes(self._unread[:count])
@@ -77,7 +105,7 @@ class JsonParser:
         return taken
 
     def _outside(self) -> bool:
-        """Between strings: copy up to the next one, and count how deep it is nested."""
+        """Between strings: copy up to the next one, and see how deep it is nested."""
         found = _OUTSIDE.search(self._unread)
         if found is None:
             self._rest += self._take(len(self._unread))
@@ -88,16 +116,16 @@ class JsonParser:
             self._string_at = len(self._rest) - 1
             self._state = self._beginning
         elif sign in b"{[":
-            self._depth += 1
+            self._open += sign
             self._is_key = sign == b"{"
         elif sign in b"}]":
-            self._depth -= 1
+            del self._open[-1:]
         elif sign == b":":
             self._is_key = False
-            if self._depth == 1:
+            if len(self._open) <= self._deepest:
                 self._key = self._last_string()
         else:
-            self._is_key = self._depth == 1
+            self._is_key = self._open.endswith(b"{")
         return True
 
     def _last_string(self) -> str:
@@ -115,7 +143,7 @@ class JsonParser:
                 raise InvalidField.of(FieldError(self._key, "must not be a file"))
             self._take(head.end())
             self._sink = self._fields.open_file(self._key)
-            self._rest += f"{self._marker}{len(self._fields.files)}".encode()
+            self._rest += f"{self._marker}{len(self._fields.files) - 1}".encode()
             self._state = self._file
             return True
         start = bytes(self._unread[:5])

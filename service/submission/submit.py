@@ -21,10 +21,11 @@ from service.core.catalog import Catalog
 from service.core.errors import FieldError, InvalidField, RateLimited, ServiceError
 from service.core.job import Job, Status
 from service.core.metrics import ApiMetrics
-from service.core.param_types import MAX_IMAGES_PER_JOB, OutputFormat
+from service.core.param_types import MAX_IMAGES_PER_JOB, MAX_SEED, OutputFormat
 from service.core.settings import Settings
 from service.jobs.eta import Estimates
 from service.jobs.queue import JobQueue
+from service.jobs.store import FoundJob
 from service.rate_limits import RateLimits, concurrency_headers
 from service.submission.form import Form
 from service.submission.idempotency import (
@@ -47,6 +48,8 @@ class Submission:
 
     job_id: str
     replayed: bool = False
+    job: FoundJob | None = None
+    """As it was queued just now."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """What is left of the caller's quota, as headers of the response."""
 
@@ -61,15 +64,24 @@ class Origin:
     traceparent: str | None
     accept: Accept | None
     """Decides the picture format where the response may be the picture itself."""
+    webhook_payload: str | None = None
+    """Which facade's payload its webhook has; a name of `service.webhooks.delivery.Payloads`."""
 
 
-def read_origin(headers: Headers, base_url: str, accept: Accept | None = None) -> Origin:
+def read_origin(
+    headers: Headers,
+    base_url: str,
+    accept: Accept | None = None,
+    *,
+    webhook_payload: str | None = None,
+) -> Origin:
     """What a job takes from the headers of its request. Raises `InvalidField`."""
     return Origin(
         base_url=base_url,
         idempotency_key=read_key(headers),
         traceparent=tracing.carried(headers),
         accept=accept,
+        webhook_payload=webhook_payload,
     )
 
 
@@ -111,7 +123,9 @@ async def submit(
                 sent,
                 {name: len(files) for name, files in form.files.items()},
                 catalog,
-                seed=secrets.randbelow(2**32 - MAX_IMAGES_PER_JOB),  # so that each can be sent
+                seed=secrets.randbelow(
+                    MAX_SEED + 1 - MAX_IMAGES_PER_JOB
+                ),  # so that each can be sent
                 output_format=_output_format(sent, origin.accept),
                 requires_images=requires_images,
             )
@@ -133,7 +147,7 @@ async def submit(
             async with idempotency.kept(claim):
                 stored = await uploads.store(job_id, form, owner=caller.owner)
             undo.push_async_callback(uploads.discard, job_id)
-            now = await queue.now()
+            now = queue.now()
             job = Job(
                 id=job_id,
                 owner=caller.owner,
@@ -145,26 +159,32 @@ async def submit(
             )
             if claim is not None:
                 await idempotency.renew(claim)
-            also = partial(_write_beside, job, claim, idempotency, origin.base_url)
-            await queue.add(job, also=also, undo=undo)
+            also = partial(_write_beside, job, claim, idempotency, origin)
+            found = await queue.add(job, also=also, undo=undo)
             undo.pop_all()
     except ServiceError as error:
         error.headers = _merged(headers, error.headers)
         raise
     metrics.jobs_accepted.labels(job.request.model).inc()
     log.info("job queued", job_id=job.id, model=job.request.model, row_steps=job.request.row_steps)
-    return Submission(job.id, headers=headers)
+    return Submission(job.id, job=found, headers=headers)
 
 
 def _write_beside(
-    job: Job, claim: IdempotencyClaim | None, idempotency: Idempotency, base_url: str, pipeline: Any
+    job: Job,
+    claim: IdempotencyClaim | None,
+    idempotency: Idempotency,
+    origin: Origin,
+    pipeline: Any,
 ) -> None:
     """Add to the transaction that creates a job."""
     if claim is not None:
         idempotency.bind(claim, job.id, pipeline)
     if job.request.webhook_url is not None:
         # Where links in the webhook lead; without this field no webhook is sent.
-        pipeline.hset(redis_keys.job(job.id), "webhook", base_url)
+        pipeline.hset(redis_keys.job(job.id), "webhook", origin.base_url)
+        if origin.webhook_payload is not None:
+            pipeline.hset(redis_keys.job(job.id), "webhook_payload", origin.webhook_payload)
 
 
 async def _reserve(

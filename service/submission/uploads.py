@@ -2,9 +2,6 @@
 
 import io
 import mmap
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import IO, Final
 
@@ -59,9 +56,8 @@ class Uploads:
     ) -> StoredUpload:
         name = upload.field
         try:
-            with _on_disk(upload) as source:
-                async with self._decoder.decode(source, kind, owner=owner) as decoded:
-                    return await self._write(job_id, upload, f"{name}-{number}", decoded)
+            async with self._decoder.decode(upload.content, kind, owner=owner) as decoded:
+                return await self._write(job_id, upload, f"{name}-{number}", decoded)
         except (InvalidImage, UnsupportedMedia) as error:
             raise _named(error, name if count == 1 else f"{name}[{number}]") from None
 
@@ -73,13 +69,13 @@ class Uploads:
         key = redis_keys.upload(job_id, f"{name.replace('_', '-')}.{extension}")
         try:
             with fail_after(WRITE_SECONDS):
-                await self._storage.put_async(key, _mapped(decoded.file), content_type)
+                await self._storage.put_async(key, _in_memory(decoded.file), content_type)
         except TimeoutError:
             raise StorageError(f"{key} is not written after {WRITE_SECONDS} s") from None
         return StoredUpload(
             key=key,
             sha256=upload.sha256,
-            pixels_sha256=picture.pixels_sha256,
+            pixels_sha256=picture.sha256,
             width=picture.width,
             height=picture.height,
         )
@@ -110,24 +106,13 @@ _FILE_TYPES: Final = {
 }
 
 
-@contextmanager
-def _on_disk(upload: Upload) -> Iterator[IO[bytes]]:
-    """The upload as a file that another process can read; a small one is copied once."""
-    if not isinstance(upload.content, io.BytesIO):
-        upload.content.flush()
-        yield upload.content
-        return
-    with os.fdopen(os.memfd_create("upload"), "w+b") as file:
-        file.write(upload.content.getbuffer())
-        file.flush()
-        yield file
-
-
-def _mapped(file: IO[bytes]) -> memoryview:
-    """The bytes of a file, which are read as they are sent.
+def _in_memory(file: IO[bytes]) -> memoryview:
+    """The bytes of a file; one on disk is read as it is sent.
 
     They are not closed here: a storage that does not answer in time still holds them.
     """
+    if isinstance(file, io.BytesIO):
+        return memoryview(file.getvalue())
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 

@@ -4,6 +4,7 @@ Defaults are filled in here, so that a job's record leaves nothing open.
 """
 
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 
 from service.core.catalog import Catalog, ModelEntry
 from service.core.errors import FieldError, InvalidField
-from service.core.param_types import SigmaSchedule, StoredUpload
+from service.core.param_types import MAX_SEED, SigmaSchedule, StoredUpload
 from service.core.params import GenerateRequest
 from service.core.schema import fill_in
 
@@ -21,6 +22,14 @@ IP_SCALE_WITHOUT_PROMPT: Final = 1.0
 IP_SCALE_WITH_PROMPT: Final = 0.5
 STRENGTH: Final = 0.6
 STRENGTH_WITH_MASK: Final = 1.0
+TEXTS: Final = ("prompt", "negative_prompt")
+INVISIBLE: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
+"""Unicode's categories of characters that show nothing: control, format, separators."""
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: none, spaces, line ends, zero-width characters."""
+    return all(unicodedata.category(character) in INVISIBLE for character in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,7 @@ def validate(
     that are required may be missing. Raises `InvalidField` naming every field that is wrong.
     """
     given = dict(sent)
+    given |= {text: "" for text in TEXTS if is_blank(given[text])}
     name = given["model"] or catalog.default
     entry = catalog.models.get(name)
     if entry is None:
@@ -191,6 +201,15 @@ def _sampler(context: _Context) -> Iterator[FieldError]:
         yield FieldError("sigmas", f"cannot be {request.sigmas} with the scheduler {scheduler}")
 
 
+def _seed(context: _Context) -> Iterator[FieldError]:
+    """Each picture's seed can be sent again."""
+    request = context.request
+    last = MAX_SEED - request.num_images + 1
+    if request.seed > last:
+        message = f"must be at most {last} with {request.num_images} images: each uses one more"
+        yield FieldError("seed", message)
+
+
 def _size(context: _Context) -> Iterator[FieldError]:
     request, given, entry = context.request, context.given, context.entry
     limits, names = entry.limits, context.sent("width", "height")
@@ -211,5 +230,6 @@ _RULES: Final = (
     _guidance,
     _loras,
     _sampler,
+    _seed,
     _size,
 )

@@ -1,4 +1,4 @@
-"""An httpx transport that reads a bounded number of bytes from each server, TLS included.
+"""Requests to URLs that clients name: to checked addresses, reading a bounded number of bytes.
 
 httpx bounds neither the number of interim responses (1xx) nor what TLS itself exchanges, and it
 parses whatever has arrived without yielding to the event loop.
@@ -6,7 +6,7 @@ parses whatever has arrived without yielding to the event loop.
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import anyio
@@ -15,26 +15,35 @@ import httpx
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSAttribute, TLSStream
 
+from service.webhooks.url_policy import AddressRefused, Network, Resolver, resolve
+
 MAX_WIRE_BYTES: Final = 64 * 1024
-"""From the first byte of the TLS handshake to the last byte of the response's headers."""
+"""From the first byte of the TLS handshake to the last byte of the response's headers; a body may
+have so much besides."""
 _WIRE_READ_BYTES: Final = 16 * 1024
 _PARSED_AT_ONCE_BYTES: Final = 4 * 1024
 """Some 10 ms of parsing, where all of it is interim responses."""
 
 
 class BoundedTransport(httpx.AsyncBaseTransport):
-    """HTTP/1.1 over TLS, a connection for each request. Response bodies are not available."""
+    """HTTP/1.1 over TLS, a connection for each request.
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
+    A response has its body as far as `max_body_bytes` allow it; without them it has none. What is
+    longer, or takes much more on the wire, raises `httpx.TransportError`.
+    """
+
+    def __init__(self, tls: ssl.SSLContext, *, max_body_bytes: int = 0) -> None:
+        self._max_body_bytes = max_body_bytes
+        wire_bytes = MAX_WIRE_BYTES + max_body_bytes + max_body_bytes // 8  # TLS and chunks
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls,
             max_connections=None,
             max_keepalive_connections=0,
-            network_backend=_Backend(),
+            network_backend=_Backend(wire_bytes),
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request and read the headers of its response. Raises `httpx.TransportError`."""
+        """Send a request and read its response. Raises `httpx.TransportError`."""
         assert isinstance(request.stream, httpx.AsyncByteStream)
         try:
             response = await self._pool.handle_async_request(
@@ -51,6 +60,7 @@ class BoundedTransport(httpx.AsyncBaseTransport):
                     extensions=request.extensions,
                 )
             )
+            body = await self._body(response)
         except (
             httpcore.NetworkError,
             httpcore.ProtocolError,
@@ -58,15 +68,111 @@ class BoundedTransport(httpx.AsyncBaseTransport):
             httpcore.UnsupportedProtocol,
         ) as error:
             raise httpx.TransportError(type(error).__name__) from error
-        await response.aclose()
-        return httpx.Response(response.status, headers=response.headers, request=request)
+        # A small body may be coded so that it would be decoded into a large one.
+        headers = [one for one in response.headers if one[0].lower() != b"content-encoding"]
+        return httpx.Response(response.status, headers=headers, content=body, request=request)
+
+    async def _body(self, response: httpcore.Response) -> bytes:
+        body = bytearray()
+        try:
+            if self._max_body_bytes:
+                async for piece in response.aiter_stream():
+                    body += piece
+                    if len(body) > self._max_body_bytes:
+                        raise httpcore.ReadError
+        finally:
+            await response.aclose()
+        return bytes(body)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._pool.aclose()
 
 
+class CheckedClient:
+    """Sends requests to https URLs whose addresses are allowed, within bounds.
+
+    Redirects are not followed; proxies of the environment are not used.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        *,
+        tls: ssl.SSLContext | None = None,
+        timeout_seconds: float,
+        max_body_bytes: int = 0,
+    ) -> None:
+        """`networks` may be reached beside public addresses; see `BoundedTransport` for bodies."""
+        self._networks = networks
+        self._resolver = Resolver()
+        transport = BoundedTransport(
+            tls or ssl.create_default_context(), max_body_bytes=max_body_bytes
+        )
+        self._timeout_seconds = timeout_seconds
+        self._client = httpx.AsyncClient(
+            transport=transport,
+            follow_redirects=False,
+            trust_env=False,
+            timeout=timeout_seconds,  # of each operation
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        owner: str,
+        headers: Mapping[str, str],
+        content: bytes | None = None,
+    ) -> httpx.Response:
+        """Send a request, within the time-out as a whole. Lookups are shared between owners.
+
+        Raises `RequestFailed`, or `TooManyLookups`.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return await self._send(method, url, owner, headers, content)
+        except (AddressRefused, httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            # ValueError: a name that cannot exist, such as one with an empty label.
+            raise RequestFailed(type(error).__name__) from error
+
+    async def _send(
+        self, method: str, url: str, owner: str, headers: Mapping[str, str], content: bytes | None
+    ) -> httpx.Response:
+        target = httpx.URL(url)
+        if target.scheme != "https":
+            raise AddressRefused("only https URLs are called")
+        # As on the wire: `target.host` is Unicode, which sockets and TLS would encode by IDNA 2003.
+        name = target.raw_host.decode("ascii")
+        address = await resolve(name, self._networks, self._resolver, owner=owner)
+        # The connection goes to the address that was checked; TLS and Host keep the name.
+        request = self._client.build_request(
+            method,
+            target.copy_with(host=address),
+            content=content,
+            headers={
+                "Host": target.netloc.decode().rpartition("@")[2],
+                "User-Agent": "imageprompt",
+                **headers,
+            },
+            extensions={"sni_hostname": name},
+        )
+        return await self._client.send(request)
+
+
+class RequestFailed(Exception):
+    """Raised when a URL may not be called, or its server does not answer as it should."""
+
+
 class _Backend(httpcore.AsyncNetworkBackend):
+    def __init__(self, wire_bytes: int) -> None:
+        self._wire_bytes = wire_bytes
+
     async def connect_tcp(
         self,
         host: str,
@@ -80,7 +186,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
                 stream = await anyio.connect_tcp(host, port, local_host=local_address)
         except (OSError, anyio.BrokenResourceError) as error:
             raise httpcore.ConnectError from error
-        return _Stream(_Wire(stream))
+        return _Stream(_Wire(stream, self._wire_bytes))
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
@@ -89,9 +195,9 @@ class _Backend(httpcore.AsyncNetworkBackend):
 class _Wire(ByteStream):
     """A TCP connection that breaks where the peer sends too much."""
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: ByteStream, wire_bytes: int) -> None:
         self._stream = stream
-        self._left = MAX_WIRE_BYTES
+        self._left = wire_bytes
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

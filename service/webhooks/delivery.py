@@ -11,7 +11,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -40,6 +40,11 @@ RETRY_DELAYS_SECONDS: Final = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800)
 MAX_ATTEMPTS: Final = len(RETRY_DELAYS_SECONDS) + 1
 CLAIM_SECONDS: Final = 60
 """How long a process owns an entry that it took; after that the entry is due again."""
+
+Payload = Callable[[Job, str, Signer | None], str]
+"""The body for a job, given the URL of the service and what signs its links."""
+Payloads = Mapping[str, Payload]
+"""Those of facades by their names."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -94,6 +99,7 @@ class Delivery:
         signed_urls: SignedUrls,
         *,
         anonymous_secret: SecretStr | None,
+        payloads: Payloads,
         jitter: Callable[[], float] = lambda: random.uniform(0.75, 1.25),  # noqa: S311 - no secret
     ) -> None:
         self._redis = redis
@@ -102,6 +108,7 @@ class Delivery:
         self._metrics = metrics
         self._signed_urls = signed_urls
         self._anonymous_secret = anonymous_secret
+        self._payloads = payloads
         self._jitter = jitter
         self._running: set[asyncio.Task[None]] = set()
         self._host_slots: Counter[str] = Counter()
@@ -157,7 +164,8 @@ class Delivery:
         self._host_slots[host] += 1
         try:
             signer = None if job.owner == ANONYMOUS else await self._signed_urls.signer(job.owner)
-            body = _body(job, fields.get("webhook", ""), signer)
+            payload = self._payloads.get(fields.get("webhook_payload", ""), _body)
+            body = payload(job, fields.get("webhook", ""), signer)
             outcome = await self._sender.send(
                 job.request.webhook_url, f"msg_{job_id}", body, secret, owner=job.owner
             )

@@ -15,7 +15,7 @@ def test_the_http_bench_asks_our_api_for_everything(tmp_path: Path) -> None:
     """Without cog and LitServe, which it would have to install."""
     bench("bench.http", "--no-peers", "--seconds", "0.3", "--rounds", "1", "--out", str(tmp_path))
     rows = {row.pop("request"): row for row in json.loads((tmp_path / "http.json").read_text())}
-    assert set(rows) == {"poll a job", "health", "post 300 kB"}
+    assert set(rows) == {"poll a job", "poll a known job (304)", "health", "post 300 kB"}
     for row in rows.values():
         assert row["server"] == "imageprompt"
         assert row["refused"] == 0

@@ -97,7 +97,6 @@ def test_a_job_runs_from_the_queue_to_its_end(redis: Redis, transitions: Transit
         "status",
         "status",
         "progress",
-        "preview",
         "status",
         "done",
     ]
@@ -107,6 +106,25 @@ def test_a_job_runs_from_the_queue_to_its_end(redis: Redis, transitions: Transit
     )
     assert 100 < redis.ttl(redis_keys.tombstone(job_id)) <= 150
     assert 0 < redis.ttl(redis_keys.events(job_id)) <= 100
+
+
+def test_previews_leave_the_stream_with_the_end(redis: Redis, transitions: Transitions) -> None:
+    """Ids stay and are not given twice, so that who follows misses and repeats nothing."""
+    job_id = new_job(redis, transitions)
+    key, claim = redis_keys.events(job_id), claim_of(job_id)
+    assert transitions.claim(claim, "w1")
+    for step in range(1, 30):
+        assert transitions.progress(claim, step, 30)
+        assert transitions.preview(claim, {"step": step, "image": "x" * 9000})
+    before, size = redis.xrange(key), redis.memory_usage(key)
+    assert transitions.succeed(claim, (IMAGE,), METRICS, 30)
+    after = redis.xrange(key)
+    kept = [entry for entry in before if entry[1][b"event"] != b"preview"]
+    assert after[: len(kept)] == kept
+    assert [entry[1][b"event"] for entry in after[len(kept) :]] == [b"status", b"done"]
+    assert redis.xread({key: before[-1][0]})[0][1] == after[-2:], "after the last preview"
+    assert redis.memory_usage(key) < size / 20
+    assert 0 < redis.ttl(key) <= 100
 
 
 def _endings(transitions: Transitions, claim: Claim) -> Iterator[bool]:

@@ -1,6 +1,9 @@
 """What the image encoder sees of a non-square image prompt."""
 
+import numpy as np
+import pytest
 from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from service.core.param_types import Crop
 from workers.engine.conditioning.image_prompt import LONGEST, PAD_COLOUR, square
@@ -18,6 +21,19 @@ def wide() -> Image.Image:
 def test_center_leaves_the_cut_to_the_encoders_own_preprocessing() -> None:
     """As diffusers does it: scale the shorter side, cut the middle out."""
     assert square(wide(), Crop.CENTER, 224) == wide()
+
+
+@pytest.mark.parametrize("size", [(2500, 1300), (1301, 2503), (2100, 2100), (4000, 250)])
+def test_center_of_a_large_picture_is_what_clips_preprocessing_makes_of_it(
+    size: tuple[int, int],
+) -> None:
+    """It is scaled before, without the three copies; not one value differs."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    picture, clip = Image.fromarray(pixels), CLIPImageProcessorPil(size=224, crop_size=224)
+    small = square(picture, Crop.CENTER, 224)
+    assert min(small.size) == 224
+    wanted, made = (clip(one, return_tensors="np").pixel_values for one in (picture, small))
+    assert (wanted == made).all()
 
 
 def test_pad_keeps_everything_inside_a_square_of_the_mean_colour() -> None:

@@ -1,9 +1,12 @@
 """A job's inputs are read and encoded once, beside the steps, or refused with a reason."""
 
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from PIL import Image
 from torch import nn
 
 from service.core.errors import EngineFault, InputLost, UnservableRequest
@@ -119,3 +122,38 @@ def test_what_the_model_cannot_do_fails_with_a_reason(stepper: Stepper, wanted: 
     """The message names the field."""
     with pytest.raises(UnservableRequest, match="`"):
         stepper.run(job(wanted))
+
+
+@pytest.mark.parametrize(("side", "most"), [(3000, 1), (300, 2)])
+def test_large_pictures_are_decoded_one_at_a_time(stepper: Stepper, side: int, most: int) -> None:
+    """Of several jobs, which are gathered by several threads; small ones do not wait."""
+    inside, seen, both = 0, [], threading.Event()
+
+    def slow(key: str) -> Image.Image:
+        nonlocal inside
+        inside += 1
+        seen.append(inside)
+        if inside == most:
+            both.set()
+        both.wait(60)
+        time.sleep(0.1)  # time in which another would come
+        inside -= 1
+        return read(key)
+
+    def gather(number: int) -> None:
+        (image,) = request(images=1).images
+        image = image.model_copy(
+            update={
+                "pixels_sha256": f"{number}{side}".ljust(64, "0"),
+                "width": side,
+                "height": side,
+            }
+        )
+        wanted = changed(request(images=1), images=(image,))
+        stepper.engine.preparer.gather(
+            EngineJob(f"{number}", wanted, slow), stepper.engine.models["tiny"]
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(gather, range(2)))
+    assert max(seen) == most

@@ -6,6 +6,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from service.core.catalog import Catalog
+from service.core.params import GenerateRequest
 from tests.engine.conftest import Stepper, job, request
 from workers.engine.engine import Engine
 from workers.engine.models.prompts import MAX_CHUNKS, fragments
@@ -24,7 +25,7 @@ START = " ".join(LONG.split()[:CHUNK])
         ("a cat", [("a cat", 1)]),
         ("a (red:1.3) cat", [("a ", 1), ("red", 1.3), (" cat", 1)]),
         ("(a:0.5)(b:2)", [("a", 0.5), ("b", 2)]),
-        ("(much:9)", [("much", 2)]),
+        ("(much:9)", [("much", 9)]),
         ("a cat (small) :-) (x:)", [("a cat (small) :-) (x:)", 1)]),
     ],
 )
@@ -113,5 +114,18 @@ def test_what_is_cut_off_is_told(stepper: Stepper) -> None:
 def test_a_window_without_a_step_is_told(stepper: Stepper) -> None:
     """A map that acts at no step is not passed over in silence."""
     wanted = request(control={"start": 0.1, "end": 0.2}, ip_start=0.9)
-    codes = [warning.code for warning in stepper.run(job(wanted)).warnings]
-    assert codes == ["window-without-step"] * 2
+    assert codes(stepper, wanted) == ["window-without-step"] * 2
+    wanted = request(guidance_start=0.1, guidance_end=0.2)
+    assert codes(stepper, wanted) == ["window-without-step"]
+
+
+def test_what_has_no_effect_is_told(stepper: Stepper) -> None:
+    wanted = request(prompt="a (red:9) star", negative_prompt="blue", guidance_scale=1.0)
+    assert codes(stepper, wanted) == ["prompt-weight-limited", "negative-prompt-unused"]
+    at_most = request(prompt="a (red:2) star", negative_prompt="blue")
+    assert codes(stepper, at_most) == []
+
+
+def codes(stepper: Stepper, wanted: GenerateRequest) -> list[str]:
+    """The warnings of a job."""
+    return [warning.code for warning in stepper.run(job(wanted)).warnings]

@@ -47,15 +47,15 @@ class Place:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[Place]:
-    """Redis, API and worker running; ended with the block."""
+def opened(folder: Path, waiting: int = WAITING) -> Iterator[Place]:
+    """Redis, API and worker running, at most so many jobs waiting; ended with the block."""
     redis = RedisServer(folder / "redis")
     redis.start()
     settings = {
         "redis_url": redis.url,
         "storage_url": (folder / "storage").as_uri(),
         "worker_slots": SLOTS,
-        "max_queued_jobs": WAITING,
+        "max_queued_jobs": waiting,
         "queue_deadline_seconds": KEPT_SECONDS,
         "job_retention_seconds": KEPT_SECONDS,
         "tombstone_seconds": KEPT_SECONDS,

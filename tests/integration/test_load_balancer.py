@@ -16,7 +16,6 @@ import pytest
 from service.cli import processes
 from service.core import redis_keys
 from service.core.metrics import STAGES
-from tests.deploy import manifests
 from tests.deploy.exposition import exposed, named_values, samples
 from tests.deploy.test_queries import QUERIES, RECORDED, TARGET_LABELS
 from tests.integration.balancer import Balancer
@@ -26,6 +25,9 @@ from tests.stack import FINAL, Service, picture
 CLIENTS = 6
 PATIENCE = 400.0
 """Seconds; a loaded machine takes minutes to load six Pythons with torch."""
+PAUSE_SECONDS = 3.0
+"""From leaving the load balancer to SIGTERM, for requests that it is just passing on. Pods wait
+longer (`preStop`, tests/deploy/test_policy.py): a cluster's proxies are slower to learn of it."""
 ONLY_ON_A_GPU = {"imageprompt_device_memory_bytes"}
 
 
@@ -281,17 +283,6 @@ class Load:
             self.ask(client, "GET", f"/jobs/{job_id}/images/0")
 
 
-def pause_seconds() -> float:
-    """How long a pod waits between leaving the load balancer and SIGTERM (`preStop`).
-
-    Requests that the balancer was just passing on arrive in this time; without it, one in some
-    thousand meets a closed socket.
-    """
-    specs = dict(manifests.pod_specs(manifests.files()))
-    hook = specs["Deployment/api"]["containers"][0]["lifecycle"]["preStop"]
-    return float(hook["sleep"]["seconds"])
-
-
 def test_replacing_everything_under_load_drops_nothing(cluster: Cluster) -> None:
     """New APIs come in and old ones leave one by one; then the workers. No client notices."""
     load = Load(cluster)
@@ -308,7 +299,7 @@ def test_replacing_everything_under_load_drops_nothing(cluster: Cluster) -> None
                 new = cluster.new_api()
                 cluster.apis = [api for api in cluster.apis if api is not old] + [new]
                 cluster.balancer.send_to(*(api.url for api in cluster.apis))
-                time.sleep(pause_seconds())
+                time.sleep(PAUSE_SECONDS)
                 processes.end(old.process, grace_seconds=PATIENCE)
             for worker in new_workers:
                 worker.wait("/healthz/ready", seconds=PATIENCE)

@@ -90,7 +90,7 @@ def test_every_field_is_taken_as_sent(api: Api) -> None:
         "guidance_scale": 1,
         "guidance_end": 0.5,
         "scheduler": "euler",
-        "seed": 2**32 - 1,
+        "seed": 2**32 - 4,
         "num_images": 4,
         "output_format": "webp",
         "deterministic": "true",

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.http_protocol import HttpLimits
+from service.connections import HttpLimits
+from service.http_protocol import HttpProtocol
 from service.server import Server
 from tests import corpus
 from tests.hostile_clients import resident_kib
@@ -172,19 +173,21 @@ def refused(answer: bytes, status: int) -> None:
 
 
 def test_pipelined_requests_are_answered_one_after_another(serve: Callable[..., Serving]) -> None:
+    """And in turns with requests of others: each waits for 50 ms after the answer before it."""
     serving = serve()
     serving.app.gate.clear()
     with serving.connect() as connection:
-        connection.sendall(GET * 2000)
+        connection.sendall(GET * 20)
         until(lambda: serving.app.started, what="the first request")
         time.sleep(0.2)  # a second one, if it came, would have begun
         assert serving.app.started == 1
         serving.app.gate.set()
-        received = b""
-        while received.count(b"HTTP/1.1 200") < 2000:
+        received, began = b"", time.monotonic()
+        while received.count(b"HTTP/1.1 200") < 20:
             data = connection.recv(65536)
             assert data
             received += data
+    assert time.monotonic() - began > 18 * 0.05
     assert serving.app.most == 1
 
 
@@ -209,7 +212,7 @@ def test_trailers_are_bounded_and_never_become_headers(serve: Callable[..., Serv
         assert read_answer(connection) == (b"HTTP/1.1 200 OK", b"ab")
         assert read_answer(connection)[0] == b"HTTP/1.1 200 OK"
     assert all(name != b"x-key" for names in serving.app.headers for name, _ in names)
-    for flood in (b"a: b\r\n" * 100_000, b"a: " + b"x" * BODY_MIB):
+    for flood in (b"a: b\r\n" * 101 + b"\r\n", b"a: b\r\n" * 100_000, b"a: " + b"x" * BODY_MIB):
         refused(serving.ask(CHUNKED + b"2\r\nab\r\n0\r\n" + flood), 400)
 
 
@@ -360,6 +363,30 @@ def test_a_body_after_its_response_is_not_read_for_ever(serve: Callable[..., Ser
             while True:
                 connection.sendall(bytes(65536))
                 time.sleep(0.001)
+
+
+def test_what_is_dropped_is_read_in_turns_with_other_connections(
+    serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libuv reads on while a buffer comes in full, so that other connections wait for 8 MB."""
+    received, reading = HttpProtocol.data_received, []
+
+    def note(self: HttpProtocol, data: bytes) -> None:
+        received(self, data)
+        if not data.startswith((b"POST", b"GET")):
+            reading.append(self.transport.is_reading())
+
+    monkeypatch.setattr(HttpProtocol, "data_received", note)
+    serving, body = serve(), bytes(2 * BODY_MIB)
+    head = b"POST /early HTTP/1.1\r\n" + HEAD
+    with serving.connect() as connection:
+        connection.sendall(head + f"Content-Length: {len(body)}\r\n\r\n".encode())
+        assert read_answer(connection)[0] == b"HTTP/1.1 200 OK"
+        connection.sendall(body)
+        connection.sendall(GET)
+        assert read_answer(connection)[0] == b"HTTP/1.1 200 OK"
+    assert reading
+    assert not any(reading)
 
 
 def test_silent_connections_keep_no_client_out(serve: Callable[..., Serving]) -> None:

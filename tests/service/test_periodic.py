@@ -97,6 +97,22 @@ def test_pictures_go_with_their_job_and_not_before(
     assert not (tmp_path / "storage" / "uploads" / kept).exists()
 
 
+def test_files_of_later_requests_go_when_their_record_has(
+    redis: Redis, redis_url: str, storage: Storage, tmp_path: Path
+) -> None:
+    expired, kept, fresh = (str(uuid.uuid4()) for _ in range(3))
+    old = time.time() - ORPHAN_SECONDS - 5
+    for file_id in (expired, kept, fresh):
+        key = redis_keys.stored_file(file_id)
+        storage.put(key, b"x", "image/png")
+        if file_id != fresh:
+            os.utime(tmp_path / "storage" / key, (old, old))
+    redis.set(redis_keys.file(kept), "{}")
+    sweep(redis_url, storage)
+    left = {path.name for path in (tmp_path / "storage" / redis_keys.FILES_FOLDER).iterdir()}
+    assert left == {kept, fresh}
+
+
 def test_a_bucket_is_left_to_its_own_rule(redis_url: str, bucket: Bucket) -> None:
     """Listing one would cost more than it frees; k8s/README.md names the rule."""
     storage = bucket.storage()

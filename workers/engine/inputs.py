@@ -7,12 +7,15 @@ of a job share are computed.
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import nullcontext
+from threading import Lock
+from typing import Any, Final
 
 import torch
 from PIL.Image import Image
 
 from service.core.params import GenerateRequest
+from service.core.schema import Files, marked
 from workers.engine import schedulers
 from workers.engine.api import EngineJob
 from workers.engine.cache import Embedding, EmbeddingCache
@@ -26,6 +29,15 @@ Fresh = Sequence[tuple[EmbeddingCache, str, Embedding]]
 """Embeddings that were just computed, with their cache and key."""
 
 
+LARGE_PIXELS: Final = 2**22
+"""A picture of more takes over 16 MB decoded; Pillow has 4 bytes a pixel."""
+
+
+def _has_large_picture(request: GenerateRequest) -> bool:
+    uploads = (one for name in marked(GenerateRequest, Files) for one in getattr(request, name))
+    return any(upload.width * upload.height > LARGE_PIXELS for upload in uploads)
+
+
 class JobPreparer:
     """Runs the conditionings' hooks on jobs. `share` takes fresh embeddings for the store."""
 
@@ -33,6 +45,7 @@ class JobPreparer:
         self._ways = ways
         self._share = share
         self._numbers = itertools.count()
+        self._large_picture = Lock()
 
     def check(self, request: GenerateRequest, model: Model) -> None:
         """Raise `UnservableRequest` where the model cannot do what is asked."""
@@ -40,9 +53,14 @@ class JobPreparer:
             way.check(request, model)
 
     def gather(self, job: EngineJob, model: Model) -> Gathered:
-        """All inputs of a job. Raises what `check` and `job.read` raise."""
+        """All inputs of a job. Raises what `check` and `job.read` raise.
+
+        Of jobs with a large picture one at a time, so that one is decoded in memory and not one for
+        each input thread.
+        """
         self.check(job.request, model)
-        return {way.name: way.gather(job, model) for way in self._ways}
+        with self._large_picture if _has_large_picture(job.request) else nullcontext():
+            return {way.name: way.gather(job, model) for way in self._ways}
 
     def rows_of(self, work: Work) -> list[Row]:
         """The rows of a job whose inputs were gathered, one a picture; on the engine's thread.

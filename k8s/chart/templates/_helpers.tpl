@@ -51,6 +51,8 @@ checksum/settings: {{ include "imageprompt.settings" . | sha256sum }}
 - {path: /static, type: Prefix}
 - {path: /jobs, type: Prefix}
 - {path: /models, type: Prefix}
+- {path: /v1, type: Prefix}
+- {path: /hf, type: Prefix}
 - {path: /healthz, type: Prefix}
 - {path: /docs, type: Prefix}
 - {path: /openapi.json, type: Exact}

@@ -3,7 +3,7 @@
 -- KEYS: 1 waiting jobs, then the key of each command
 -- ARGV: 1 most jobs that may wait (-1 for any number), then for each command the number of its
 --       words without the key, and the words
--- Returns 1, or 0 where the queue is full.
+-- Returns how many jobs wait then, or 0 where the queue is full.
 local most, at = tonumber(ARGV[1]), 2
 if most >= 0 and redis.call('LLEN', KEYS[1]) >= most then return 0 end
 for index = 2, #KEYS do
@@ -11,4 +11,4 @@ for index = 2, #KEYS do
   redis.call(ARGV[at + 1], KEYS[index], unpack(ARGV, at + 2, last))
   at = last + 1
 end
-return 1
+return redis.call('LLEN', KEYS[1])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.core.catalog import Catalog, Lora, load_catalog
 from service.core.errors import InvalidField
-from service.core.param_types import StoredUpload
+from service.core.param_types import MAX_SEED, StoredUpload
 from service.core.params import GenerateRequest
 from service.core.schema import parse_form, show
 from service.submission.validate import size_like, validate
@@ -142,15 +142,30 @@ def test_any_shape_leads_to_a_size_that_is_served(width: int, height: int, model
         ({"lora": "pencil,ink,pencil,ink,pencil"}, {}, {"lora"}),
         ({"scheduler": "ddim", "sigmas": "karras"}, {}, {"sigmas"}),
         ({"clip_skip": "5"}, {}, {"clip_skip"}),
+        ({"seed": str(MAX_SEED), "num_images": "2"}, {}, {"seed"}),
+        ({"seed": str(MAX_SEED + 1)}, {}, {"seed"}),
         ({}, {"image": 0}, {"image"}),
         ({"image_weights": "1"}, {"image": 0}, {"image", "image_weights"}),
     ],
-    ids=str,
 )
 def test_a_wrong_combination_is_named(
     texts: dict[str, str], files: dict[str, int], named: set[str]
 ) -> None:
     assert set(wrong(texts, **files)) == named
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\n\t\r\n", "\u200b\u200d\ufeff", "\u3000 \u2028\0"])
+def test_a_text_that_shows_nothing_is_none(blank: str) -> None:
+    made = request({"prompt": blank, "negative_prompt": blank})
+    assert (made.prompt, made.negative_prompt) == ("", "")
+    assert made.ip_scale == (1.0,)
+    assert request({"prompt": f"{blank}."}).ip_scale == (0.5,)
+
+
+def test_every_seed_of_a_job_can_be_sent_again() -> None:
+    made = request({"seed": str(MAX_SEED - 3), "num_images": "4"})
+    for number in range(made.num_images):
+        assert request({"seed": str(made.seed + number)}).seed == made.seed + number
 
 
 def test_a_model_without_loras_or_controlnets_says_so() -> None:

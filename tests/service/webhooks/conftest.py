@@ -30,6 +30,8 @@ class Receiver:
     answers: list[int] = field(default_factory=lambda: [200])
     delay_seconds: float = 0.0
     seen: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+    pages: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
+    """What GET answers, by path."""
     names: list[str | None] = field(default_factory=list)
     """What TLS was asked for (SNI)."""
 
@@ -89,6 +91,15 @@ def make_receiver(tmp_path: Path) -> Iterator[Callable[[], Receiver]]:
                     self.send_header("Location", f"https://127.0.0.1:{receiver.port}/elsewhere")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+
+            def do_GET(self) -> None:
+                receiver.seen.append((self.path, dict(self.headers), b""))
+                status, headers, body = receiver.pages.get(self.path, (404, {}, b""))
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
                 """Say nothing."""

@@ -1,6 +1,7 @@
 """A webhook arrives once its job has ended: signed, again where it failed, and past nobody."""
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -14,14 +15,19 @@ import pytest
 import redis.asyncio as aioredis
 from pydantic import SecretStr
 from redis import Redis
+from replicate.prediction import Prediction
+from replicate.webhook import InvalidSignatureError, Webhooks, WebhookSigningSecret
 from standardwebhooks.webhooks import Webhook
 
 from service import api_keys
 from service.core import redis_keys
+from service.core.catalog import load_catalog
 from service.core.job import Job, JobMetrics, Status
 from service.core.metrics import ApiMetrics
 from service.core.queue import enqueue, open_queue
+from service.core.settings import ROOT
 from service.core.transitions import Claim, Transitions
+from service.routes.replicate import PAYLOAD, webhook_payload
 from service.signed_urls import SignedUrls
 from service.webhooks import url_policy
 from service.webhooks.delivery import (
@@ -47,7 +53,7 @@ class Desk:
     transitions: Transitions
     metrics: ApiMetrics = field(default_factory=ApiMetrics)
 
-    def end_job(self, webhook_url: str, owner: str = "anonymous") -> str:
+    def end_job(self, webhook_url: str, owner: str = "anonymous", **fields: str) -> str:
         """A job that has just succeeded."""
         job = Job(
             id=str(uuid.uuid4()),
@@ -56,11 +62,12 @@ class Desk:
             request=generate_request(webhook_url=webhook_url),
             created_at=time.time(),
         )
+        fields = {"webhook": "https://api.example/", **fields}
         enqueue(
             open_queue("q", self.redis),
             self.transitions,
             job,
-            also=lambda pipe: pipe.hset(redis_keys.job(job.id), "webhook", "https://api.example/"),
+            also=lambda pipe: pipe.hset(redis_keys.job(job.id), mapping=fields),
         )
         claim = Claim(job.id, "t")
         assert self.transitions.claim(claim, "w")
@@ -80,6 +87,7 @@ class Desk:
                 self.metrics,
                 SignedUrls(client, lifetime_seconds=3600),
                 anonymous_secret=SecretStr(WEBHOOK_SECRET),
+                payloads={PAYLOAD: webhook_payload(load_catalog(ROOT / "models" / "shapes.yaml"))},
                 jitter=lambda: jitter,
             )
             try:
@@ -97,6 +105,21 @@ class Desk:
     def waiting(self) -> int:
         """Webhooks still to be delivered."""
         return int(self.redis.zcard(redis_keys.OUTBOX))
+
+
+def test_a_prediction_is_reported_as_replicates_client_reads_it(
+    desk: Desk, receiver: Receiver
+) -> None:
+    job_id = desk.end_job(receiver.url, webhook_payload=PAYLOAD)
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    [(_, headers, body)] = receiver.seen
+    secret = WebhookSigningSecret(key=WEBHOOK_SECRET)
+    Webhooks.validate(headers=headers, body=body.decode(), secret=secret, tolerance=300)
+    prediction = Prediction(**json.loads(body))
+    assert (prediction.id, prediction.status, prediction.output) == (job_id, "succeeded", [])
+    wrong = WebhookSigningSecret(key="whsec_d3Jvbmc=")
+    with pytest.raises(InvalidSignatureError):
+        Webhooks.validate(headers=headers, body=body.decode(), secret=wrong)
 
 
 @pytest.fixture

@@ -71,12 +71,16 @@ class Preparation:
         steps = self.steps
         active = tuple(step / steps >= start and (step + 1) / steps <= end for step in range(steps))
         if not any(active):
-            self.warn(
-                "window-without-step",
-                f"No step lies between `{field_name}` {start:g} and its end {end:g}: use more "
-                "steps or a wider window",
-            )
+            self.warn_of_window(start, end, field_name)
         return active
+
+    def warn_of_window(self, start: float, end: float, field_name: str) -> None:
+        """Tell the client that a window, whose start is the field of that name, has no step."""
+        self.warn(
+            "window-without-step",
+            f"No step lies between `{field_name}` {start:g} and its end {end:g}: use more steps "
+            "or a wider window",
+        )
 
     @property
     def guided(self) -> tuple[bool, ...]:

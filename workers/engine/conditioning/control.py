@@ -147,14 +147,15 @@ def made_maps(gathered: Gathered) -> tuple[Image.Image, ...]:
 def _gather(job: EngineJob, control: Control, model: Model) -> ControlInput:
     request = job.request
     picture, made = job.read(control.key), None
+    size = (request.width, request.height)
     if control.preprocess != NO_PREPROCESSING:
-        size = (request.width, request.height)
         resized = picture.resize(size, Image.Resampling.LANCZOS)
         picture = made = PREPROCESSORS[control.preprocess](resized)
     if control.type in model.t2i_adapters:
         adapter: T2IAdapter = model.t2i_adapters[control.type]
         return ControlInput(adapter.preprocess(picture, request.height, request.width), made)
-    # As in diffusers' ControlNet pipelines.
+    # As in diffusers' ControlNet pipelines, whose processor would first copy the whole picture.
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
     processor = VaeImageProcessor(
         vae_scale_factor=model.scale_factor, do_convert_rgb=True, do_normalize=False
     )

@@ -312,9 +312,10 @@ def square(image: Image.Image, crop: Crop, size: int) -> Image.Image:
     """Apply `crop` to an RGB picture; `size` is the side the encoder takes, in pixels.
 
     `center` is left to CLIP's own preprocessing, which scales the shorter side and cuts the middle
-    out; a very long strip is cut to its middle first. `pad` puts the picture in
-    the middle of a square of CLIP's mean colour. `resize` squashes it to the square, so that all of
-    it is seen and its proportions are lost.
+    out; a very long strip is cut to its middle first, and a large picture is scaled here in the
+    same way, since CLIP's preprocessing takes three further copies of what it is given. `pad` puts
+    the picture in the middle of a square of CLIP's mean colour. `resize` squashes it to the square,
+    so that all of it is seen and its proportions are lost.
     """
     if crop is Crop.PAD and image.width != image.height:
         if max(image.size) > LONGEST:
@@ -329,7 +330,11 @@ def square(image: Image.Image, crop: Crop, size: int) -> Image.Image:
         reach = WIDEST * min(image.size)
         left, top = (max(0, (length - reach) // 2) for length in image.size)
         if left or top:
-            return image.crop((left, top, image.width - left, image.height - top))
+            image = image.crop((left, top, image.width - left, image.height - top))
+        if max(image.size) > LONGEST:
+            short = min(image.size)
+            sides = [int(size * length / short) for length in image.size]
+            image = image.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
     return image
 
 

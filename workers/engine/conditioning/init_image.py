@@ -104,6 +104,11 @@ class InitImage(Conditioning):
             pixels = processor.preprocess(gathered.picture)
             if gathered.blurred is not None:
                 mask = _binary(gathered.blurred)
+                if not mask.any():
+                    job.warn(
+                        "mask-without-white",
+                        "`mask_image` is white or transparent nowhere, so nothing was repainted",
+                    )
         has_mask = gathered is not None and gathered.mask is not None
         latents = Distribution(*model.encode(to_device(pixels, model.device)))
         masked = latents
@@ -163,7 +168,7 @@ class InitImage(Conditioning):
 
 def _fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The middle of a picture at the output size, whatever its aspect ratio."""
-    return ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS)
+    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
 def _binary(mask: Image.Image) -> Tensor:

@@ -22,7 +22,7 @@ from workers.engine.conditioning.lora import text_variant
 from workers.engine.device import to_device
 from workers.engine.models.base import Model
 from workers.engine.models.lora import everywhere, updated
-from workers.engine.models.prompts import MAX_CHUNKS, Prompt
+from workers.engine.models.prompts import HEAVIEST, MAX_CHUNKS, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,12 @@ class Text(Conditioning):
                     f"`{name}` is longer than the {MAX_CHUNKS} chunks that are encoded; its end "
                     "was cut off",
                 )
+            if text.prompt.limited:
+                job.warn(
+                    "prompt-weight-limited",
+                    f"`{name}` has a weight above {HEAVIEST:g}; {HEAVIEST:g} was used",
+                )
+        _warn_of_guidance(job)
         job.text = {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
         return TextState(
             kv=job.model.text_kv(job.text),
@@ -149,3 +155,14 @@ class Text(Conditioning):
         self._cache.put(text.key, on_cpu)
         job.fresh.append((self._cache, text.key, on_cpu))
         return made
+
+
+def _warn_of_guidance(job: Preparation) -> None:
+    request = job.request
+    if request.guided and not any(job.guided):
+        job.warn_of_window(request.guidance_start, request.guidance_end, "guidance_start")
+    elif request.negative_prompt and not request.guided:
+        job.warn(
+            "negative-prompt-unused",
+            "`negative_prompt` has no effect without guidance: a `guidance_scale` above 1",
+        )

@@ -25,6 +25,8 @@ class Prompt:
     chunks: tuple[tuple[TokenWeights, ...], ...] = ()
     """For each chunk, one entry for each encoder."""
     truncated: bool = False
+    limited: bool = False
+    """Whether a weight is above the heaviest, which it got instead."""
 
     @property
     def length(self) -> int:
@@ -33,12 +35,12 @@ class Prompt:
 
 
 def fragments(text: str) -> Iterator[tuple[str, float]]:
-    """The parts of a text with their weights; `(words:1.2)` has 1.2, all else 1."""
+    """The parts of a text with the weights that it asks for: `(words:1.2)` has 1.2, all else 1."""
     start = 0
     for found in _WEIGHTED.finditer(text):
         if found.start() > start:
             yield text[start : found.start()], 1.0
-        yield found[1], min(float(found[2]), HEAVIEST)
+        yield found[1], float(found[2])
         start = found.end()
     if start < len(text):
         yield text[start:], 1.0
@@ -49,13 +51,14 @@ def parse(text: str, tokenizers: Sequence[Any]) -> Prompt:
     columns = []
     truncated = False
     weighted = False
+    limited = any(weight > HEAVIEST for _, weight in fragments(text))
     for tokenizer in tokenizers:
         ids: list[int] = []
         weights: list[float] = []
         for fragment, weight in fragments(text):
             found = tokenizer(fragment, add_special_tokens=False).input_ids
             ids += found
-            weights += [weight] * len(found)
+            weights += [min(weight, HEAVIEST)] * len(found)
             weighted = weighted or weight != 1
         size = tokenizer.model_max_length - 2
         starts = range(0, max(1, len(ids)), size)
@@ -71,7 +74,7 @@ def parse(text: str, tokenizers: Sequence[Any]) -> Prompt:
         return Prompt(text)
     for column, tokenizer in zip(columns, tokenizers, strict=True):
         column.extend([chunk(tokenizer)] * (length - len(column)))
-    return Prompt(text, tuple(zip(*columns, strict=True)), truncated)
+    return Prompt(text, tuple(zip(*columns, strict=True)), truncated, limited)
 
 
 def chunk(tokenizer: Any, ids: Sequence[int] = (), weights: Sequence[float] = ()) -> TokenWeights:

@@ -1,0 +1,120 @@
+"""The commands beside `generate` and `again`: what they print, how they find the service."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service import __version__
+from service.cli.jobs import reach
+from service.cli.up import API_URL, KEY, REDIS_URL
+from service.core.settings import ROOT
+from tests.running import until
+from tests.service.conftest import PNG, Api
+
+COMMAND = [sys.executable, "-m", "service.cli.main"]
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if not name.startswith("IMAGEPROMPT_")
+} | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+
+
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command in a folder whose `data` tells where the service is."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=ENVIRONMENT,
+    )
+
+
+@pytest.fixture
+def here(api: Api, tmp_path: Path) -> Path:
+    """A folder as a running `imageprompt up` leaves it."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / API_URL).write_text(api.running.url)
+    (tmp_path / "in.png").write_bytes(PNG)
+    return tmp_path
+
+
+def test_without_a_command_it_prints_its_help(tmp_path: Path) -> None:
+    bare = run(folder=tmp_path)
+    assert (bare.returncode, bare.stderr) == (0, "")
+    for name in ("generate", "again", "jobs", "show", "cancel", "delete", "up", "keys", "demo"):
+        assert f" {name} " in bare.stdout
+    assert "Exit status: 0 for success, 2 for wrong usage" in bare.stdout
+    assert run("--version", folder=tmp_path).stdout == f"imageprompt {__version__}\n"
+    assert run("nonsense", folder=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize("name", ["generate", "again", "jobs", "up", "keys create"])
+def test_every_option_has_a_help_text(name: str, tmp_path: Path) -> None:
+    shown = run(*name.split(), "--help", folder=tmp_path).stdout
+    rows = [line.strip("│ ") for line in shown.splitlines() if line.strip("│ *").startswith("--")]
+    assert len(rows) > 2
+    for row in rows:
+        assert len(row.split("  ")[-1].split()) > 1, row
+
+
+def test_a_job_is_listed_shown_canceled_and_deleted(api: Api, here: Path) -> None:
+    job_id = api.post().json()["id"]
+    listed = run("jobs", "--limit", "1", folder=here)
+    assert listed.returncode == 0, listed.stderr
+    assert job_id in listed.stdout
+    assert "queued" in listed.stdout
+    assert json.loads(run("show", job_id, folder=here).stdout)["id"] == job_id
+    assert run("cancel", job_id, folder=here).stdout == f"{job_id}  canceled\n"
+    assert run("delete", job_id, folder=here).stdout == f"{job_id}  deleted\n"
+    gone = run("show", job_id, folder=here)
+    assert gone.returncode == 1
+    assert gone.stderr.count("\n") == 1
+    assert "404" in gone.stderr
+
+
+def polls(api: Api) -> int:
+    """How often the API was asked for a job."""
+    return api.running.log.read_text().count('"route": "/jobs/{job_id}", "method": "GET"')
+
+
+def test_ctrl_c_cancels_the_job_and_names_it(api: Api, here: Path) -> None:
+    before = polls(api)
+    waiting = subprocess.Popen(
+        [*COMMAND, "generate", "in.png", "-o", "out.png"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=here,
+        env=ENVIRONMENT,
+    )
+    until(lambda: polls(api) > before, what="its first poll")
+    waiting.send_signal(signal.SIGINT)
+    _, errors = waiting.communicate(timeout=60)
+    job_id = api.client.get("/jobs").json()["jobs"][0]["id"]
+    assert waiting.returncode == 130
+    assert errors.splitlines()[-1] == f"imageprompt: interrupted; job {job_id} canceled"
+    assert api.client.get(f"/jobs/{job_id}").json()["status"] == "canceled"
+
+
+def test_the_first_key_is_kept_for_the_commands_of_its_folder(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readable by its owner alone, until it is revoked; no other service is shown it."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / REDIS_URL).write_text(redis_url)
+    (tmp_path / "data" / API_URL).write_text("http://127.0.0.1:9")
+    made = json.loads(run("keys", "create", "ann", folder=tmp_path).stdout)
+    run("keys", "create", "bob", folder=tmp_path)
+    kept = tmp_path / "data" / KEY
+    assert json.loads(kept.read_text()) == {"id": made["id"], "key": made["key"]}
+    assert kept.stat().st_mode & 0o077 == 0
+    monkeypatch.chdir(tmp_path)
+    assert reach(None, None) == ("http://127.0.0.1:9", made["key"])
+    assert reach(None, "other") == ("http://127.0.0.1:9", "other")
+    assert reach("http://127.0.0.1:7", None) == ("http://127.0.0.1:7", None)
+    assert run("keys", "revoke", made["id"], folder=tmp_path).returncode == 0
+    assert not kept.exists()
