@@ -142,9 +142,9 @@ def demo(
         first, *others = DEMO_JOBS
         done = {first.name: finished(client, _submit(client, first), label=first.title)}
         # The others share batches.
-        submitted = [(job, _submit(client, job)) for job in others]
-        for job, sent in submitted:
-            done[job.name] = finished(client, sent, label=job.title)
+        submitted = [(one, _submit(client, one)) for one in others]
+        for one, sent in submitted:
+            done[one.name] = finished(client, sent, label=one.title)
         for name, job in done.items():
             (out / f"{name}.png").write_bytes(client.picture(job, 0))
             write_json(job, out / f"{name}.json")
@@ -156,7 +156,8 @@ def demo(
 
 
 def _submit(client: Client, job: DemoJob) -> Job:
-    return client.generate(**job.files, **job.fields)
+    sent: dict[str, Any] = {**job.files, **job.fields}
+    return client.generate(**sent)
 
 
 def _table(jobs: Mapping[str, Job]) -> Table:

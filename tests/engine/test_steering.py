@@ -289,12 +289,13 @@ EACH_STEP = re.compile(
     r"(?!.*\.attn2\.to_[kv]$)"
 )
 """What may run at every step: not the modules of the text, the picture, the time or the map."""
+# Windows open and close at whole steps of both runs: each change of a batch joins it anew.
 WAYS = {
     "everything at once": request(
         **TWO,
         ip_scale=(0.5, 1.0),
-        ip_start=0.2,
-        ip_end=0.9,
+        ip_start=0.25,
+        ip_end=0.875,
         ip_target="style",
         image_mask=uploads("left", "right"),
         negative_image=uploads(5),
@@ -306,8 +307,8 @@ WAYS = {
         control={"image": ["map", "map2", "map"], "type": ("outline", "edges", "sketch")},
         prompt="a (red:1.3) star",
         negative_prompt="blue",
-        guidance_start=0.2,
-        guidance_end=0.8,
+        guidance_start=0.25,
+        guidance_end=0.75,
     ),
     "nine channels": request(
         model="nine", init_image=uploads("init"), mask_image=uploads("middle"), strength=1.0
