@@ -11,7 +11,8 @@ DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-images test-manifests checkov hashes sbom lint format openapi bench \
-	bench-gpu bench-http bench-costs bench-uploads bench-workers bench-scale faults soak overload hostile train eval clean
+	bench-gpu bench-memory bench-http bench-costs bench-uploads bench-workers bench-scale faults soak overload \
+	hostile train eval clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +84,9 @@ bench: setup ## the engine against plain diffusers on this machine; out/bench/
 
 bench-gpu: setup ## the same with full-size SDXL of random weights; needs CUDA; OPTIONS=--no-compile
 	$(BIN)/python -m bench --gpu $(OPTIONS)
+
+bench-memory: setup ## memory of the engine over 500 jobs that use everything; out/bench/
+	$(BIN)/python -m bench.memory
 
 bench-http: setup ## the HTTP layer against cog's and LitServe's; out/bench/
 	$(BIN)/python -m bench.http

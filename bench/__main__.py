@@ -12,7 +12,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,9 +23,10 @@ from bench.engine import peak, report, service, subject
 from bench.engine.measures import Bench, Results
 from bench.engine.plain import Plain
 from bench.engine.subject import Subject
+from service.core.catalog import Catalog
 from service.core.settings import Device
 from workers.engine.api import NullObserver, Options
-from workers.engine.engine import load_engine
+from workers.engine.engine import Engine, load_engine
 
 OUT: Final = Path("out/bench")
 
@@ -41,8 +42,8 @@ class Recompiles(NullObserver):
         self.count += 1
 
 
-def main() -> None:
-    """Run the bench that the command line asks for."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the bench that the command line, or a test's `arguments`, asks for."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--gpu", action="store_true", help="full-size SDXL; needs CUDA")
     parser.add_argument("--tiny", action="store_true", help="with --gpu: a tiny model, any device")
@@ -50,8 +51,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
     parser.add_argument("--repeats", type=int, default=0, help="of each part; 0: the subject's own")
     parser.add_argument("--no-service", action="store_true", help="leave the HTTP part out")
+    parser.add_argument("--only", action="append", default=[], help="a part's name; repeatable")
     parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if options.gpu and not options.tiny and not torch.cuda.is_available():
@@ -69,6 +71,7 @@ def main() -> None:
             gpu=options.gpu,
             compiled=not options.no_compile,
             with_service=not options.no_service,
+            only=options.only,
         ):
             path = report.write(options.out, name, results, about)
     print(path.read_text(encoding="utf-8"))
@@ -82,7 +85,7 @@ def _subject(gpu: bool, tiny: bool) -> Callable[[Path], Subject]:  # noqa: FBT00
 
 
 def run(
-    chosen: Subject, *, gpu: bool, compiled: bool, with_service: bool
+    chosen: Subject, *, gpu: bool, compiled: bool, with_service: bool, only: Sequence[str] = ()
 ) -> Iterator[tuple[Results, dict[str, Any]]]:
     """Measure everything on one subject.
 
@@ -110,10 +113,8 @@ def run(
         "load and warm-up": f"{loaded - started:.1f} s and {warm - loaded:.1f} s",
         "rate at full batches": f"{engine.row_steps_per_second:.1f} row-steps/s",
     }
-    bench = Bench(
-        chosen, Plain(catalog.models[catalog.default], torch.device(engine.device)), engine
-    )
-    for part in bench.run():
+    bench = Bench(chosen, _plain(catalog, engine), engine)
+    for part in bench.run(only):
         print(f"measuring: {part}", flush=True)
         about["recompiles while serving"] = recompiles.count
         about["whole run"] = f"{time.perf_counter() - started:.0f} s"
@@ -122,7 +123,11 @@ def run(
     engine.stop()
     results = bench.results
     about["recompiles while serving"] = recompiles.count
-    if engine.device == "cuda" and chosen.single == (1024, 1024):
+    if (
+        "one job alone" in results.figures
+        and engine.device == "cuda"
+        and chosen.single == (1024, 1024)
+    ):
         rate = peak.measured_tflops()
         about["matrix peak"] = f"{rate:.0f} TFLOP/s measured"
         for who, seconds in results.figures["one job alone"].items():
@@ -134,6 +139,15 @@ def run(
         results.add("service around the model", "s", {"HTTP to job done": seconds})
     about["whole run"] = f"{time.perf_counter() - started:.0f} s"
     yield results, about
+
+
+def _plain(catalog: Catalog, engine: Engine) -> Plain:
+    """The plain pipelines over the engine's model, and what its `ip_target`s are for them."""
+    entry = catalog.models[catalog.default]
+    model: Any = engine.models[catalog.default]
+    targets = {**model.ip_targets(model.unet), **entry.ip_targets}
+    scales = {target: blocks.model_dump() for target, blocks in targets.items()}
+    return Plain(entry, torch.device(engine.device), scales)
 
 
 def _device(kind: str) -> str:

@@ -6,7 +6,7 @@ So whatever else the machine does meets all of them alike.
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,6 +15,7 @@ import numpy as np
 from bench.engine.contenders import Batched, OneAtATime, at_once, over_time, run_plain
 from bench.engine.plain import Plain
 from bench.engine.subject import Subject
+from bench.engine.tasks import LORAS
 from workers.engine.api import EngineJob
 from workers.engine.engine import Engine
 
@@ -49,18 +50,25 @@ class Bench:
         self._seeds = itertools.count(1)
         self.results = Results()
 
-    def run(self) -> Iterator[str]:
-        """Measure everything; names each part before it begins."""
-        yield "one job alone"
-        self._single()
-        yield "many jobs at once"
-        self._bursts()
-        yield "a mixed load"
-        self._mixed()
-        yield "a short job behind seven long ones"
-        self._short_behind_long()
-        yield "embedding cache"
-        self._cache()
+    @property
+    def parts(self) -> Mapping[str, Callable[[], None]]:
+        """Every part of the bench by its name, in order."""
+        return {
+            "one job alone": self._single,
+            "many jobs at once": self._bursts,
+            "jobs of nine tasks at once": self._tasks,
+            "LoRAs in a batch": self._loras,
+            "a mixed load": self._mixed,
+            "a short job behind seven long ones": self._short_behind_long,
+            "embedding cache": self._cache,
+        }
+
+    def run(self, only: Sequence[str] = ()) -> Iterator[str]:
+        """Measure everything, or some parts; names each before it begins."""
+        for name, measure in self.parts.items():
+            if not only or name in only:
+                yield name
+                measure()
 
     def _single(self) -> None:
         def job() -> EngineJob:
@@ -87,6 +95,9 @@ class Bench:
         }
         for count in AT_ONCE:
             runs[f"engine, {count}"] = partial(self._together, count)
+        short = self._subject.short
+        runs["plain, short"] = partial(self._loop, short)
+        runs["engine, short"] = partial(self._together, IN_A_LOOP, short)
         seconds = self._interleaved(runs)
         queued.stop()
         plain = IN_A_LOOP / seconds[f"plain, {IN_A_LOOP}"]
@@ -95,13 +106,59 @@ class Bench:
             rates = {"plain": plain, "one at a time": one}
             rates["engine"] = count / seconds[f"engine, {count}"]
             self.results.add(f"{count} jobs at once", "pictures/s", rates)
+        rates = {who: IN_A_LOOP / seconds[f"{who}, short"] for who in ("plain", "engine")}
+        self.results.add(f"{IN_A_LOOP} jobs of {short} steps at once", "pictures/s", rates)
 
-    def _loop(self) -> None:
-        for job in self._burst(IN_A_LOOP):
+    def _loop(self, steps: int = 0) -> None:
+        for job in self._burst(IN_A_LOOP, steps):
             run_plain(self._plain, job)
 
-    def _together(self, count: int) -> None:
-        at_once(self._batched, self._burst(count))
+    def _together(self, count: int, steps: int = 0) -> None:
+        at_once(self._batched, self._burst(count, steps))
+
+    def _tasks(self) -> None:
+        """Jobs of nine tasks; a picture a second of plain pipelines that are all loaded."""
+
+        def jobs() -> list[EngineJob]:
+            seed = next(self._seeds)
+            return self._subject.tasks(1_000_000 + 100 * seed)
+
+        def loop() -> None:
+            for job in jobs():
+                run_plain(self._plain, job)
+
+        seconds = self._interleaved(
+            {"plain": loop, "engine": lambda: at_once(self._batched, jobs())}, warm=True
+        )
+        rates = {who: len(jobs()) / spent for who, spent in seconds.items()}
+        self.results.add("jobs of nine tasks at once", "pictures/s", rates)
+
+    def _loras(self) -> None:
+        """A step of eight rows of three jobs, of which two have LoRAs or none has."""
+        rows = (3, 3, 2)
+        wanted = {"without": ((), (), ()), "with": ((LORAS[0],), (LORAS[1],), ())}
+        spent: dict[str, list[float]] = {name: [] for name in wanted}
+        subject = self._subject
+        for _ in range(2 * subject.repeats):
+            for name, loras in wanted.items():
+                tickets = [
+                    self._engine.submit(
+                        subject.job(
+                            next(self._seeds),
+                            size=subject.burst,
+                            steps=subject.burst_steps,
+                            num_images=count,
+                            lora=lora,
+                        )
+                    )
+                    for count, lora in zip(rows, loras, strict=True)
+                ]
+                seconds = max(ticket.result().denoise_seconds for ticket in tickets)
+                spent[name].append(seconds / subject.burst_steps)
+        step = {name: statistics.median(them) for name, them in spent.items()}
+        name = "a step of 8 rows, 6 of them with one of two LoRAs"
+        self.results.add(name, "s", {f"{who} LoRAs": one for who, one in step.items()})
+        self.results.add(f"{name}, against none", "x", {"engine": step["with"] / step["without"]})
 
     def _mixed(self) -> None:
         jobs = self._subject.mixed()
@@ -175,11 +232,11 @@ class Bench:
                 {f"cache {name}": statistics.median(them) for name, them in seconds.items()},
             )
 
-    def _burst(self, count: int) -> list[EngineJob]:
+    def _burst(self, count: int, steps: int = 0) -> list[EngineJob]:
         subject = self._subject
+        steps = steps or subject.burst_steps
         return [
-            subject.job(next(self._seeds), size=subject.burst, steps=subject.burst_steps)
-            for _ in range(count)
+            subject.job(next(self._seeds), size=subject.burst, steps=steps) for _ in range(count)
         ]
 
     def _interleaved(

@@ -3,21 +3,21 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import yaml
+from PIL.Image import Image
 
+from bench.engine import tasks
 from service.core.catalog import Catalog, load_catalog
-from service.core.param_types import StoredUpload
 from service.core.params import GenerateRequest
 from service.core.settings import ROOT
 from workers.engine.api import EngineJob
-from workers.engine.warmup import digest, noise
+from workers.engine.warmup import noise
 
 Size = tuple[int, int]
-PICTURE: Final = 256
-"""Side of the image prompts, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Subject:
 
     title: str
     models: Path
+    catalog: Catalog
     single: Size
     burst: Size
     other: Size
@@ -43,49 +44,43 @@ class Subject:
     repeats: int = 3
 
     @property
-    def catalog(self) -> Catalog:
-        """The models.yaml of the run."""
-        return load_catalog(self.models)
+    def control_type(self) -> str:
+        """The model's first ControlNet."""
+        return next(iter(self.catalog.models[self.catalog.default].controlnets))
 
     def job(
-        self,
-        seed: int,
-        *,
-        size: Size,
-        steps: int,
-        control: bool = False,
-        adapter: str = "base",
+        self, seed: int, *, size: Size, steps: int, control: bool = False, **fields: Any
     ) -> EngineJob:
-        """A guided job with an image prompt of its own."""
-        catalog = self.catalog
-        entry = catalog.models[catalog.default]
-        picture = noise(PICTURE, seed)
-        prompt = StoredUpload(
-            key="inputs/bench/0.png",
-            sha256=digest(picture),
-            pixels_sha256=digest(picture),
-            width=PICTURE,
-            height=PICTURE,
-        )
-        map_type = next(iter(entry.controlnets))
-        request = GenerateRequest(
-            model=catalog.default,
-            adapter=adapter,
-            image=(prompt,),
-            image_weights=(1.0,),
-            control_image=(prompt.model_copy(update={"key": "inputs/bench/1.png"}),)
-            if control
-            else (),
-            control_type=(map_type,) if control else (),
-            ip_scale=1.0,
-            width=size[0],
-            height=size[1],
-            steps=steps,
-            guidance_scale=entry.defaults.guidance_scale,
-            scheduler=entry.defaults.scheduler,
-            seed=seed,
-        )
-        return EngineJob(f"bench-{seed}", request, lambda _key: picture)
+        """A guided job with an image prompt of its own; `fields` are those of a request."""
+        entry = self.catalog.models[self.catalog.default]
+        picture = noise(tasks.PICTURE, seed)
+        prompt = tasks.upload("0", picture)
+        if control:
+            fields |= {"control_image": (prompt,), "control_type": (self.control_type,)}
+        wanted: dict[str, Any] = {
+            "model": self.catalog.default,
+            "adapter": "base",
+            "image": (prompt,),
+            "image_weights": (1.0,),
+            "ip_scale": (1.0,),
+            "width": size[0],
+            "height": size[1],
+            "steps": steps,
+            "guidance_scale": entry.defaults.guidance_scale,
+            "scheduler": entry.defaults.scheduler,
+            "seed": seed,
+        }
+        request = GenerateRequest(**{**wanted, **fields})
+        return EngineJob(f"bench-{seed}", request, partial(_read, picture, seed))
+
+    def tasks(self, seed: int) -> list[EngineJob]:
+        """Nine jobs of as many tasks."""
+        asked = tasks.tasks(seed, self.control_type).values()
+        size, steps = self.burst, self.burst_steps
+        return [
+            self.job(seed + number, size=size, steps=steps, **fields)
+            for number, fields in enumerate(asked)
+        ]
 
     def mixed(self) -> list[EngineJob]:
         """Jobs of a mixed load: steps, sizes and ControlNet drawn once and for all."""
@@ -99,6 +94,13 @@ class Subject:
             )
             for number in range(self.mixed_jobs)
         ]
+
+
+def _read(picture: Image, seed: int, key: str) -> Image:
+    name = PurePosixPath(key).stem
+    if name in ("left", "right"):
+        return tasks.mask(name)
+    return noise(tasks.PICTURE, seed + 1) if name == "second" else picture
 
 
 def bundled(scratch: Path) -> Subject:
@@ -116,6 +118,7 @@ def bundled(scratch: Path) -> Subject:
     return Subject(
         title=title,
         models=models,
+        catalog=tasks.extended(load_catalog(models), scratch),
         single=(128, 128),
         burst=(128, 128),
         other=(96, 96),
@@ -127,9 +130,11 @@ def full_size(scratch: Path) -> Subject:
     """SDXL, IP-Adapter and ControlNet of full size and random weights."""
     from bench.engine import sdxl  # noqa: PLC0415 (needed only then)
 
+    models = _catalog(scratch, sdxl.build(scratch / "sdxl"), size=1024, warm=(512, 768))
     return Subject(
         title="full-size SDXL of random weights",
-        models=_catalog(scratch, sdxl.build(scratch / "sdxl"), size=1024, warm=(512, 768)),
+        models=models,
+        catalog=tasks.extended(load_catalog(models), scratch),
         single=(1024, 1024),
         burst=(512, 512),
         other=(768, 768),
@@ -141,10 +146,11 @@ def tiny_size(scratch: Path) -> Subject:
     """The tiny test model, to try the GPU bench's command where there is no GPU."""
     from training import tiny  # noqa: PLC0415 (needed only then)
 
-    tiny.build(scratch / "sdxl")
+    models = _catalog(scratch, tiny.build(scratch / "sdxl"), size=64, warm=(96,))
     return Subject(
         title="the tiny test model (not a measurement)",
-        models=_catalog(scratch, scratch / "sdxl", size=64, warm=(96,)),
+        models=models,
+        catalog=tasks.extended(load_catalog(models), scratch),
         single=(64, 64),
         burst=(64, 64),
         other=(96, 96),

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench import memory
+from bench.__main__ import main
 from bench.engine import report, sdxl
 from bench.engine.measures import Results
 from bench.engine.subject import _catalog
 from service.core.catalog import load_catalog
 from service.core.settings import Device
-from tests.running import bench
 from workers.engine.api import Options
 from workers.engine.engine import load_engine
 from workers.engine.warmup import job
@@ -21,7 +22,7 @@ from workers.engine.warmup import job
 def test_the_gpu_bench_runs_at_tiny_size_on_a_cpu(tmp_path: Path) -> None:
     """`python -m bench --gpu --tiny` writes a table, a chart and JSON with every measure."""
     options = ["--gpu", "--tiny", "--threads", "1", "--no-service", "--out", str(tmp_path)]
-    bench("bench", *options, timeout_seconds=900)
+    main(options)
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written["about"]["recompiles while serving"] == 0
     assert {"one job alone", "16 jobs at once", "mixed load, p95 latency"} <= set(
@@ -31,6 +32,12 @@ def test_the_gpu_bench_runs_at_tiny_size_on_a_cpu(tmp_path: Path) -> None:
         assert all(value > 0 for value in figures.values())
     assert (tmp_path / "gpu.png").read_bytes().startswith(b"\x89PNG")
     assert "| one job alone | s |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_the_memory_of_jobs_that_use_everything_is_reported(tmp_path: Path) -> None:
+    """`python -m bench.memory --tiny` runs every task and writes its figures."""
+    memory.main(["--tiny", "--jobs", "10", "--out", str(tmp_path)])
+    assert "| 10 | " in (tmp_path / "memory.md").read_text()
 
 
 def test_the_table_sets_the_engine_against_plain_diffusers() -> None:

@@ -4,7 +4,7 @@ import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -29,6 +29,9 @@ from service.core.settings import Device
 from tests.engine import tiny_lora
 from tests.engine.conftest import Stepper, job, read, request, uploads
 from workers.engine.api import EngineJob, Options
+from workers.engine.attention import Context, stack_texts
+from workers.engine.conditioning import control as control_maps
+from workers.engine.conditioning import text as texts
 from workers.engine.engine import Engine, load_engine
 
 log = logging.getLogger(__name__)
@@ -286,12 +289,13 @@ EACH_STEP = re.compile(
     r"(?!.*\.attn2\.to_[kv]$)"
 )
 """What may run at every step: not the modules of the text, the picture, the time or the map."""
+# Windows open and close at whole steps of both runs: each change of a batch joins it anew.
 WAYS = {
     "everything at once": request(
         **TWO,
         ip_scale=(0.5, 1.0),
-        ip_start=0.2,
-        ip_end=0.9,
+        ip_start=0.25,
+        ip_end=0.875,
         ip_target="style",
         image_mask=uploads("left", "right"),
         negative_image=uploads(5),
@@ -303,8 +307,8 @@ WAYS = {
         control={"image": ["map", "map2", "map"], "type": ("outline", "edges", "sketch")},
         prompt="a (red:1.3) star",
         negative_prompt="blue",
-        guidance_start=0.2,
-        guidance_end=0.8,
+        guidance_start=0.25,
+        guidance_end=0.75,
     ),
     "nine channels": request(
         model="nine", init_image=uploads("init"), mask_image=uploads("middle"), strength=1.0
@@ -315,9 +319,12 @@ WAYS = {
 
 @pytest.mark.parametrize("wanted", WAYS.values(), ids=WAYS.keys())
 def test_nothing_that_does_not_depend_on_the_step_is_done_at_a_step(
-    stepper: Stepper, wanted: GenerateRequest
+    stepper: Stepper, wanted: GenerateRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice the steps run the bodies of UNet and ControlNets more often, and nothing else."""
+    """Twice the steps run the bodies of UNet and ControlNets more often, and nothing else.
+
+    Nor are the conditions of a batch joined more often.
+    """
     model = stepper.engine.models[wanted.model]
     networks: dict[str, torch.nn.Module] = {
         "unet": model.unet,
@@ -337,6 +344,12 @@ def test_nothing_that_does_not_depend_on_the_step_is_done_at_a_step(
     def count(name: str) -> Callable[..., None]:
         return lambda *_arguments: counts.update([name])
 
+    def join(parts: Sequence[torch.Tensor]) -> Context:
+        counts["texts joined"] += 1
+        return stack_texts(parts)
+
+    for way in (texts, control_maps):
+        monkeypatch.setattr(way, "stack_texts", join)
     hooks = [
         module.register_forward_hook(count(f"{network}.{name}"))
         for network, whole in networks.items()

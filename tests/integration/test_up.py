@@ -141,8 +141,8 @@ def test_demo_leaves_pictures_and_their_jobs(tmp_path, tiny_catalog) -> None:
     assert done.returncode == 0, done.stderr
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert "sheet.png" in names
-    assert len([name for name in names if name.endswith(".png")]) == 5
-    assert len([name for name in names if name.endswith(".json")]) == 4
+    assert len([name for name in names if name.endswith(".png")]) == 9
+    assert len([name for name in names if name.endswith(".json")]) == 8
 
 
 @pytest.mark.parametrize(

@@ -1,46 +1,58 @@
 """Several processes train one model: the same weights everywhere, each batch seen once."""
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
+import pytest
 import torch
 from torch import nn
+
+from service.cli.processes import free_port
 from training import distributed
 from training.loop import Budget, Loop
 
-out = Path(sys.argv[1])
-torch.manual_seed(0)
-model = nn.Linear(4, 1)
-loop = Loop("linear", model, Budget(0.005, 1e-2), out)
-seen = []
 
-def loss(number):
-    seen.append(number)
-    data = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
-    return (model(data) - 1).square().mean()
+def train(out: Path, environment: dict[str, str]) -> None:
+    """What each process does."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    loop = Loop("linear", model, Budget(0.005, 1e-2), out)
+    seen = []
 
-loop.run(loss)
-joined = distributed.gather(torch.tensor([float(distributed.rank())]))
-report = {"weight": model.weight.tolist(), "seen": seen, "joined": joined.tolist()}
-(out / f"{distributed.rank()}.json").write_text(json.dumps(report))
-"""
+    def loss(number: int) -> torch.Tensor:
+        seen.append(number)
+        data = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+        return (model(data) - 1).square().mean()
+
+    loop.run(loss)
+    joined = distributed.gather(torch.tensor([float(distributed.rank())]))
+    report = {"weight": model.weight.tolist(), "seen": seen, "joined": joined.tolist()}
+    (out / f"{distributed.rank()}.json").write_text(json.dumps(report))
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--local-addr", "127.0.0.1", "--nproc-per-node", "2", str(script), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    environment["GLOO_SOCKET_IFNAME"] = "lo"  # whatever this machine's name leads to
-    subprocess.run(command, check=True, env=environment, timeout=240, capture_output=True)
+    # As torchrun sets them; forked, so that neither imports torch again.
+    environment = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "GLOO_SOCKET_IFNAME": "lo",  # whatever this machine's name leads to
+    }
+    fork = multiprocessing.get_context("fork")
+    processes = [
+        fork.Process(target=train, args=(tmp_path, {**environment, "RANK": str(rank)}))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+    assert [process.exitcode for process in processes] == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["weight"] == second["weight"]
     assert first["joined"] == second["joined"] == [0.0, 1.0]

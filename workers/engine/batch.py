@@ -14,7 +14,7 @@ from torch import Tensor
 from service.core.errors import EngineFault, JobFailed, OutOfMemory
 from workers.engine.attention import Context
 from workers.engine.compile import Networks
-from workers.engine.conditioning.base import BatchEntry, Conditioning, Forward, JoinMemo
+from workers.engine.conditioning.base import BatchEntry, Conditioning, Forward, Joined, JoinMemo
 from workers.engine.device import to_device
 from workers.engine.rows import Row
 
@@ -140,13 +140,14 @@ class Batcher:
         padded = [*branches, *[branches[-1]] * (size - count)]
         sample = torch.cat([inputs[row] for row, _ in padded])
         entries = [row.entry(branch) for row, branch in padded]
+        joined = self._memo.of(entries)
         forward = Forward(
             networks=self._networks,
-            memo=self._memo,
+            joined=joined,
             entries=entries,
             count=count,
             sample=sample,
-            context=self._context(entries),
+            context=self._context(entries, joined),
         )
         for way in self._ways:
             way.act(forward)
@@ -162,8 +163,8 @@ class Batcher:
                 changed=bool(forward.around),
             )[:count]
 
-    def _context(self, entries: Sequence[BatchEntry]) -> Context:
-        key = tuple((entry.key, *(way.key(entry) for way in self._ways)) for entry in entries)
+    def _context(self, entries: Sequence[BatchEntry], joined: Joined) -> Context:
+        key = tuple(way.key(entry) for entry in entries for way in self._ways)
 
         def join() -> Context:
             context = Context(torch.empty(0))
@@ -171,7 +172,7 @@ class Batcher:
                 context = way.join(entries, context)
             return context
 
-        return self._memo.get(key, join)
+        return joined.get("context", key, join)
 
 
 def _failure(*, memory: bool) -> JobFailed:

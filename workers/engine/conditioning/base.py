@@ -29,7 +29,7 @@ T = TypeVar("T")
 UNCONDITIONAL, CONDITIONAL = 0, 1
 """The two branches of a guided row. Without guidance only the second exists."""
 KEPT: Final = 4
-"""Joined tensors remembered for a model: of several batches, UNet and ControlNets."""
+"""Memberships of a batch whose joined tensors are remembered for a model."""
 
 Gathered = Mapping[str, Any]
 """What `gather` returned, by the name of the way."""
@@ -136,21 +136,34 @@ class BatchEntry:
         return self.conditions.number, self.branch
 
 
-class JoinMemo:
-    """Remembers what was joined last, so that it is joined once for each membership of a batch."""
+class Joined:
+    """What was joined for one membership of a batch: of each kind, what was joined last."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._kept: dict[str, tuple[Hashable, Any]] = {}
 
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value kept under `key`, or what `make` returns."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        self._kept.move_to_end(key)
+    def get(self, kind: str, key: Hashable, make: Callable[[], T]) -> T:
+        """What is kept as `kind` if it was joined for `key`, else what `make` returns."""
+        if kind not in self._kept or self._kept[kind][0] != key:
+            self._kept[kind] = (key, make())
+        value: T = self._kept[kind][1]
+        return value
+
+
+class JoinMemo:
+    """Remembers what was joined for the last few memberships, so that a step joins nothing."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, Joined] = OrderedDict()
+
+    def of(self, entries: Sequence[BatchEntry]) -> Joined:
+        """What was joined for these jobs and branches in this order."""
+        membership = tuple(entry.key for entry in entries)
+        joined = self._kept.setdefault(membership, Joined())
+        self._kept.move_to_end(membership)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
-        value: T = self._kept[key]
-        return value
+        return joined
 
     def clear(self) -> None:
         """Forget everything, to free its memory."""
@@ -166,7 +179,7 @@ class Forward:
     """
 
     networks: Networks
-    memo: JoinMemo
+    joined: Joined
     entries: Sequence[BatchEntry]
     count: int
     sample: Tensor

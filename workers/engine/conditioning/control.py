@@ -12,7 +12,7 @@ from service.core.errors import UnservableRequest
 from service.core.param_types import Control
 from service.core.params import GenerateRequest
 from workers.engine.api import EngineJob
-from workers.engine.attention import stack_texts
+from workers.engine.attention import Context, stack_texts
 from workers.engine.conditioning.base import (
     BatchEntry,
     Conditioning,
@@ -109,22 +109,33 @@ class ControlMaps(Conditioning):
             own: ControlState | None = state(entry, ControlMaps)
             if own is None:
                 continue
-            for each in own.maps:
+            for number, each in enumerate(own.maps):
                 if each.active[entry.step]:
-                    maps.setdefault(each.name, []).append((position, entry, each))
+                    maps.setdefault(each.name, []).append((position, number, entry, each))
             for number, added in enumerate(own.features):
                 if added.active[entry.step]:
-                    features[position, entry.key, number] = position, added
+                    features[position, number] = position, added
         for name, uses in sorted(maps.items()):
             _add_residuals(forward, name, uses)
         if features:
-            key = (len(forward.sample), *features)
-            forward.features = forward.memo.get(key, lambda: _sum(forward, list(features.values())))
+            forward.features = forward.joined.get(
+                "features", tuple(features), lambda: _sum(forward, list(features.values()))
+            )
 
 
 NO_PREPROCESSING = "none"
-_Use = tuple[int, BatchEntry, ControlNetMap]
-"""A map that acts on the batch entry at a position."""
+_Use = tuple[int, int, BatchEntry, ControlNetMap]
+"""A map, with its number in its job, that acts on the batch entry at a position."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Uses:
+    """What a ControlNet takes for all maps of a batch, but for what depends on the step."""
+
+    positions: Tensor
+    context: Context
+    hint: Tensor
+    scale: Tensor
 
 
 def made_maps(gathered: Gathered) -> tuple[Image.Image, ...]:
@@ -182,34 +193,35 @@ def _sum(forward: Forward, features: Sequence[tuple[int, FeatureMap]]) -> list[T
 
 def _add_residuals(forward: Forward, name: str, uses: Sequence[_Use]) -> None:
     sample = forward.sample
-    parts = _residuals(forward, name, uses)
-    positions = [position for position, _, _ in uses]
+    count = forward.networks.padded(len(uses), *sample.shape[-2:])
+    padded = [*uses, *[uses[-1]] * (count - len(uses))]
+    key = tuple((position, number) for position, number, _, _ in padded)
+    joined = forward.joined.get(f"ControlNet {name}", key, lambda: _join(padded, sample))
+    # Maps of one ControlNet share its forward pass; the last of them may be padding.
+    parts = forward.networks.control(
+        name,
+        sample.index_select(0, joined.positions),
+        torch.stack([own.emb[entry.index, entry.step] for _, _, entry, own in padded]),
+        joined.context,
+        joined.hint,
+        joined.scale,
+    )
     if forward.residuals is None:
-        if positions == list(range(len(sample))):
+        if [position for position, _, _, _ in uses] == list(range(len(sample))):
             forward.residuals = parts
             return
         forward.residuals = [part.new_zeros(len(sample), *part.shape[1:]) for part in parts]
-    index = to_device(torch.tensor(positions), sample.device)
+    positions = joined.positions[: len(uses)]
     for whole, part in zip(forward.residuals, parts, strict=True):
-        whole.index_add_(0, index, part[: len(positions)])
+        whole.index_add_(0, positions, part[: len(uses)])
 
 
-def _residuals(forward: Forward, name: str, uses: Sequence[_Use]) -> list[Tensor]:
-    """The residuals of one ControlNet for its maps, perhaps padded."""
-    sample = forward.sample
-    count = forward.networks.padded(len(uses), *sample.shape[-2:])
-    padded = [*uses, *[uses[-1]] * (count - len(uses))]
-    context = forward.memo.get(
-        (name, *(entry.key for _, entry, _ in padded)),
-        lambda: stack_texts([own.kv[entry.index] for _, entry, own in padded]),
-    )
-    positions = torch.tensor([position for position, _, _ in padded])
-    scale = torch.tensor([own.scale for _, _, own in padded], dtype=sample.dtype)
-    return forward.networks.control(
-        name,
-        sample.index_select(0, to_device(positions, sample.device)),
-        torch.stack([own.emb[entry.index, entry.step] for _, entry, own in padded]),
-        context,
-        torch.cat([own.hint for _, _, own in padded]),
-        to_device(scale, sample.device),
+def _join(padded: Sequence[_Use], sample: Tensor) -> _Uses:
+    positions = torch.tensor([position for position, _, _, _ in padded])
+    scale = torch.tensor([own.scale for _, _, _, own in padded], dtype=sample.dtype)
+    return _Uses(
+        positions=to_device(positions, sample.device),
+        context=stack_texts([own.kv[entry.index] for _, _, entry, own in padded]),
+        hint=torch.cat([own.hint for _, _, _, own in padded]),
+        scale=to_device(scale, sample.device),
     )

@@ -43,8 +43,7 @@ class Loras(Conditioning):
 
     def act(self, forward: Forward) -> None:
         """Let the layers add the updates of this batch's rows."""
-        key = (self.name, *(entry.key for entry in forward.entries))
-        updates = forward.memo.get(key, lambda: _row_updates(forward))
+        updates = forward.joined.get(self.name, (), lambda: _row_updates(forward))
         if updates:
             forward.around.append(lora.updated(updates))
 

@@ -43,14 +43,22 @@ class LowRank:
     down: Tensor
     up: Tensor
 
-    def __call__(self, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """The update for `hidden`, the layer's input."""
+    def add(self, layer: nn.Module, hidden: Tensor, output: Tensor) -> None:
+        """Add the update for `hidden`, the layer's input, to its `output` in place."""
+        up = self.up.flatten(1)
         if isinstance(layer, nn.Conv2d):
             small = functional.conv2d(
                 hidden, self.down, None, layer.stride, layer.padding, layer.dilation
-            )
-            return functional.conv2d(small, self.up)
-        return functional.linear(functional.linear(hidden, self.down), self.up)
+            ).permute(0, 2, 3, 1)
+            output = output.permute(0, 2, 3, 1)
+        else:
+            small = functional.linear(hidden, self.down)
+        flat = output.flatten(0, -2)
+        if flat.data_ptr() == output.data_ptr():
+            # One product that adds: the update itself is never written to memory.
+            flat.addmm_(small.flatten(0, -2), up.t())
+        else:
+            output += functional.linear(small, up)
 
 
 Updates = Mapping[nn.Module, LowRank]
@@ -109,7 +117,7 @@ def _hook(rows: Sequence[tuple[slice, LowRank]]) -> Any:
     def add(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         hidden = arguments[0]
         for part, low in rows:
-            output[part] += low(layer, hidden[part])
+            low.add(layer, hidden[part], output[part])
 
     return add
 
