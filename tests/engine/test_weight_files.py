@@ -320,3 +320,17 @@ def test_a_spoilt_file_is_named(catalog: Catalog, folder: Path, name: str) -> No
         load(catalog, folder)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 600
+
+
+def test_the_variant_of_an_adapter_is_that_of_its_encoder(catalog: Catalog, folder: Path) -> None:
+    """Its own file is named in full."""
+    whole = folder / ENCODER
+    whole.rename(whole.with_name("model.fp16.safetensors"))
+    adapter = catalog.models["tiny"].adapters["base"]
+    adapter = adapter.model_copy(update={"path": folder, "variant": "fp16"})
+    load(catalog, folder, adapters={"base": adapter})
+    whole.with_name("model.fp16.safetensors").rename(whole)
+    with pytest.raises(
+        ConfigurationError, match=r"image_encoder/model\.fp16\.safetensors does not"
+    ):
+        load(catalog, folder, adapters={"base": adapter})

@@ -126,8 +126,7 @@ class AdapterLoader:
         pipe, cross = self._pipe, self._cross
         subfolder = adapter.subfolder or ""
         name = hub.name_of(adapter, subfolder, adapter.weight_name)
-        if not adapter.weight_name.endswith(".safetensors"):
-            raise ConfigurationError(f"adapter file {name} is not a .safetensors file")
+        hub.check_safetensors(adapter.weight_name, f"adapter file {name}")
         header = checks.read_adapter(hub.find(adapter, subfolder, adapter.weight_name), name)
         source = hub.encoder_source(adapter)
         encoder_name = hub.name_of(source, source.subfolder or "")

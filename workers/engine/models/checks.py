@@ -150,7 +150,7 @@ def check_adapter(adapter: AdapterFile, cross_attentions: Mapping[int, int], une
             f"adapter file {adapter.name} makes tokens of width {adapter.context_width}, but the "
             f"cross-attention of UNet {name} takes width {width}: it belongs to another base model"
         )
-    expected = {
+    expected: dict[str, tuple[int, ...]] = {
         f"ip_adapter.{number}.{part}.weight": (inner, width)
         for number, inner in cross_attentions.items()
         for part in ("to_k_ip", "to_v_ip")
@@ -167,7 +167,7 @@ def check_adapter(adapter: AdapterFile, cross_attentions: Mapping[int, int], une
             f"adapter file {adapter.name} has {len(pairs)} more tensors than UNet {name} has "
             f"cross-attentions for, among them {pairs[0]}: it belongs to another base model"
         )
-    expected |= adapter.projection
+    expected = {**expected, **adapter.projection}
     found = adapter.shapes
     hub.check_tensors(
         f"adapter file {adapter.name}",

@@ -198,12 +198,26 @@ def _weights_file(kind: Any, source: Source) -> str:
     return file
 
 
+def check_safetensors(file_name: str, what: str) -> None:
+    """Raise `ConfigurationError` for a file of another format, which may run code when loaded."""
+    if not file_name.endswith(".safetensors"):
+        raise ConfigurationError(
+            f"{what} is not a .safetensors file; `python -m workers.convert FILE` makes one of it"
+        )
+
+
 def encoder_source(adapter: Adapter) -> Source:
     """The image encoder of an adapter as a source of its own (the rule of diffusers' loader)."""
     folder = adapter.image_encoder
     if "/" not in folder and adapter.subfolder:
         folder = f"{adapter.subfolder}/{folder}"
-    return Source(path=adapter.path, repo=adapter.repo, revision=adapter.revision, subfolder=folder)
+    return Source(
+        path=adapter.path,
+        repo=adapter.repo,
+        revision=adapter.revision,
+        subfolder=folder,
+        variant=adapter.variant,
+    )
 
 
 def fingerprint(*encoders: PreTrainedModel, tokenizers: Sequence[Any] = ()) -> str:

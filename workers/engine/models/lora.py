@@ -153,8 +153,7 @@ def fuse(lora: Lora, scale: float, pipe: Any, pipeline: Any) -> None:
 def _file(lora: Lora) -> tuple[Path, str]:
     subfolder = lora.subfolder or ""
     name = hub.name_of(lora, subfolder, lora.weight_name)
-    if not lora.weight_name.endswith(".safetensors"):
-        raise ConfigurationError(f"LoRA file {name} is not a .safetensors file")
+    hub.check_safetensors(lora.weight_name, f"LoRA file {name}")
     return hub.find(lora, subfolder, lora.weight_name), name
 
 

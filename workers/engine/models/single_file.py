@@ -5,10 +5,17 @@ since its converter takes what it finds and leaves the rest empty.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
+import torch
+from accelerate import init_empty_weights
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+)
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from service.core.catalog import Checkpoint, Source
 from service.core.errors import ConfigurationError
@@ -39,6 +46,8 @@ INPAINTING_CHANNELS: Final = 9
 VELOCITY: Final = "v_pred"
 SETTINGS: Final = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 
+CONVERTERS: Final = {"unet": convert_ldm_unet_checkpoint, "vae": convert_ldm_vae_checkpoint}
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -50,15 +59,18 @@ def load(checkpoint: Checkpoint, pipeline: Any, arguments: dict[str, Any], parts
     """
     folder = checkpoint.subfolder or ""
     name = hub.name_of(checkpoint, folder, checkpoint.weight_name)
-    if not checkpoint.weight_name.endswith(".safetensors"):
-        raise ConfigurationError(f"checkpoint {name} is not a .safetensors file")
+    hub.check_safetensors(checkpoint.weight_name, f"checkpoint {name}")
     path = hub.find(checkpoint, folder, checkpoint.weight_name)
-    _check_header(_header(path, name), name, checkpoint, arguments, parts)
+    shapes = _header(path, name)
+    _check_header(shapes, name, checkpoint, arguments, parts)
     # Where the settings lie in the hub's cache, they have to be there before its folder is given.
     encoders = [f"{part}/config.json" for part in parts if part.startswith("text_encoder")]
     for setting in (*SETTINGS, *encoders):
         hub.find(checkpoint.config, setting)
     config = hub.find(checkpoint.config, "model_index.json").parent
+    for part, convert in CONVERTERS.items():
+        if part not in arguments:
+            _check_tensors(shapes, config / part, parts[part], convert, f"{name}, {part}")
     pipe = hub.reading(
         f"checkpoint {name}",
         pipeline.from_single_file,
@@ -73,6 +85,22 @@ def load(checkpoint: Checkpoint, pipeline: Any, arguments: dict[str, Any], parts
         hub.check_tensors(f"checkpoint {name}, {part}", missing, ())
     pipe.unet.register_to_config(_name_or_path=name)  # for messages
     return pipe
+
+
+def _check_tensors(shapes: Shapes, config: Path, kind: Any, convert: Any, what: str) -> None:
+    """Compare what diffusers makes of a file's tensors, here empty, with the network's."""
+    what = f"checkpoint {what}"
+    with init_empty_weights():
+        network = kind.from_config(kind.load_config(config))
+    empty = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    found: dict[str, Tensor] = hub.reading(what, convert, empty, dict(network.config))
+    expected = network.state_dict()
+    others = [
+        (key, found[key].shape, tensor.shape)
+        for key, tensor in expected.items()
+        if key in found and found[key].shape != tensor.shape
+    ]
+    hub.check_tensors(what, expected.keys() - found.keys(), found.keys() - expected.keys(), others)
 
 
 def _header(path: Any, name: str) -> Shapes:
