@@ -29,6 +29,9 @@ def server(folder: Path, *options: str, sentinel: bool = False, tls: bool = Fals
         command = ["--save", "", "--port", "0", "--tls-port", str(port), *certificate(folder)]
     else:
         command = ["--save", "", "--port", str(port)]
+    if "--cluster-enabled" in options:
+        # Its default is the port plus 10,000, which may be in use.
+        options = (*options, "--cluster-port", str(processes.free_port()))
     process = processes.spawn(
         [find_binary(), *command, "--dir", str(folder), *options],
         log=folder / "redis.log",

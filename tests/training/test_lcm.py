@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor
 
 from training import adapter, architecture, captions, diffusion, layout, lcm, lora, pool
@@ -42,6 +42,16 @@ def test_the_solver_s_step_is_ddim_s() -> None:
         assert torch.allclose(
             lcm.solver_step(latents, velocity, steps, steps - 20), wanted, atol=1e-5
         )
+
+
+def test_half_of_the_predictions_are_taught_where_four_steps_lie() -> None:
+    scheduler = LCMScheduler(**architecture.SCHEDULER)
+    scheduler.set_timesteps(4)
+    assert tuple(scheduler.timesteps.tolist()) == lcm.FOUR
+    steps = lcm.choose_steps(2000, generator())
+    assert int(steps.min()) == 19
+    assert int(steps.max()) == 999
+    assert 0.5 < sum(step in lcm.FOUR for step in steps.tolist()) / 2000 < 0.6
 
 
 def test_at_the_end_the_latent_itself_is_the_picture() -> None:
