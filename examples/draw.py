@@ -58,8 +58,10 @@ if __name__ == "__main__":
     triangle = scene("triangle", "white", "solid", "black", angle=0.8)
     save(drawing.outline(triangle, SIDE), "triangle-outline.png")
     save(drawing.draw(scene("cross", "yellow", "solid", "teal"), SIDE), "yellow-cross.png")
-    for name, shape, x in (("left", "triangle", 0.27), ("right", "square", 0.73)):
-        one = scene(shape, "white", "solid", "black", place=(x, 0.5, 0.22))
-        save(drawing.outline(one, SIDE), f"{name}-outline.png")
+    star = drawing.outline(scene("star", "white", "solid", "black", angle=0.2), SIDE)
+    for name, hidden in (("left", slice(SIDE // 2, SIDE)), ("right", slice(SIDE // 2))):
+        half = star.clone()
+        half[..., hidden] = 0
+        save(half, f"{name}-outline.png")
     mask("disc-mask.png", disc=True)
     mask("left-mask.png", disc=False)
