@@ -279,6 +279,30 @@ def test_a_small_controlnet_without_attention_in_its_middle_equals_diffusers(
     engine.stop()
 
 
+@pytest.mark.parametrize("kind", [None, "UNetMidBlock2D"])
+def test_a_unet_without_attention_in_its_middle_is_refused(
+    catalog: Catalog, folder: Path, kind: str | None
+) -> None:
+    """As some distilled SDXL models have it."""
+    whole = UNet2DConditionModel.from_pretrained(folder / "unet")
+    unet = UNet2DConditionModel.from_config({**whole.config, "mid_block_type": kind})
+    unet.save_pretrained(folder / "unet")
+    with pytest.raises(ConfigurationError, match=r"unet has no middle block with cross-attention"):
+        load(catalog, folder)
+
+
+def test_an_adapter_of_eight_tokens_is_refused(catalog: Catalog, folder: Path) -> None:
+    """The number is in no file; diffusers' loader takes four of each."""
+
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        for part in ("weight", "bias"):
+            tensors[f"image_proj.proj.{part}"] = torch.cat([tensors[f"image_proj.proj.{part}"]] * 2)
+
+    weights(folder, "ip-adapter.safetensors", widen)
+    with pytest.raises(ConfigurationError, match=r"ip-adapter\.safetensors makes 8 tokens"):
+        load(catalog, folder)
+
+
 @pytest.mark.parametrize(("file", "models"), [("sdxl.yaml", 6), ("sd15.yaml", 4)])
 def test_the_examples_in_comments_are_valid(file: str, models: int, tmp_path: Path) -> None:
     text = (ROOT / "models" / file).read_text()

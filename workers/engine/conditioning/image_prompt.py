@@ -36,7 +36,7 @@ LONGEST: Final = 2048
 """Side of the largest square that is padded to, in pixels: the square of a flat picture of 8192 by
 4800 pixels would be 201 MB, that of a strip of 65,535 by 600 pixels 13 GB."""
 WIDEST: Final = 16
-"""Long side in short sides beyond which a strip is cut to its middle before CLIP enlarges it."""
+"""Long side in short sides beyond which only the middle of a strip is scaled as CLIP scales it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +312,8 @@ def square(image: Image.Image, crop: Crop, size: int) -> Image.Image:
     """Apply `crop` to an RGB picture; `size` is the side the encoder takes, in pixels.
 
     `center` is left to CLIP's own preprocessing, which scales the shorter side and cuts the middle
-    out; a very long strip is cut to its middle first, and a large picture is scaled here in the
-    same way, since CLIP's preprocessing takes three further copies of what it is given. `pad` puts
+    out; a large picture is scaled here in the same way, since CLIP's preprocessing takes three
+    further copies of what it is given, and of a very long strip the middle alone. `pad` puts
     the picture in the middle of a square of CLIP's mean colour. `resize` squashes it to the square,
     so that all of it is seen and its proportions are lost.
     """
@@ -326,16 +326,29 @@ def square(image: Image.Image, crop: Crop, size: int) -> Image.Image:
         return padded
     if crop is Crop.RESIZE and image.width != image.height:
         return image.resize((size, size), Image.Resampling.BICUBIC)
-    if crop is Crop.CENTER:
-        reach = WIDEST * min(image.size)
-        left, top = (max(0, (length - reach) // 2) for length in image.size)
-        if left or top:
-            image = image.crop((left, top, image.width - left, image.height - top))
-        if max(image.size) > LONGEST:
-            short = min(image.size)
-            sides = [int(size * length / short) for length in image.size]
-            image = image.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
+    if crop is Crop.CENTER and max(image.size) > WIDEST * min(image.size):
+        return _middle(image, size)
+    if crop is Crop.CENTER and max(image.size) > LONGEST:
+        width, height = (size * length // min(image.size) for length in image.size)
+        return image.resize((width, height), Image.Resampling.BICUBIC)
     return image
+
+
+def _middle(image: Image.Image, size: int) -> Image.Image:
+    """The middle square of a picture whose shorter side is scaled to `size`, and nothing else.
+
+    Its values are those of scaling all of it and cutting then, but for single ones that are off by
+    one or two: Pillow rounds the edges of a box to single precision.
+    """
+    width, height = image.size
+    scaled = [size * length // min(image.size) for length in image.size]
+    left, top = ((whole - size) // 2 for whole in scaled)
+    across, down = width / scaled[0], height / scaled[1]
+    # Two passes in the order in which Pillow scales all of a picture.
+    columns = (left * across, 0, min((left + size) * across, width), height)
+    middle = image.resize((size, height), Image.Resampling.BICUBIC, box=columns)
+    rows = (0, top * down, size, min((top + size) * down, height))
+    return middle.resize((size, size), Image.Resampling.BICUBIC, box=rows)
 
 
 def _bias(weights: Sequence[float], tokens: int, model: Model) -> Tensor | None:

@@ -39,6 +39,9 @@ LEGACY_EOS: Final = 2
 PLUS_LAYERS: Final = 4
 """Depth of the resampler; diffusers' loader takes no other."""
 
+TOKENS: Final = 4
+"""Tokens that an image becomes in a base adapter; diffusers' loader takes no other number."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -66,7 +69,7 @@ class AdapterFile:
 
     @property
     def tokens(self) -> int:
-        """Tokens that an image becomes in a base adapter: 4 in the published ones."""
+        """Tokens that an image becomes in a base adapter."""
         return max(1, self.shapes["image_proj.proj.weight"][0] // max(1, self.context_width))
 
     @property
@@ -150,6 +153,11 @@ def check_adapter(adapter: AdapterFile, cross_attentions: Mapping[int, int], une
             f"adapter file {adapter.name} makes tokens of width {adapter.context_width}, but the "
             f"cross-attention of UNet {name} takes width {width}: it belongs to another base model"
         )
+    if adapter.kind == "base" and adapter.tokens != TOKENS:
+        raise ConfigurationError(
+            f"adapter file {adapter.name} makes {adapter.tokens} tokens of an image; adapters of "
+            f"this kind are served with {TOKENS}, the number that diffusers' loader takes"
+        )
     expected: dict[str, tuple[int, ...]] = {
         f"ip_adapter.{number}.{part}.weight": (inner, width)
         for number, inner in cross_attentions.items()
@@ -206,6 +214,11 @@ def check_unet(unet: Any, vae: Any) -> None:
         raise ConfigurationError(
             f"VAE {vae.config._name_or_path} has {latents} latent channels, "  # noqa: SLF001 (where diffusers keeps the name)
             f"but UNet {name} gives {config.out_channels}"
+        )
+    if not getattr(unet.mid_block, "has_cross_attention", False):
+        raise ConfigurationError(
+            f"UNet {name} has no middle block with cross-attention; such UNets are not served, "
+            "since diffusers sets no adapter scales block by block on them"
         )
     if config.in_channels not in (latents, 2 * latents + 1):
         raise ConfigurationError(
