@@ -11,7 +11,7 @@ DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-images test-manifests checkov hashes sbom lint format openapi bench \
-	bench-gpu bench-memory bench-http bench-costs bench-uploads bench-workers bench-scale faults soak overload \
+	bench-gpu bench-memory bench-http bench-costs bench-uploads bench-waiting bench-workers bench-scale faults soak overload \
 	hostile train eval clean
 
 help: ## list the targets
@@ -96,6 +96,9 @@ bench-costs: setup ## what a job costs the service around its model; docs/costs.
 
 bench-uploads: setup ## what an upload costs to read, by kind; out/bench/
 	$(BIN)/python -m bench.uploads
+
+bench-waiting: setup ## polls, lists and posts while 100,000 jobs wait; out/bench/
+	$(BIN)/python -m bench.waiting
 
 bench-workers: setup ## throughput of 1, 2 and 4 workers whose steps only sleep
 	$(BIN)/python -m bench.workers

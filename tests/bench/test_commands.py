@@ -56,3 +56,11 @@ def test_the_bench_of_uploads_measures_every_kind(tmp_path: Path) -> None:
     assert stored["JPEG"] == "JPEG"
     assert stored["HEIC"] == stored["JPEG, turned"] == "PNG"
     assert len(stored) == 8
+
+
+def test_the_bench_of_a_long_queue_asks_for_everything(tmp_path: Path) -> None:
+    bench("bench.waiting", "--waiting", "40", "--rounds", "1", "--out", str(tmp_path))
+    table = (tmp_path / "waiting.md").read_text()
+    rows = re.findall(r"^\| ([a-z0-9 ]+) \| (\d+\.\d\d) \|$", table, re.MULTILINE)
+    assert len(rows) == 5
+    assert all(float(ratio) > 0 for _, ratio in rows)
