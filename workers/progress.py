@@ -8,7 +8,10 @@ them. When Redis is slow, the newest steps of a job are kept. A job whose claim 
 import base64
 import io
 import threading
+import time
 from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,7 +20,7 @@ from PIL.Image import Image
 from redis import OutOfMemoryError, Redis, RedisError
 
 from service.core import redis_keys, redis_server
-from service.core.transitions import Claim, Transitions
+from service.core.transitions import Claim, Step, Transitions
 from workers.engine.api import Ticket
 
 logger = structlog.get_logger(__name__)
@@ -86,7 +89,7 @@ class ProgressWriter(threading.Thread):
         # A ticket may refer to its listener; a reference cycle would delay freeing both.
         job.ticket = None
         try:
-            self._write_steps(job)
+            self._write_steps([job])
         except RedisError as error:
             logger.warning("progress not written", cause=redis_server.explain(error))
 
@@ -97,15 +100,22 @@ class ProgressWriter(threading.Thread):
 
     def run(self) -> None:
         """Write what is queued, check the claims, wait for more."""
+        asked = 0.0
         while not self._closing.is_set():
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
             with self._lock:
                 jobs = list(self._jobs)
             try:
+                lost = self._write_steps(jobs)
+                if time.monotonic() - asked >= POLL_SECONDS:
+                    lost |= self._lost(jobs)
+                    asked = time.monotonic()
+                for job in lost:
+                    job.cancel()
                 for job in jobs:
-                    self._write(job)
-                self._cancel_lost(jobs)
+                    if job.previews and job not in lost:
+                        self._write_preview(job)
             except RedisError as error:
                 logger.warning("progress not written", cause=redis_server.explain(error))
                 self._closing.wait(1)
@@ -113,37 +123,41 @@ class ProgressWriter(threading.Thread):
                 logger.exception("progress not written")
                 self._closing.wait(1)
 
-    def _write(self, job: JobProgress) -> None:
+    def _write_preview(self, job: JobProgress) -> None:
         try:
-            held = self._write_steps(job)
-            if job.previews and held:
-                preview = _preview(*job.previews.popleft())
-                held = self._transitions.preview(job.claim, preview)
-        except OutOfMemoryError:  # progress is dropped; the job goes on and ends
-            logger.debug("progress not written: Redis is full", job_id=job.claim.job_id)
+            held = self._transitions.preview(job.claim, _preview(*job.previews.popleft()))
+        except OutOfMemoryError:  # it is dropped; the job goes on and ends
+            logger.debug("preview not written: Redis is full", job_id=job.claim.job_id)
             return
         if not held:
             job.cancel()
 
-    def _write_steps(self, job: JobProgress) -> bool:
-        """Write the queued steps; whether the claim still held for all of them."""
-        held = True
-        with job.writing:
-            for _ in range(len(job.steps)):  # not until it is empty: other jobs wait
-                step, total = job.steps.popleft()
-                held = held and self._transitions.progress(job.claim, step, total)
-        return held
+    def _write_steps(self, jobs: Sequence[JobProgress]) -> set[JobProgress]:
+        """Write the queued steps, all in one round trip; the jobs whose claims no longer hold."""
+        with ExitStack() as writing:
+            taken = []
+            for job in jobs:
+                writing.enter_context(job.writing)
+                # Not until it is empty: the others wait.
+                taken += [(job, *job.steps.popleft()) for _ in range(len(job.steps))]
+            held = self._transitions.progress(
+                [Step(job.claim, step, total) for job, step, total in taken]
+            )
+        return {job for (job, _, _), holds in zip(taken, held, strict=True) if not holds}
 
-    def _cancel_lost(self, jobs: list[JobProgress]) -> None:
+    def _lost(self, jobs: Sequence[JobProgress]) -> set[JobProgress]:
+        """The jobs whose claims no longer hold; asked also of those that take no steps."""
         if not jobs:
-            return
+            return set()
         with self._redis.pipeline(transaction=False) as pipeline:
             for job in jobs:
                 pipeline.hget(redis_keys.job(job.claim.job_id), "fence")
             fences = pipeline.execute()
-        for job, fence in zip(jobs, fences, strict=True):
-            if fence != job.claim.token.encode():
-                job.cancel()
+        return {
+            job
+            for job, fence in zip(jobs, fences, strict=True)
+            if fence != job.claim.token.encode()
+        }
 
 
 def _preview(step: int, image: Image) -> dict[str, object]:

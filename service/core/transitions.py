@@ -6,11 +6,11 @@ comes back from a long pause cannot overwrite what another one has done.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from redis import Redis
+from redis import OutOfMemoryError, Redis
 
 from service.core import redis_keys
 from service.core.job import (
@@ -25,6 +25,8 @@ from service.core.job import (
 )
 
 EVENTS_KEPT: Final = 500
+CLAIMED: Final = "claimed"
+"""What a script answers whose token is the job's."""
 ACTIVE_SECONDS: Final = 24 * 3600
 """So long after its deadline a job that never ended stops to count against its owner's limit."""
 
@@ -46,6 +48,15 @@ class Claim:
 
     job_id: str
     token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of a claimed job that is done, of `total`."""
+
+    claim: Claim
+    step: int
+    total: int
 
 
 class Transitions:
@@ -104,16 +115,29 @@ class Transitions:
             _EXHAUSTED.model_dump_json(),
             _EXPIRED.model_dump_json(),
         )
-        return answer == "claimed"
+        return answer == CLAIMED
 
-    def progress(self, claim: Claim, step: int, total: int) -> bool:
-        """Record that `step` of `total` is done; `False` where the claim no longer holds."""
-        data = json.dumps({"step": step, "total": total})
-        return self._event(claim, step, EventName.PROGRESS, data)
+    def progress(self, steps: Sequence[Step]) -> list[bool]:
+        """Record steps, in one round trip; `False` for each whose claim no longer holds.
+
+        A step that a full Redis does not take is left out.
+        """
+        if not steps:
+            return []
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for done in steps:
+                data = json.dumps({"step": done.step, "total": done.total})
+                self._event(done.claim, done.step, EventName.PROGRESS, data, pipeline)
+            answers = pipeline.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception) and not isinstance(answer, OutOfMemoryError):
+                raise answer
+        return [isinstance(answer, Exception) or _text(answer) == CLAIMED for answer in answers]
 
     def preview(self, claim: Claim, data: Mapping[str, object]) -> bool:
         """Send a preview event; `False` where the claim no longer holds."""
-        return self._event(claim, 0, EventName.PREVIEW, json.dumps(data))
+        answer = self._event(claim, 0, EventName.PREVIEW, json.dumps(data))
+        return _text(answer) == CLAIMED
 
     def succeed(
         self,
@@ -183,9 +207,12 @@ class Transitions:
         ]
         self._erase(keys=keys, args=[job_id])
 
-    def _event(self, claim: Claim, step: int, name: EventName, data: str) -> bool:
-        answer = self._run(self._progress, claim.job_id, claim.token, step, name.value, data)
-        return answer == "claimed"
+    def _event(
+        self, claim: Claim, step: int, name: EventName, data: str, pipeline: Any = None
+    ) -> object:
+        keys = [redis_keys.job(claim.job_id), redis_keys.events(claim.job_id)]
+        args: list[Any] = [claim.job_id, EVENTS_KEPT, claim.token, step, name.value, data]
+        return self._progress(keys=keys, args=args, client=pipeline)
 
     def _end(self, job_id: str, token: str, status: Status, fields: Mapping[str, object]) -> str:
         encoded = json.dumps({name: encode_field(name, value) for name, value in fields.items()})
@@ -201,7 +228,7 @@ class Transitions:
 
     def _run(self, script: Any, job_id: str, *args: object) -> str:
         keys = [redis_keys.job(job_id), redis_keys.events(job_id)]
-        if script not in (self._progress, self._hand_back):  # those end no job
+        if script is not self._hand_back:  # that ends no job
             owner: Any = self._redis.hget(keys[0], "owner")  # it never changes
             active = redis_keys.active_jobs(_text(owner or b""))
             keys += [active, redis_keys.DEADLINES, redis_keys.OUTBOX, redis_keys.tombstone(job_id)]

@@ -12,7 +12,7 @@ from redis import Redis
 from service.core import redis_keys
 from service.core.job import Job, JobError, JobMetrics, Status, StoredImage
 from service.core.queue import enqueue, forget, open_queue, server_time
-from service.core.transitions import Claim, Transitions
+from service.core.transitions import Claim, Step, Transitions
 from tests.requests import generate_request
 
 METRICS = JobMetrics(total_seconds=2.5)
@@ -78,7 +78,7 @@ def test_a_job_runs_from_the_queue_to_its_end(redis: Redis, transitions: Transit
     job_id, before = new_job(redis, transitions), server_time(redis)
     claim = claim_of(job_id)
     assert transitions.claim(claim, "w1")
-    assert transitions.progress(claim, 2, 5)
+    assert transitions.progress([Step(claim, 2, 5)]) == [True]
     assert transitions.preview(claim, {"step": 2})
     assert stored(redis, job_id).step == 2
     assert transitions.succeed(claim, (IMAGE,), METRICS, 5)
@@ -114,7 +114,7 @@ def test_previews_leave_the_stream_with_the_end(redis: Redis, transitions: Trans
     key, claim = redis_keys.events(job_id), claim_of(job_id)
     assert transitions.claim(claim, "w1")
     for step in range(1, 30):
-        assert transitions.progress(claim, step, 30)
+        assert transitions.progress([Step(claim, step, 30)]) == [True]
         assert transitions.preview(claim, {"step": step, "image": "x" * 9000})
     before, size = redis.xrange(key), redis.memory_usage(key)
     assert transitions.succeed(claim, (IMAGE,), METRICS, 30)
@@ -130,7 +130,7 @@ def test_previews_leave_the_stream_with_the_end(redis: Redis, transitions: Trans
 def _endings(transitions: Transitions, claim: Claim) -> Iterator[bool]:
     yield transitions.succeed(claim, (IMAGE,), METRICS, 5)
     yield transitions.fail(claim, ERROR, METRICS)
-    yield transitions.progress(claim, 1, 5)
+    yield transitions.progress([Step(claim, 1, 5)]) == [True]
     yield transitions.preview(claim, {})
     yield transitions.hand_back(claim)
     yield transitions.retry(claim)
@@ -337,7 +337,7 @@ def test_a_claim_whose_answer_was_lost_is_one_attempt(
     job_id = new_job(redis, transitions)
     claim, other = claim_of(job_id), claim_of(job_id)
     assert transitions.claim(claim, "w")  # who asked does not learn of it
-    assert transitions.progress(claim, 2, 5)
+    assert transitions.progress([Step(claim, 2, 5)]) == [True]
     before, said = redis.hgetall(redis_keys.job(job_id)), events(redis, job_id)
     assert transitions.claim(claim, "w")
     assert redis.hgetall(redis_keys.job(job_id)) == before

@@ -15,6 +15,7 @@ from redis import Redis
 from service.core import redis_keys
 from service.core.errors import EngineFault
 from service.core.job import JobError, JobMetrics, Status
+from service.core.transitions import Step
 from service.jobs.store import POSITIONS_SEARCHED
 from tests.running import Running
 from tests.service.conftest import PNG, Api, announce_warm, problem
@@ -31,7 +32,7 @@ def test_a_job_is_seen_from_the_queue_to_its_pictures(api: Api) -> None:
     job_id = api.job({"steps": 10})
     assert get(api, job_id)["status"] == "queued"
     claim = api.claim(job_id)
-    api.transitions.progress(claim, 4, 10)
+    api.transitions.progress([Step(claim, 4, 10)])
     running = get(api, job_id)
     assert (running["status"], running["queue_position"]) == ("processing", None)
     assert running["progress"] == {"step": 4, "total": 10}
@@ -92,7 +93,7 @@ def test_a_running_job_is_canceled_and_its_worker_is_told(api: Api) -> None:
     job_id = api.job()
     claim = api.claim(job_id)
     assert api.client.post(f"/jobs/{job_id}/cancel").json()["status"] == "canceled"
-    assert not api.transitions.progress(claim, 5, 30)
+    assert api.transitions.progress([Step(claim, 5, 30)]) == [False]
     assert not api.transitions.succeed(claim, (), JobMetrics(), 30)
 
 

@@ -15,6 +15,7 @@ from replicate.exceptions import ModelError, ReplicateError
 
 from service.core import redis_keys
 from service.core.job import JobError, JobMetrics
+from service.core.transitions import Step
 from service.submission import file_store
 from tests.running import Running, until
 from tests.service.conftest import PNG, Api, problem
@@ -170,7 +171,7 @@ def test_predictions_are_listed_canceled_and_reloaded(api: Api, calls: Calls) ->
     assert [one.status for one in made] == ["starting"] * 2
     assert made[0].model == MODEL
     claim = api.claim(made[0].id)
-    api.transitions.progress(claim, 12, 30)
+    api.transitions.progress([Step(claim, 12, 30)])
     made[0].reload()
     assert (made[0].status, made[0].progress.current) == ("processing", 12)
     made[1].cancel()
@@ -206,7 +207,7 @@ def test_a_stream_has_progress_the_pictures_and_an_end(api: Api, calls: Calls) -
         calls.client.models.get(MODEL).latest_version, input={"prompt": "x"}, stream=True
     )
     claim = api.claim(prediction.id)
-    api.transitions.progress(claim, 15, 30)
+    api.transitions.progress([Step(claim, 15, 30)])
     api.transitions.hand_back(claim)
     api.finish(prediction.id)
     events = list(prediction.stream())

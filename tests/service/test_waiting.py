@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import httpx
 
 from service.core.job import JobError, JobMetrics
+from service.core.transitions import Step
 from tests.running import until
 from tests.service.conftest import PNG, Api
 
@@ -111,10 +112,10 @@ def test_a_job_that_is_known_is_answered_without_its_body(api: Api) -> None:
     assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
     assert "retry-after" in same.headers
     claim = api.claim(job_id)
-    api.transitions.progress(claim, 1, 30)
+    api.transitions.progress([Step(claim, 1, 30)])
     changed = poll(api, job_id, if_none_match=etag)
     assert (changed.status_code, changed.json()["progress"]["step"]) == (200, 1)
-    api.transitions.progress(claim, 2, 30)
+    api.transitions.progress([Step(claim, 2, 30)])
     assert poll(api, job_id, if_none_match=changed.headers["etag"]).json()["progress"]["step"] == 2
     assert poll(api, job_id, if_none_match="*").status_code == 304
 
@@ -129,7 +130,7 @@ def test_a_poll_that_waits_is_answered_once_the_job_has_ended(api: Api) -> None:
     with ThreadPoolExecutor() as threads:
         waiting = threads.submit(poll, api, job_id, prefer="wait=60")
         claim = api.claim(job_id)
-        api.transitions.progress(claim, 1, 30)
+        api.transitions.progress([Step(claim, 1, 30)])
         assert not wait([waiting], timeout=0.5).done, "it waits for the end, not for a step"
         assert api.transitions.fail(claim, JobError(type="t", title="t", detail="d"), JobMetrics())
         answer = waiting.result(timeout=30)

@@ -3,7 +3,7 @@
 import json
 
 from service.core import redis_keys
-from service.core.transitions import Claim
+from service.core.transitions import Claim, Step
 from tests.running import until
 from workers.progress import STEPS_KEPT, ProgressWriter
 
@@ -38,3 +38,15 @@ def test_last_steps_are_written_though_the_job_ends_first(add_job, redis, transi
         progress.on_step(step, 4)
     writer.remove(progress)
     assert written_steps(redis, job.id) == [3, 4]
+
+
+def test_steps_of_several_jobs_are_written_together_and_a_lost_claim_costs_its_own_only(
+    add_job, redis, transitions
+) -> None:
+    claims = [Claim(add_job().id, "token") for _ in range(3)]
+    for claim in claims:
+        transitions.claim(claim, "worker")
+    transitions.cancel(claims[1].job_id)
+    steps = [Step(claim, step, 4) for step in (1, 2) for claim in claims]
+    assert transitions.progress(steps) == [True, False, True] * 2
+    assert [written_steps(redis, claim.job_id) for claim in claims] == [[1, 2], [], [1, 2]]

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from service.core import redis_keys
+from service.core.transitions import Step
 from service.jobs.event_stream import EventStreams
 from tests.running import KEEP, Running, until
 from tests.service.conftest import Api, problem, sse
@@ -23,7 +24,7 @@ def test_events_tell_the_whole_story_and_end_with_the_job(api: Api) -> None:
     job_id = api.job({"steps": 3})
     claim = api.claim(job_id)
     for step in (1, 2, 3):
-        api.transitions.progress(claim, step, 3)
+        api.transitions.progress([Step(claim, step, 3)])
     api.transitions.preview(claim, {"image": "data:"})
     api.transitions.hand_back(claim)
     api.finish(job_id)
