@@ -20,10 +20,9 @@ from typing import Final
 import pillow_heif
 from PIL import Image, ImageChops
 
-from service.core.upload_kind import UploadKind
+from service.core.upload_types import Picture, UploadKind
 from service.submission import images
 from service.submission.colour import rgb_profile
-from service.submission.decoded import Picture
 from service.submission.decoder import UploadDecoder
 
 OUT: Final = Path("out/bench")

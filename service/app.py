@@ -33,8 +33,7 @@ from service.routes import (
     replicate,
     replicate_files,
 )
-from service.webhooks.delivery import Delivery
-from service.webhooks.sender import Sender
+from service.webhooks.delivery import Delivery, Sender
 
 ROUTES = (generate, jobs, events, models, openai, huggingface, replicate, replicate_files)
 """What clients are served beside polls, which are looked up first."""

@@ -39,8 +39,8 @@ from service.jobs.event_stream import EventStreams
 from service.jobs.queue import JobQueue
 from service.jobs.store import FoundJob, JobStore
 from service.jobs.views import JobView, JobViews
+from service.limits import RateLimits
 from service.periodic import RedisMonitor, StorageProbe
-from service.rate_limits import RateLimits
 from service.signed_urls import SIGNATURE, SignedUrls
 from service.submission.body import BodyBudget, BodyLimits, read_body, read_bytes
 from service.submission.file_store import FileStore

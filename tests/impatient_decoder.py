@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from service.core.upload_types import Picture
 from service.submission import decoder_process, images
-from service.submission.decoded import Picture
 
 LARGE_PIXELS = 10**6
 _normalise = images.normalise

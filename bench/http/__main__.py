@@ -24,7 +24,7 @@ import httpx
 from PIL import Image, ImageFilter
 
 from bench.http import load, servers
-from service.core.upload_kind import UploadKind
+from service.core.upload_types import UploadKind
 from service.submission import images
 
 OUT: Final = Path("out/bench")

@@ -1,23 +1,29 @@
-"""`imageprompt generate`: submit a job, show its progress, save its pictures."""
+"""`imageprompt generate` and `again`: submit a job, show its progress, save its pictures.
 
+`again` takes the request from the recipe that a picture carries.
+"""
+
+import hashlib
 import inspect
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 import typer
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from imageprompt import Client, Job, JobFailed, Unavailable
+from imageprompt import Client, ClientError, Job, JobFailed, Unavailable
 from service.cli.jobs import Key, Url, connect
 from service.core.param_types import OutputFormat
 from service.core.params import GenerateRequest
-from service.core.schema import Declaration, Files, is_list, marked, parameters
+from service.core.picture_metadata import read_recipe
+from service.core.schema import Declaration, Files, OnlyWith, is_list, marked, marker, parameters
 
 UNAVAILABLE_SECONDS: Final = 60.0
 """How long a service that does not respond is polled for a job that it has accepted."""
@@ -191,3 +197,96 @@ def _format(out: Path) -> OutputFormat:
             f"--out: {out.name} must end in one of {', '.join(kinds)}, or set --output-format"
         )
     return OutputFormat(kind)
+
+
+def again(
+    picture: Annotated[
+        Path,
+        typer.Argument(
+            help="A picture that this service made: PNG, JPEG or WebP.", exists=True, dir_okay=False
+        ),
+    ],
+    uploads: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="The files that it was made from, in any order; they are told by their content.",
+            exists=True,
+            dir_okay=False,
+            metavar="[IMAGE]...",
+        ),
+    ] = None,
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="File of the picture; PICTURE-again by default."),
+    ] = None,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Generate a picture again from what it says about itself."""
+    target = out or picture.with_stem(f"{picture.stem}-again")
+    if not target.parent.is_dir():
+        raise typer.BadParameter(f"--out: the folder {target.parent} does not exist")
+    recipe = _recipe(picture)
+    files = _files(recipe, uploads or [])
+    with connect(url, key) as client:
+        job = run(client, {**files, **recipe_fields(recipe)}, label=target.name)
+        made = client.picture(job, 0)
+    target.write_bytes(made)
+    same = "the same bytes" if made == picture.read_bytes() else "other bytes"
+    console.print(f"{target}  {same} as {picture.name}", soft_wrap=True)
+
+
+def _recipe(picture: Path) -> dict[str, Any]:
+    try:
+        with Image.open(picture, formats=["PNG", "JPEG", "WEBP"]) as image:
+            recipe = read_recipe(image)
+    except OSError:
+        raise ClientError(f"{picture} is not a PNG, JPEG or WebP picture") from None
+    if recipe is None:
+        raise ClientError(
+            f"{picture} carries no recipe: this service did not make it, or it lost its metadata"
+        )
+    return recipe
+
+
+def recipe_fields(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters of a recipe as the form takes them."""
+    sent = {}
+    for name, field in parameters(GenerateRequest).items():
+        value, only = recipe.get(name), marker(field, OnlyWith)
+        if value in (None, []) or (only is not None and not recipe.get(only.upload)):
+            continue
+        sent[name] = _text(value)
+    return sent
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _files(recipe: Mapping[str, Any], given: Sequence[Path]) -> dict[str, list[Path]]:
+    """The given files by the fields of the form. Raises `ClientError` naming those that lack."""
+    known = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in given}
+    found: dict[str, list[Path]] = {}
+    absent = []
+    for name in marked(GenerateRequest, Files):
+        value = recipe.get(name) or []
+        uploads = value if isinstance(value, list) else [value]
+        for upload in uploads:
+            path = known.get(upload["sha256"])
+            if path is None:
+                absent.append(f"{name} of {upload['width']} x {upload['height']} pixels")
+            else:
+                found.setdefault(name, []).append(path)
+    if absent:
+        raise ClientError(
+            f"the picture was also made from files that were not given: {', '.join(absent)}; "
+            "give the very files that were uploaded then"
+        )
+    used = {path for paths in found.values() for path in paths}
+    if unused := [path.name for path in given if path not in used]:
+        raise ClientError(f"the picture was not made from {', '.join(unused)}")
+    return found

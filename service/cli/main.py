@@ -13,7 +13,6 @@ from rich.console import Console
 
 from imageprompt import ClientError, Unavailable
 from service import __version__
-from service.cli import again as again_command
 from service.cli import demo as demo_command
 from service.cli import generate as generate_command
 from service.cli import jobs as job_commands
@@ -37,7 +36,7 @@ app = typer.Typer(
     ),
 )
 app.command("generate")(generate_command.command())
-app.command("again")(again_command.again)
+app.command("again")(generate_command.again)
 app.command("demo")(demo_command.demo)
 for job_command in (job_commands.jobs, job_commands.show, job_commands.cancel, job_commands.delete):
     app.command()(job_command)

@@ -1,18 +1,44 @@
 """A job's record in Redis, and the names of its events.
 
-Only the named transitions in `service/core/transitions.py` change a job.
+Only the named transitions in `service/core/transitions.py` change a job. Records are readable by
+releases that run side by side in an upgrade: a request that uses nothing new is written in the
+shape of release 0.1.0, whose processes reject a record with a field more; what that shape has no
+place for is in a hash field of its own.
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
 from functools import cache
-from typing import Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
-from service.core import records
+from service.core.param_types import StoredUpload, read_version_1
 from service.core.params import GenerateRequest
+
+REQUEST: Final = "request"
+DETAILS: Final = "request_details"
+"""Of the ControlNet map: its size and the hash of its pixels, which 0.1.0 did not store."""
+
+_V1_SCALARS: Final = (
+    *("model", "adapter", "prompt", "negative_prompt", "ip_scale", "crop", "width", "height"),
+    *("steps", "guidance_scale", "guidance_end", "scheduler", "seed", "num_images"),
+    *("output_format", "deterministic", "webhook_url"),
+)
+_V1_NESTED: Final = (
+    *("image", "image_weights", "control_image"),
+    *("control_type", "control_scale", "control_start", "control_end"),
+)
+_V1_SCHEDULERS: Final = ("ddim", "euler", "dpmpp_2m", "unipc", "lcm")
+_UPLOADS: Final = TypeAdapter(tuple[StoredUpload, ...])
+
+
+class UnreadableRecord(Exception):
+    """Raised when a record is damaged beyond what another release could have written."""
 
 
 class Status(StrEnum):
@@ -118,9 +144,9 @@ class Job(_StoredModel):
         own = {
             name: encode_field(name, value)
             for name in type(self).model_fields
-            if name != records.REQUEST and (value := getattr(self, name)) is not None
+            if name != REQUEST and (value := getattr(self, name)) is not None
         }
-        return own | records.write(self.request)
+        return own | write_request(self.request)
 
     @classmethod
     def from_hash(cls, fields: dict[str, str]) -> "Job":
@@ -131,27 +157,27 @@ class Job(_StoredModel):
         values: dict[str, Any] = {
             name: _JSON_FIELDS[name].validate_json(text) if name in _JSON_FIELDS else text
             for name, text in fields.items()
-            if name in cls.model_fields and name != records.REQUEST
+            if name in cls.model_fields and name != REQUEST
         }
-        return cls.model_validate(values | {records.REQUEST: records.read(fields)})
+        return cls.model_validate(values | {REQUEST: read_request(fields)})
 
     @classmethod
     def read(cls, fields: dict[str, str]) -> "Job":
-        """As `from_hash`, for showing or ending a job of another release: see `read_leniently`.
+        """As `from_hash`, leniently: for showing or ending a job of another release.
 
-        Raises `records.UnreadableRecord` for a damaged one.
+        Raises `UnreadableRecord` for a damaged one.
         """
         with suppress(ValidationError):
             return cls.from_hash(fields)
-        request = records.read_leniently(fields)
+        request = read_request_leniently(fields)
         values: dict[str, Any] = {}
         for name, text in fields.items():
-            if name in cls.model_fields and name != records.REQUEST:
+            if name in cls.model_fields and name != REQUEST:
                 with suppress(ValidationError):
                     values[name] = _adapter(name).validate_python(_parsed(name, text))
         missing = {"id", "owner", "status", "created_at"} - set(values)
         if missing:
-            raise records.UnreadableRecord
+            raise UnreadableRecord
         return cls.model_construct(**values, request=request)
 
 
@@ -181,3 +207,87 @@ def encode_field(name: str, value: object) -> str:
     """The text of one hash field, as `Job.from_hash` reads it."""
     adapter = _JSON_FIELDS.get(name)
     return adapter.dump_json(value).decode() if adapter else str(value)
+
+
+def write_request(request: GenerateRequest) -> dict[str, str]:
+    """The fields of the hash that hold a request."""
+    content = request.model_dump(mode="json")
+    if not _is_version_1(request, content):
+        return {REQUEST: json.dumps(content)}
+    record = {name: content[name] for name in _V1_SCALARS}
+    record["images"] = [
+        one | {"weight": weight}
+        for one, weight in zip(content["image"], content["image_weights"], strict=True)
+    ]
+    record["control"] = None
+    fields = {}
+    for control in request.controls:
+        stored = control.model_dump(mode="json")
+        record["control"] = {
+            part: stored[part] for part in ("key", "sha256", "type", "scale", "start", "end")
+        }
+        fields[DETAILS] = json.dumps({"control_image": content["control_image"]})
+    return {REQUEST: json.dumps(record), **fields}
+
+
+def _is_version_1(request: GenerateRequest, content: dict[str, Any]) -> bool:
+    known = {*_V1_SCALARS, *_V1_NESTED}
+    for name, field in type(request).model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if name not in known and getattr(request, name) != default:
+            return False
+    return (
+        bool(content["image"])
+        and not isinstance(content["ip_scale"], list)
+        and len(content["control_image"]) <= 1
+        and content["scheduler"] in _V1_SCHEDULERS
+    )
+
+
+def read_request(fields: Mapping[str, str]) -> GenerateRequest:
+    """The request of a record. Raises `pydantic.ValidationError` where this release cannot."""
+    return _with_details(GenerateRequest.model_validate_json(fields.get(REQUEST, "")), fields)
+
+
+def read_request_leniently(fields: Mapping[str, str]) -> GenerateRequest:
+    """As `read_request`, and what this release cannot read of it as it stands there, or `None`.
+
+    For showing a job and for ending it, not for running it. Raises `UnreadableRecord`.
+    """
+    with suppress(ValidationError):
+        return read_request(fields)
+    try:
+        content = json.loads(fields.get(REQUEST, ""))
+    except ValueError:
+        raise UnreadableRecord from None
+    if not isinstance(content, dict):
+        raise UnreadableRecord
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        content = read_version_1(content)
+    values = {
+        name: _value(content, name, field) for name, field in GenerateRequest.model_fields.items()
+    }
+    return _with_details(GenerateRequest.model_construct(**values), fields)
+
+
+def _value(content: dict[str, Any], name: str, field: FieldInfo) -> Any:
+    default = field.get_default(call_default_factory=True)
+    if name in content:
+        kind: Any = Annotated[field.annotation, *field.metadata]
+        adapter: TypeAdapter[Any] = TypeAdapter(kind)
+        with suppress(ValidationError):
+            return adapter.validate_python(content[name])
+        if isinstance(content[name], str | int | float | bool):
+            return content[name]
+    if default is not PydanticUndefined:
+        return default
+    return () if name == "image" else None
+
+
+def _with_details(request: GenerateRequest, fields: Mapping[str, str]) -> GenerateRequest:
+    try:
+        details = json.loads(fields.get(DETAILS, "{}"))
+        maps = _UPLOADS.validate_python(details["control_image"])
+    except (KeyError, TypeError, ValueError):
+        return request
+    return request.model_copy(update={"control_image": maps})

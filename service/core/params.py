@@ -43,7 +43,7 @@ from service.core.schema import (
     OnlyWith,
     Public,
 )
-from service.core.upload_kind import UploadKind
+from service.core.upload_types import UploadKind
 
 
 class GenerateRequest(StoredRecord):

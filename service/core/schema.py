@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from service.core.errors import FieldError, InvalidField, MalformedBody
-from service.core.upload_kind import UploadKind
+from service.core.upload_types import UploadKind
 
 
 @dataclass(frozen=True, slots=True)

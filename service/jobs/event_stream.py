@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from service.core import redis_keys
 from service.core.job import EventName, Status
-from service.fair_share import FairShare
+from service.limits import FairShare
 
 BLOCK_SECONDS: Final = 2.0
 WAIT_PAUSE_SECONDS: Final = 0.1

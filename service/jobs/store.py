@@ -21,9 +21,8 @@ import structlog
 
 from service.core import redis_keys
 from service.core.errors import FieldError, Gone, InvalidField, NotFound
-from service.core.job import Job, Status
+from service.core.job import Job, Status, UnreadableRecord
 from service.core.queue import list_key
-from service.core.records import UnreadableRecord
 
 POSITIONS_SEARCHED: Final = 5000
 """From each end of the queue; a search of so many takes Redis some 50 microseconds."""

@@ -25,9 +25,8 @@ from typing import IO, Any, Final
 import structlog
 
 from service.core.errors import Busy, InvalidImage, ServiceError, UnsupportedMedia
-from service.core.upload_kind import UploadKind
-from service.fair_share import FairSemaphore
-from service.submission.decoded import DAMAGED, MESSAGE_BYTES, Format, Picture
+from service.core.upload_types import DAMAGED, MESSAGE_BYTES, Format, Picture, UploadKind
+from service.limits import FairSemaphore
 
 MODULE: Final = "service.submission.decoder_process"
 """What a decoder process runs; it is not imported here, since the API needs no Pillow."""

@@ -20,9 +20,8 @@ from typing import Any, Final
 
 from service.core import malloc
 from service.core.errors import InvalidImage, UnsupportedMedia
-from service.core.upload_kind import UploadKind
+from service.core.upload_types import MESSAGE_BYTES, UploadKind
 from service.submission import images
-from service.submission.decoded import MESSAGE_BYTES
 
 BASE_MEMORY_BYTES: Final = 256 * 2**20
 """Address space of the interpreter, its libraries and one upload with its copies: 110 MiB."""

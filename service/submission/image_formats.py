@@ -14,7 +14,7 @@ from typing import Final
 
 from service.core.errors import InvalidImage, UnsupportedMedia
 from service.core.png import SIGNATURE, chunk
-from service.submission.decoded import DAMAGED, Format
+from service.core.upload_types import DAMAGED, Format
 
 SERVED: Final = "PNG, JPEG, WebP, AVIF and HEIC are served"
 ANIMATED: Final = "is animated; send a still picture"

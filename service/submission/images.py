@@ -23,10 +23,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from service.core import png
 from service.core.errors import InvalidImage
-from service.core.upload_kind import UploadKind
+from service.core.upload_types import DAMAGED, Format, Picture, UploadKind
 from service.submission import image_formats
 from service.submission.colour import Transform, described_profile, srgb_transform
-from service.submission.decoded import DAMAGED, Format, Picture
 from service.submission.image_formats import ANIMATED, Container, PngFacts
 
 MAX_SIDE: Final = 65_535

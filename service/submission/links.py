@@ -7,7 +7,7 @@ from urllib.parse import urljoin
 
 from service.core.errors import Busy, FieldError, InvalidField, NotFound, TooLarge
 from service.core.settings import Settings
-from service.fair_share import FairShare
+from service.limits import FairShare
 from service.submission.file_store import FileStore
 from service.submission.form import FileSink, Form, Upload
 from service.webhooks.bounded_transport import CheckedClient, RequestFailed

@@ -26,7 +26,7 @@ from service.core.settings import Settings
 from service.jobs.eta import Estimates
 from service.jobs.queue import JobQueue
 from service.jobs.store import FoundJob
-from service.rate_limits import RateLimits, concurrency_headers
+from service.limits import RateLimits, concurrency_headers
 from service.submission.form import Form
 from service.submission.idempotency import (
     Idempotency,

@@ -13,8 +13,7 @@ from service.core.errors import FieldError, InvalidImage, ServiceError, Unsuppor
 from service.core.param_types import StoredUpload
 from service.core.schema import Files, marked
 from service.core.storage import Storage, StorageError
-from service.core.upload_kind import UploadKind
-from service.submission.decoded import Format
+from service.core.upload_types import Format, UploadKind
 from service.submission.decoder import Decoded, UploadDecoder
 from service.submission.form import Form, Upload
 

@@ -1,5 +1,7 @@
 """Delivers the outbox of webhooks: some at a time, few to one host, with retries.
 
+A webhook is signed (Standard Webhooks 1.0) and sent over TLS to a checked address.
+
 A slow receiver occupies slots of its own host only, and slots are shared fairly between owners, so
 that neither one host nor one owner with many host names delays the others. An entry without a free
 slot is deferred; of one owner's deferred entries a few a second come up again, so that a long
@@ -9,10 +11,13 @@ backlog does not hide the entries of others.
 import asyncio
 import json
 import random
+import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from enum import StrEnum
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -20,15 +25,17 @@ import redis.asyncio as aioredis
 import structlog
 from pydantic import SecretStr
 from redis.exceptions import RedisError
+from standardwebhooks.webhooks import Webhook
 
 from service.api_keys import ANONYMOUS, ApiKey
 from service.core import redis_keys
 from service.core.job import Job
 from service.core.metrics import ApiMetrics
-from service.fair_share import FairShare
 from service.jobs.views import job_view
+from service.limits import FairShare
 from service.signed_urls import SignedUrls, Signer
-from service.webhooks.sender import DeliveryOutcome, Sender
+from service.webhooks.bounded_transport import CheckedClient, RequestFailed
+from service.webhooks.url_policy import Network, TooManyLookups
 
 MAX_CONCURRENT: Final = 64
 MAX_CONCURRENT_PER_HOST: Final = 4
@@ -40,6 +47,8 @@ RETRY_DELAYS_SECONDS: Final = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800)
 MAX_ATTEMPTS: Final = len(RETRY_DELAYS_SECONDS) + 1
 CLAIM_SECONDS: Final = 60
 """How long a process owns an entry that it took; after that the entry is due again."""
+TIMEOUT_SECONDS: Final = 15.0
+"""For the whole attempt: name lookup, connection, TLS and response."""
 
 Payload = Callable[[Job, str, Signer | None], str]
 """The body for a job, given the URL of the service and what signs its links."""
@@ -86,6 +95,65 @@ class Outbox:
         """Remove an entry for good."""
         # A script: a full Redis refuses transactions, even those that only delete.
         await self._remove(keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[job_id])
+
+
+class DeliveryOutcome(StrEnum):
+    """How one attempt to deliver ended."""
+
+    DELIVERED = "delivered"
+    GONE = "gone"
+    """The receiver asked for no further attempts (410)."""
+    FAILED = "failed"
+    DEFERRED = "deferred"
+    """Not sent, because too many names are being resolved at the moment."""
+
+
+class Sender:
+    """Sends webhooks."""
+
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        *,
+        tls: ssl.SSLContext | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
+        self._client = CheckedClient(networks, tls=tls, timeout_seconds=timeout_seconds)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def send(
+        self, url: str, message_id: str, body: str, secret: str, *, owner: str
+    ) -> DeliveryOutcome:
+        """Send `body` (JSON) once; never raises for what the receiver does.
+
+        Lookups of names are shared fairly between owners.
+        """
+        now = datetime.now(UTC)
+        headers = {
+            "Content-Type": "application/json",
+            "webhook-id": message_id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": Webhook(secret).sign(message_id, now, body),
+        }
+        try:
+            response = await self._client.send(
+                "POST", url, owner=owner, headers=headers, content=body.encode()
+            )
+        except TooManyLookups:
+            return DeliveryOutcome.DEFERRED
+        except RequestFailed as error:
+            log.info("a webhook failed", message_id=message_id, cause=str(error))
+            return DeliveryOutcome.FAILED
+        status = response.status_code
+        if status == HTTPStatus.GONE:
+            return DeliveryOutcome.GONE
+        if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+            return DeliveryOutcome.DELIVERED
+        log.info("a webhook was refused", message_id=message_id, status=status)
+        return DeliveryOutcome.FAILED
 
 
 class Delivery:

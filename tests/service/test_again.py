@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from service.cli.again import fields
+from service.cli.generate import recipe_fields
 from service.core.catalog import load_catalog
 from service.core.param_types import StoredUpload
 from service.core.params import GenerateRequest, OutputFormat
@@ -59,7 +59,7 @@ def test_an_upload_that_lacks_is_named(made: Path) -> None:
 
 def test_a_recipe_is_sent_as_the_form_takes_it() -> None:
     recipe = picture_metadata(generate_request(deterministic=True, image_weights=(1.0, 0.25)))
-    sent = fields(recipe | {"weights": {"base": "x"}, "from_the_future": 1, "lora": []})
+    sent = recipe_fields(recipe | {"weights": {"base": "x"}, "from_the_future": 1, "lora": []})
     assert sent["deterministic"] == "true"
     assert sent["image_weights"] == "1.0,0.25"
     assert sent["seed"] == str(recipe["seed"])
@@ -87,4 +87,4 @@ def test_a_recipe_asks_for_the_very_request_that_it_came_from() -> None:
 
     first = request({"prompt": "a star", "deterministic": "true", "control_scale": "0.3"}, 5)
     recipe = json.loads(recipe_text(picture_metadata(first)))
-    assert request(fields(recipe), 6) == first
+    assert request(recipe_fields(recipe), 6) == first

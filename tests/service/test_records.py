@@ -6,8 +6,7 @@ import time
 import pytest
 
 from service.core import redis_keys
-from service.core.job import Job
-from service.core.records import DETAILS, REQUEST
+from service.core.job import DETAILS, REQUEST, Job
 from tests.requests import generate_request
 from tests.service.conftest import PNG, Api, announce_warm, problem
 

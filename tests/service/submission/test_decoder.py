@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from service.core.errors import InvalidImage, UnsupportedMedia
-from service.core.upload_kind import UploadKind
-from service.submission.decoded import Picture
+from service.core.upload_types import Picture, UploadKind
 from service.submission.decoder import AT_ONCE, LARGE_PIXELS, UploadDecoder
 from tests import corpus
 from tests import picture_files as files

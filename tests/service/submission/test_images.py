@@ -16,9 +16,8 @@ from PIL import Image
 
 from service.core import png
 from service.core.errors import InvalidImage, ServiceError, UnsupportedMedia
-from service.core.upload_kind import UploadKind
+from service.core.upload_types import Format, Picture, UploadKind
 from service.submission import images
-from service.submission.decoded import Format, Picture
 from tests import corpus
 from tests import picture_files as files
 
@@ -541,7 +540,7 @@ def test_a_picture_made_of_several_strips_is_the_same(monkeypatch: pytest.Monkey
 PEAK = """
 import io, sys
 from service.submission import images
-from service.core.upload_kind import UploadKind
+from service.core.upload_types import UploadKind
 def peak():
     lines = open("/proc/self/status").readlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024

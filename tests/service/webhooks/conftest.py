@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from service.webhooks.sender import Sender
+from service.webhooks.delivery import Sender
 
 NAME = "hooks.example"
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)

@@ -36,8 +36,8 @@ from service.webhooks.delivery import (
     MAX_CONCURRENT,
     RETRY_DELAYS_SECONDS,
     Delivery,
+    Sender,
 )
-from service.webhooks.sender import Sender
 from tests.requests import generate_request
 from tests.running import Running, until
 from tests.service.conftest import PNG, WEBHOOK_SECRET, Api

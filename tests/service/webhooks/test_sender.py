@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from service.webhooks.sender import DeliveryOutcome, Sender
+from service.webhooks.delivery import DeliveryOutcome, Sender
 from tests.running import until
 from tests.service.conftest import WEBHOOK_SECRET
 from tests.service.webhooks.conftest import LOOPBACK, NAME, Receiver, trusting

@@ -20,19 +20,21 @@ from workers.engine.attention import Context, ImageContext, Kernel
 from workers.engine.cache import Embedding, Layout
 from workers.engine.models import (
     checks,
-    controlnet,
     hub,
     lora,
     prompts,
     single_file,
-    t2i_adapter,
 )
 from workers.engine.models.adapter import AdapterLoader, IPAdapter
-from workers.engine.models.controlnet import UNetControlNet
+from workers.engine.models.controlnet import (
+    UNetControlNet,
+    UNetT2IAdapter,
+    load_controlnet,
+    load_t2i_adapter,
+)
 from workers.engine.models.layers import CrossAttention, install, kv_width, text_kv, unet_forward
 from workers.engine.models.lora import LoraWeights
 from workers.engine.models.prompts import Prompt, TokenWeights
-from workers.engine.models.t2i_adapter import UNetT2IAdapter
 
 _TOKENIZING: Final = Lock()
 """A tokenizer of the tokenizers library must not be used by two threads at once."""
@@ -276,13 +278,13 @@ class UNetModel:
         controlnets: dict[str, UNetControlNet] = {}
         for control_name, source in entry.controlnets.items():
             on_stage(f"loading {name}: ControlNet {control_name}")
-            controlnets[control_name] = controlnet.load(
+            controlnets[control_name] = load_controlnet(
                 source, pipe.unet, dtype, kernel, embedder=cls.embed_times, text_shape=text_shape
             )
         t2i_adapters: dict[str, UNetT2IAdapter] = {}
         for t2i_name, source in entry.t2i_adapters.items():
             on_stage(f"loading {name}: T2I-Adapter {t2i_name}")
-            t2i_adapters[t2i_name] = t2i_adapter.load(source, pipe.unet, dtype)
+            t2i_adapters[t2i_name] = load_t2i_adapter(source, pipe.unet, dtype)
         loras = {}
         for lora_name, source in entry.loras.items():
             on_stage(f"loading {name}: LoRA {lora_name}")

@@ -1,8 +1,23 @@
-"""What a request for decoding says, and what comes of it; on both sides of a decoder's socket."""
+"""What an upload is used for, and what comes of decoding it, on both sides of a decoder's socket.
+
+Imports nothing heavy: a decoder process is to stay small.
+"""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
+
+
+class UploadKind(StrEnum):
+    """The kinds of uploads; each upload field is declared with one."""
+
+    PICTURE = "picture"
+    """Shown over white, in the colours that its profile says."""
+    MAP = "map"
+    """Numbers rather than colours: transparent is black, and a colour profile is ignored."""
+    MASK = "mask"
+    """As a map; with an alpha channel it is white where the file is transparent."""
+
 
 MESSAGE_BYTES: Final = 2**16
 """The largest message."""

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from service.fair_share import FairSemaphore
+from service.limits import FairSemaphore
 
 
 async def settle() -> None:
