@@ -39,7 +39,7 @@ class AsyncClient:
 
     async def generate(
         self,
-        image: File | Sequence[File] | None = None,
+        image: File | str | Sequence[File | str] | None = None,
         *,
         wait_seconds: float | None = None,
         idempotency_key: str | None = None,
@@ -47,15 +47,15 @@ class AsyncClient:
     ) -> Job:
         """Submit a job and return it, queued, or finished where it ended within `wait_seconds`.
 
-        `fields` are those of `POST /generate` by their own names; files are paths, bytes or open
-        files.
+        `fields` are those of `POST /generate` by their own names; files are paths, bytes, open
+        files, or https URLs where the operator allows them.
         """
         sent = {"image": image, **fields}
         return await self._submit(sent, wait_seconds=wait_seconds, idempotency_key=idempotency_key)
 
     async def run(
         self,
-        image: File | Sequence[File] | None = None,
+        image: File | str | Sequence[File | str] | None = None,
         *,
         timeout_seconds: float | None = None,
         **fields: Value,

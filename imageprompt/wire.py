@@ -16,8 +16,11 @@ from imageprompt.types import Event, Job
 
 File = Path | bytes | IO[bytes]
 """A picture: a path, its bytes, or an open binary file."""
-Value = str | int | float | bool | None | File | Sequence[str | int | float] | Sequence[File]
-"""A field of the form; `None` leaves it out, a sequence is a list or several files."""
+Value = str | int | float | bool | None | File | Sequence[str | int | float] | Sequence[File | str]
+"""A field of the form; `None` leaves it out, a sequence is a list or several files.
+
+A file may be named by its https URL, where the operator allows that.
+"""
 
 MAX_ATTEMPTS: Final = 4
 MAX_RETRY_SECONDS: Final = 20.0
@@ -56,14 +59,13 @@ def generate_request(
     It always has an idempotency key, so that it can be sent again after a lost answer.
     """
     texts: dict[str, str] = {}
-    files: list[tuple[str, tuple[str, bytes]]] = []
+    files: list[tuple[str, tuple[str | None, bytes]]] = []
     for name, value in fields.items():
         many: Sequence[Any] = value if _is_list(value) else [value]
         if value is None or not many:
             continue
-        pictures = [part for part in many if isinstance(part, Path | bytes) or _is_open(part)]
-        if pictures:
-            files += [(name, _part(part, number)) for number, part in enumerate(pictures)]
+        if any(_is_file(part) for part in many):
+            files += [(name, _part(part, number)) for number, part in enumerate(many)]
         elif isinstance(value, bool):
             texts[name] = str(value).lower()
         else:
@@ -78,11 +80,16 @@ def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def _is_open(value: object) -> bool:
-    return hasattr(value, "read")
+def _is_file(value: object) -> bool:
+    """Whether a value is a file, an open one, or the URL of one."""
+    if isinstance(value, str):
+        return value.startswith(("https://", "http://"))
+    return isinstance(value, Path | bytes) or hasattr(value, "read")
 
 
-def _part(picture: Any, number: int) -> tuple[str, bytes]:
+def _part(picture: Any, number: int) -> tuple[str | None, bytes]:
+    if isinstance(picture, str):
+        return None, picture.encode()
     if isinstance(picture, Path):
         return picture.name, picture.read_bytes()
     if isinstance(picture, bytes):

@@ -41,7 +41,7 @@ AT_FOUR: Final = 0.5
 SIGMA_DATA: Final = 0.5
 TIMESTEP_SCALING: Final = 10.0
 #: Share of the pictures that have a text and no image prompt.
-TEXT_ONLY: Final = 0.4
+TEXT_ONLY: Final = 0.25
 HUBER: Final = 0.03
 
 

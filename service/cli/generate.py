@@ -103,6 +103,11 @@ def command(declaration: Declaration = GenerateRequest) -> Callable[..., None]:
         """Generate pictures from image prompts."""
         if not out.parent.is_dir():
             raise typer.BadParameter(f"--out: the folder {out.parent} does not exist")
+        for name, limit in marked(declaration, Files).items():
+            named = [*(options[name] or []), *(options.pop(f"{name}_url") or [])]
+            if len(named) < limit.at_least:
+                raise typer.BadParameter(f"{name.upper()} or {_url_option(name)} is needed")
+            options[name] = named or None
         options["output_format"] = options["output_format"] or _format(out)
         with connect(url, key) as client:
             job = run(client, options, label=out.name)
@@ -143,24 +148,38 @@ _OWN_PARAMETERS: Final = (
 
 
 def _upload_parameters(declaration: Declaration) -> list[inspect.Parameter]:
-    """Required uploads are arguments. `--control-image` may be shortened to `--control`."""
+    """Files are arguments where they are required, else options, and URLs always options.
+
+    `--control-image` may be shortened to `--control`.
+    """
     found = []
     for name, limit in marked(declaration, Files).items():
         text = _help(declaration.model_fields[name].description)
+        option = typer.Option(
+            _url_option(name),
+            help="The same by its https URL, where the operator allows that; files come first.",
+            metavar="URL",
+        )
+        found.append(_keyword(f"{name}_url", Annotated[list[str] | None, option]))
         if limit.at_least:
             argument = typer.Argument(help=text, exists=True, dir_okay=False, metavar=name.upper())
             parameter = inspect.Parameter(
                 name,
                 inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                annotation=Annotated[list[Path], argument],
+                annotation=Annotated[list[Path] | None, argument],
+                default=None,
             )
-            found.append(parameter)
+            found.insert(0, parameter)
             continue
         long = f"--{name.replace('_', '-')}"
         names = dict.fromkeys((long, long.removesuffix("-image")))
         option = typer.Option(*names, help=text, exists=True, dir_okay=False)
         found.append(_keyword(name, Annotated[list[Path] | None, option]))
     return found
+
+
+def _url_option(name: str) -> str:
+    return f"--{name.replace('_', '-')}-url"
 
 
 def _option_parameters(declaration: Declaration) -> list[inspect.Parameter]:

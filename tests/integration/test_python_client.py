@@ -87,6 +87,13 @@ def test_a_refusal_names_the_field(client: Client) -> None:
     assert caught.value.type.startswith("urn:")
 
 
+def test_files_and_urls_may_be_mixed_in_one_list(client: Client) -> None:
+    """This service fetches no URL; what it says tells that both have reached the same field."""
+    with pytest.raises(ApiError, match="does not fetch") as caught:
+        client.generate([picture(7), "https://example.com/a.png"])
+    assert caught.value.errors[0]["field"] == "image"
+
+
 def test_one_idempotency_key_makes_one_job(client: Client) -> None:
     first, second = (
         client.generate(picture(8), steps=2, seed=1, idempotency_key="a-key") for _ in range(2)

@@ -82,6 +82,18 @@ def polls(api: Api) -> int:
     return api.running.log.read_text().count('"route": "/jobs/{job_id}", "method": "GET"')
 
 
+def test_files_may_be_named_by_urls(api: Api, here: Path) -> None:
+    """This service fetches none; its answer tells that the URL has reached it."""
+    both = ("in.png", "--image-url", "https://example.com/a.png", "--out", "out.png")
+    refused = run("generate", *both, folder=here)
+    assert refused.returncode == 1
+    assert "image" in refused.stderr
+    assert "does not fetch" in " ".join(refused.stderr.split())
+    without = run("generate", "--out", "out.png", folder=here)
+    assert without.returncode == 2
+    assert "IMAGE or --image-url is needed" in without.stderr
+
+
 def test_ctrl_c_cancels_the_job_and_names_it(api: Api, here: Path) -> None:
     before = polls(api)
     waiting = subprocess.Popen(
