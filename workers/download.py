@@ -109,7 +109,11 @@ def _patterns(source: Source) -> list[str]:
     """List the files that `from_pretrained` reads of one network: settings and weights."""
     folder = f"{source.subfolder}/" if source.subfolder else ""
     suffix = f".{source.variant}" if source.variant else ""
-    names = ("config.json", *(f"{stem}{suffix}.safetensors" for stem in _STEMS))
+    names = (
+        "config.json",
+        "preprocessor_config.json",
+        *(f"{stem}{suffix}.safetensors" for stem in _STEMS),
+    )
     return [folder + name for name in names]
 
 

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from service.core.errors import ConfigurationError
-from service.core.param_types import IpTarget, Name, SchedulerName
+from service.core.param_types import IpTarget, Name, Preprocessor, SchedulerName
 
 
 class _Strict(BaseModel):
@@ -150,6 +150,8 @@ class ModelEntry(_Strict):
     controlnets: dict[Name, Source] = {}
     t2i_adapters: dict[Name, Source] = {}
     """Light alternatives to ControlNets; a request's `control_type` names either."""
+    depth_estimator: Source | None = None
+    """A depth-estimation model of transformers, which makes maps with `control_preprocess`."""
     loras: dict[Name, Lora] = {}
     """LoRAs that a request may ask for."""
     fused_loras: tuple[FusedLora, ...] = ()
@@ -178,10 +180,16 @@ class ModelEntry(_Strict):
         """What a request's `control_type` may name; ControlNets come first."""
         return (*self.controlnets, *self.t2i_adapters)
 
+    @property
+    def preprocessors(self) -> tuple[Preprocessor, ...]:
+        """What a request's `control_preprocess` may name."""
+        lacking = {Preprocessor.DEPTH} if self.depth_estimator is None else set()
+        return tuple(kind for kind in Preprocessor if kind not in lacking)
+
     def parts(self) -> dict[str, Source]:
         """All that is loaded, by name.
 
-        `base`, `base/config` for a base in one file, `vae`, `adapter/NAME`, `lora/NAME`,
+        `base`, `base/config` for a base in one file, `vae`, `depth`, `adapter/NAME`, `lora/NAME`,
         `control/NAME` for what a `control_type` names, and `base+1` for the first fused LoRA.
         """
         parts: dict[str, Source] = {"base": self.base}
@@ -189,6 +197,8 @@ class ModelEntry(_Strict):
             parts["base/config"] = self.base.config
         if self.vae is not None:
             parts["vae"] = self.vae
+        if self.depth_estimator is not None:
+            parts["depth"] = self.depth_estimator
         parts |= {f"adapter/{name}": adapter for name, adapter in self.adapters.items()}
         for controls in (self.t2i_adapters, self.controlnets):
             parts |= {f"control/{name}": control for name, control in controls.items()}

@@ -50,6 +50,7 @@ class Preprocessor(StrEnum):
 
     NONE = "none"
     CANNY = "canny"
+    DEPTH = "depth"
 
 
 class IpTarget(StrEnum):

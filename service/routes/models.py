@@ -50,7 +50,7 @@ def models_of(catalog: Catalog) -> Models:
                 family=entry.family,
                 controlnets=list(entry.controlnets),
                 t2i_adapters=list(entry.t2i_adapters),
-                preprocessors=list(Preprocessor),
+                preprocessors=list(entry.preprocessors),
                 loras=list(entry.loras),
                 limits=entry.limits,
                 defaults=entry.defaults,

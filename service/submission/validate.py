@@ -159,6 +159,10 @@ def _control(context: _Context) -> Iterator[FieldError]:
         return
     if not set(request.control_type) <= set(served):
         yield FieldError("control_type", f"must be one of {', '.join(served)}")
+    preprocessors = context.entry.preprocessors
+    if not set(request.control_preprocess) <= set(preprocessors):
+        message = f"must be one of {', '.join(preprocessors)} with this model"
+        yield FieldError("control_preprocess", message)
     windows = zip(request.control_start, request.control_end, strict=True)
     if any(start >= end for start, end in windows):
         yield FieldError("control_start", "must be less than control_end")

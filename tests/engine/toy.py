@@ -55,6 +55,7 @@ class Toy:
     adapters: Mapping[str, ToyAdapter] = {"base": ToyAdapter()}
     controlnets: Mapping[str, object] = {}
     t2i_adapters: Mapping[str, object] = {}
+    depth_estimator: None = None
     loras: Mapping[str, object] = {}
     text_fingerprint = "toy"
     device = torch.device("cpu")

@@ -126,6 +126,7 @@ def test_any_shape_leads_to_a_size_that_is_served(width: int, height: int, model
             {"control_start"},
         ),
         ({"control_preprocess": "magic"}, {"control_image": 1}, {"control_preprocess"}),
+        ({"control_preprocess": "depth"}, {"control_image": 1}, {"control_preprocess"}),
         ({"control_preprocess": "canny"}, {}, {"control_preprocess"}),
         ({"image_adapter": "base,plus,base"}, {"image": 2}, {"image_adapter"}),
         ({"image_adapter": "base,nope"}, {"image": 2}, {"image_adapter"}),

@@ -21,7 +21,7 @@ from workers.engine.conditioning.base import (
     Preparation,
     state,
 )
-from workers.engine.conditioning.preprocess import PREPROCESSORS
+from workers.engine.conditioning.preprocess import preprocessors
 from workers.engine.device import to_device
 from workers.engine.models.base import ControlNet, Model, T2IAdapter
 
@@ -79,7 +79,7 @@ class ControlMaps(Conditioning):
                 raise UnservableRequest(
                     f"`control_type` {control.type} is not served by this worker"
                 )
-            if control.preprocess not in (NO_PREPROCESSING, *PREPROCESSORS):
+            if control.preprocess not in (NO_PREPROCESSING, *preprocessors(model)):
                 raise UnservableRequest(
                     f"`control_preprocess` {control.preprocess} is not served by this worker"
                 )
@@ -150,7 +150,7 @@ def _gather(job: EngineJob, control: Control, model: Model) -> ControlInput:
     size = (request.width, request.height)
     if control.preprocess != NO_PREPROCESSING:
         resized = picture.resize(size, Image.Resampling.LANCZOS)
-        picture = made = PREPROCESSORS[control.preprocess](resized)
+        picture = made = preprocessors(model)[control.preprocess](resized)
     if control.type in model.t2i_adapters:
         adapter: T2IAdapter = model.t2i_adapters[control.type]
         return ControlInput(adapter.preprocess(picture, request.height, request.width), made)

@@ -1,14 +1,16 @@
 """Control maps made by the worker from ordinary pictures.
 
-A new kind is a function here and a line in `PREPROCESSORS`.
+A new kind is a function here, or a network of the model, and a line in `preprocessors`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from service.core.param_types import Preprocessor
+from workers.engine.models.base import MapPreprocessor, Model
 
 CANNY_LOW, CANNY_HIGH = 100, 200
 """Thresholds of the hysteresis, as in diffusers' guides to ControlNet."""
@@ -20,5 +22,9 @@ def canny(picture: Image.Image) -> Image.Image:
     return Image.fromarray(np.asarray(edges, dtype=np.uint8)).convert("RGB")
 
 
-PREPROCESSORS: Final[Mapping[str, Callable[[Image.Image], Image.Image]]] = {"canny": canny}
-"""By the names of `control_preprocess`; each takes and returns RGB of the output size."""
+def preprocessors(model: Model) -> Mapping[str, MapPreprocessor]:
+    """By the names of `control_preprocess`; each takes and returns RGB of the output size."""
+    found: dict[str, MapPreprocessor] = {Preprocessor.CANNY: canny}
+    if model.depth_estimator is not None:
+        found[Preprocessor.DEPTH] = model.depth_estimator
+    return found

@@ -97,6 +97,13 @@ class T2IAdapter(Protocol):
         """What is added to the network's blocks at each step, `(1, channels, h, w)` each."""
 
 
+class MapPreprocessor(Protocol):
+    """Makes control maps of pictures; safe from several threads."""
+
+    def __call__(self, picture: Image) -> Image:
+        """The map of an RGB picture, RGB of the same size."""
+
+
 class LoadedLora(Protocol):
     """One LoRA."""
 
@@ -130,6 +137,7 @@ class Model(Protocol):
     """A `ControlNet` by name."""
     t2i_adapters: Mapping[str, Any]
     """A `T2IAdapter` by name."""
+    depth_estimator: MapPreprocessor | None
     loras: Mapping[str, Any]
     """A `LoadedLora` by name."""
     text_fingerprint: str

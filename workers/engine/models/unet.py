@@ -20,12 +20,14 @@ from workers.engine.attention import Context, ImageContext, Kernel
 from workers.engine.cache import Embedding, Layout
 from workers.engine.models import (
     checks,
+    depth,
     hub,
     lora,
     prompts,
     single_file,
 )
 from workers.engine.models.adapter import AdapterLoader, IPAdapter
+from workers.engine.models.base import MapPreprocessor
 from workers.engine.models.controlnet import (
     UNetControlNet,
     UNetT2IAdapter,
@@ -51,6 +53,7 @@ class UNetModel:
     adapters: Mapping[str, IPAdapter]
     controlnets: Mapping[str, UNetControlNet]
     t2i_adapters: Mapping[str, UNetT2IAdapter]
+    depth_estimator: MapPreprocessor | None
     loras: Mapping[str, LoraWeights]
     text_fingerprint: str
     device: torch.device
@@ -285,6 +288,10 @@ class UNetModel:
         for t2i_name, source in entry.t2i_adapters.items():
             on_stage(f"loading {name}: T2I-Adapter {t2i_name}")
             t2i_adapters[t2i_name] = load_t2i_adapter(source, pipe.unet, dtype)
+        estimator = None
+        if entry.depth_estimator is not None:
+            on_stage(f"loading {name}: depth estimator")
+            estimator = depth.load(entry.depth_estimator)
         loras = {}
         for lora_name, source in entry.loras.items():
             on_stage(f"loading {name}: LoRA {lora_name}")
@@ -297,6 +304,7 @@ class UNetModel:
             adapters=adapters,
             controlnets=controlnets,
             t2i_adapters=t2i_adapters,
+            depth_estimator=estimator,
             loras=loras,
             text_fingerprint=hub.fingerprint(*encoders, tokenizers=tokenizers),
             device=device,
