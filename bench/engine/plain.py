@@ -13,10 +13,12 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    ControlNetUnionModel,
     StableDiffusionXLAdapterPipeline,
     StableDiffusionXLControlNetImg2ImgPipeline,
     StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLControlNetUnionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
@@ -99,7 +101,7 @@ class Plain:
             output_type=output_type,
             **_callback(pipe, schedule),
             **_image_prompts(pipe, request, read),
-            **_controls(pipe, request, read),
+            **self._controls(pipe, request, read),
             **_init_image(request, read),
         )
         pictures: NDArray[np.float32] | list[Image.Image] = output.images
@@ -135,7 +137,11 @@ class Plain:
             kind = StableDiffusionXLAdapterPipeline
             parts["adapter"] = self._networks(T2IAdapter, entry.t2i_adapters, controls)
         elif controls:
-            parts["controlnet"] = self._networks(ControlNetModel, entry.controlnets, controls)
+            union = entry.controlnets[controls[0]].control_mode is not None
+            kind = StableDiffusionXLControlNetUnionPipeline if union else kind
+            parts["controlnet"] = self._networks(
+                ControlNetUnionModel if union else ControlNetModel, entry.controlnets, controls
+            )
         pipe = kind.from_pretrained(
             entry.base.location, dtype=self._dtype, **loader_arguments(entry.base), **parts
         )
@@ -156,6 +162,35 @@ class Plain:
         pipe.set_progress_bar_config(disable=True)
         pipe.own_scheduler = pipe.scheduler
         return pipe.to(self._device)
+
+    def _controls(self, pipe: Any, request: GenerateRequest, read: Read) -> dict[str, Any]:
+        """The arguments for control maps."""
+        controls = request.controls
+        if not controls:
+            return {}
+
+        def each(values: list[Any]) -> Any:
+            return values if len(values) > 1 else values[0]
+
+        union = isinstance(pipe, StableDiffusionXLControlNetUnionPipeline)
+        name = "control_image" if request.init_image or union else "image"
+        maps = {name: each([read(control.key) for control in controls])}
+        scales = each([control.scale for control in controls])
+        if isinstance(pipe, StableDiffusionXLAdapterPipeline):
+            end = controls[0].end
+            return {
+                **maps,
+                "adapter_conditioning_scale": scales,
+                "adapter_conditioning_factor": end,
+            }
+        modes = [self._entry.controlnets[control.type].control_mode for control in controls]
+        return {
+            **maps,
+            **({"control_mode": each(modes)} if union else {}),
+            "controlnet_conditioning_scale": scales,
+            "control_guidance_start": each([control.start for control in controls]),
+            "control_guidance_end": each([control.end for control in controls]),
+        }
 
     def _networks(self, kind: Any, sources: Mapping[str, Source], names: tuple[str, ...]) -> Any:
         networks = [
@@ -229,33 +264,6 @@ def _size(pipe: Any, request: GenerateRequest) -> dict[str, int]:
 def _callback(pipe: Any, schedule: _Schedule) -> dict[str, Any]:
     takes_it = "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
     return {"callback_on_step_end": schedule} if takes_it else {}
-
-
-def _controls(pipe: Any, request: GenerateRequest, read: Read) -> dict[str, Any]:
-    """The arguments for control maps."""
-    controls = request.controls
-    if not controls:
-        return {}
-
-    def each(values: list[Any]) -> Any:
-        return values if len(values) > 1 else values[0]
-
-    name = "control_image" if request.init_image else "image"
-    maps = {name: each([read(control.key) for control in controls])}
-    scales = each([control.scale for control in controls])
-    if isinstance(pipe, StableDiffusionXLAdapterPipeline):
-        end = controls[0].end
-        return {
-            **maps,
-            "adapter_conditioning_scale": scales,
-            "adapter_conditioning_factor": end,
-        }
-    return {
-        **maps,
-        "controlnet_conditioning_scale": scales,
-        "control_guidance_start": each([control.start for control in controls]),
-        "control_guidance_end": each([control.end for control in controls]),
-    }
 
 
 def _init_image(request: GenerateRequest, read: Read) -> dict[str, Any]:

@@ -96,6 +96,13 @@ class Adapter(WeightsFile):
     """Without them it acts in every block alike."""
 
 
+class ControlNetSource(Source):
+    """One ControlNet, or one type of map that a union ControlNet reads."""
+
+    control_mode: Annotated[int, Field(ge=0)] | None = None
+    """Of a union: the number of the type among those that it was trained on."""
+
+
 class Lora(WeightsFile):
     """One LoRA file, in kohya's or diffusers' key format."""
 
@@ -147,7 +154,7 @@ class ModelEntry(_Strict):
     vae: Source | None = None
     scheduler_config: SchedulerConfig = SchedulerConfig()
     adapters: Annotated[dict[Name, Adapter], Field(min_length=1)]
-    controlnets: dict[Name, Source] = {}
+    controlnets: dict[Name, ControlNetSource] = {}
     t2i_adapters: dict[Name, Source] = {}
     """Light alternatives to ControlNets; a request's `control_type` names either."""
     depth_estimator: Source | None = None

@@ -14,7 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from bench.engine.plain import Plain
-from service.core.catalog import Adapter, BlockScales, Catalog, Source, load_catalog
+from service.core.catalog import (
+    Adapter,
+    BlockScales,
+    Catalog,
+    ControlNetSource,
+    Source,
+    load_catalog,
+)
 from service.core.errors import ConfigurationError
 from service.core.param_types import IpTarget
 from service.core.settings import ROOT, AttentionBackend, Device
@@ -43,7 +50,7 @@ def load(catalog: Catalog, folder: Path, **changes: object) -> None:
         update={
             "base": Source(path=folder),
             "adapters": adapters,
-            "controlnets": {"outline": Source(path=folder / "controlnets" / "outline")},
+            "controlnets": {"outline": ControlNetSource(path=folder / "controlnets" / "outline")},
             **changes,
         }
     )
@@ -269,7 +276,9 @@ def test_a_small_controlnet_without_attention_in_its_middle_equals_diffusers(
     for weight in small.parameters():
         weight.data.add_(0.02 * torch.randn_like(weight))
     small.save_pretrained(tmp_path / "small")
-    entry = entry.model_copy(update={"controlnets": {"outline": Source(path=tmp_path / "small")}})
+    entry = entry.model_copy(
+        update={"controlnets": {"outline": ControlNetSource(path=tmp_path / "small")}}
+    )
     changed = Catalog(default="tiny", models={"tiny": entry})
     engine = load_engine(changed, Options(threads=1), device=Device.CPU)
     stepper, wanted = Stepper(engine), request(control={})

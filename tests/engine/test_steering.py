@@ -1,5 +1,6 @@
 """Every way to steer a row: alone as the diffusers pipeline gives it, and in a mixed batch."""
 
+import inspect
 import logging
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import torch
 from diffusers import (
     ControlNetModel,
+    ControlNetUnionModel,
     StableDiffusionXLPipeline,
     T2IAdapter,
     UNet2DConditionModel,
@@ -21,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bench.engine.plain import Plain
-from service.core.catalog import Catalog, FusedLora, Lora, Source
+from service.core.catalog import Catalog, ControlNetSource, FusedLora, Lora, Source
 from service.core.errors import ConfigurationError, UnservableRequest
 from service.core.param_types import IpTarget, SchedulerName, SigmaSchedule
 from service.core.params import GenerateRequest
@@ -75,6 +77,10 @@ CASES: dict[str, GenerateRequest] = {
         steps=6,
     ),
     "two maps of one type": request(control={"image": ["map", "map2"], "scale": (1.0, 0.5)}),
+    "a type of a union": request(control={"type": "lines"}),
+    "another type of it, in a window": request(
+        control={"type": "poses", "scale": 0.7, "start": 0.25}, steps=4
+    ),
     "T2I-Adapter": request(control={"type": "sketch"}),
     "T2I-Adapter in the first half, plus, odd size": request(
         control={"type": "sketch", "scale": 0.6, "end": 0.5},
@@ -179,7 +185,22 @@ def rich(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
         downscale_factor=16,
         adapter_type="full_adapter_xl",
     ).save_pretrained(folder / "sketch")
-    controlnets = {**entry.controlnets, "edges": Source(path=folder / "edges")}
+    outline = ControlNetModel.from_pretrained(folder / "edges")
+    kept = inspect.signature(ControlNetUnionModel.__init__).parameters.keys()
+    shape = {name: value for name, value in outline.config.items() if name in kept}
+    width = outline.config.block_out_channels[0]
+    union = ControlNetUnionModel(
+        **shape, num_control_type=4, num_trans_channel=width, num_proj_channel=width
+    )
+    for weight in union.parameters():
+        weight.data.add_(0.05 * torch.randn_like(weight))
+    union.save_pretrained(folder / "union")
+    controlnets = {
+        **entry.controlnets,
+        "edges": ControlNetSource(path=folder / "edges"),
+        "lines": ControlNetSource(path=folder / "union", control_mode=1),
+        "poses": ControlNetSource(path=folder / "union", control_mode=3),
+    }
     sketch = {"sketch": Source(path=folder / "sketch")}
     pipe = StableDiffusionXLPipeline.from_pretrained(entry.base.location)
     kohya = tiny_lora.kohya(pipe, folder / "kohya.safetensors")
@@ -258,6 +279,23 @@ def test_a_map_made_here_is_that_of_opencv_and_comes_back(stepper: Stepper) -> N
     stepper.run(EngineJob("edges", request(control={}), read_edges))
     assert np.array_equal(stepper.decoded("made"), stepper.decoded("edges"))
     assert stepper.difference("made", "sent") > MATTERS
+
+
+def test_a_union_s_types_share_one_network_and_differ(rich: Catalog, stepper: Stepper) -> None:
+    controlnets = stepper.engine.models["tiny"].controlnets
+    assert controlnets["lines"].model is controlnets["poses"].model
+    for kind in ("lines", "poses"):
+        stepper.run(job(request(control={"type": kind}), kind))
+    assert stepper.difference("lines", "poses") > 1e-3
+    entry = rich.models["tiny"]
+    source = entry.controlnets["lines"]
+    for control_mode, told in ((4, "it has 4 modes"), (None, "give the `control_mode`")):
+        wrong = source.model_copy(update={"control_mode": control_mode})
+        changed = entry.model_copy(update={"controlnets": {"lines": wrong}})
+        with pytest.raises(ConfigurationError, match=told):
+            load_engine(
+                Catalog(default="tiny", models={"tiny": changed}), Options(), device=Device.CPU
+            )
 
 
 def test_what_is_outside_the_mask_keeps_its_pixels(stepper: Stepper) -> None:

@@ -13,7 +13,7 @@ from diffusers import AutoencoderTiny, T2IAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from service.core.catalog import Catalog, Source
+from service.core.catalog import Catalog, ControlNetSource, Source
 from service.core.errors import ConfigurationError
 from workers.engine.attention import sdpa
 from workers.engine.models import FAMILIES, base
@@ -46,7 +46,7 @@ def load(catalog: Catalog, folder: Path, **changes: Any) -> base.Model:
     moved = {
         "base": Source(path=folder),
         "adapters": adapters,
-        "controlnets": {"outline": Source(path=folder / "controlnets" / "outline")},
+        "controlnets": {"outline": ControlNetSource(path=folder / "controlnets" / "outline")},
         "t2i_adapters": {"sketch": Source(path=folder / "t2i")},
     }
     return FAMILIES[entry.family](

@@ -187,13 +187,23 @@ def test_each_part_of_a_model_has_a_revision(tmp_path: Path) -> None:
             "adapters": {"base": file | {"image_encoder": "e"}},
             "controlnets": {"canny": source},
             "t2i_adapters": {"sketch": source},
+            "depth_estimator": source,
             "loras": {"ink": file},
             "fused_loras": [file],
             "limits": {"min_size": 8, "max_size": 8, "max_pixels": 64},
             "defaults": {"width": 8, "height": 8, "adapter": "base"},
         }
     )
-    names = {"base", "vae", "adapter/base", "control/canny", "control/sketch", "lora/ink", "base+1"}
+    names = {
+        "base",
+        "vae",
+        "depth",
+        "adapter/base",
+        "control/canny",
+        "control/sketch",
+        "lora/ink",
+        "base+1",
+    }
     assert set(revisions(entry)) == names
 
 

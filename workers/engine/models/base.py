@@ -77,7 +77,7 @@ class ControlNet(Protocol):
     ) -> list[Tensor]:
         """Residuals for `sample`, one for each skip connection, the middle block's last.
 
-        `hint` is `(batch, width, h, w)` from `embed_map`; `scale` is `(batch,)`.
+        `hint` is what `embed_map` gives of each map, joined; `scale` is `(batch,)`.
         """
 
     def blank_hint(self, count: int, height: int, width: int) -> Tensor:

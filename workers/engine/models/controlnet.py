@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, T2IAdapter
+from diffusers import ControlNetModel, ControlNetUnionModel, T2IAdapter
 from PIL import Image
 from torch import Tensor
 
-from service.core.catalog import Source
+from service.core.catalog import ControlNetSource, Source
+from service.core.errors import ConfigurationError
 from workers.engine.attention import Context, Kernel
 from workers.engine.cache import Embedding
 from workers.engine.models import checks, hub
@@ -21,21 +22,29 @@ from workers.engine.models.layers import (
     install,
     kv_width,
     text_kv,
+    union_hint,
+    union_mode,
 )
 
+UNION_NAMES: Final = ("ControlNetModel_Union", "ControlNetModel")
+"""What published configurations call a union ControlNet beside diffusers' own name."""
 Embedder = Callable[[Any, Tensor, Embedding, tuple[int, int]], Tensor]
 """A family's time embeddings with the weights of a network: network, timesteps, text, size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UNetControlNet:
-    """Implements `base.ControlNet`: diffusers' `ControlNetModel` and its cross-attentions."""
+    """Implements `base.ControlNet`: diffusers' `ControlNetModel` and its cross-attentions.
 
-    model: ControlNetModel
+    Of a `ControlNetUnionModel` it is one type of map, `mode`; all of them share its weights.
+    """
+
+    model: ControlNetModel | ControlNetUnionModel
     layers: tuple[CrossAttention, ...]
     embedder: Embedder
     text_shape: tuple[int, int]
     """Tokens and width of the text embeddings."""
+    mode: int | None = None
 
     def text_kv(self, text: Embedding) -> Tensor:
         """See `base.ControlNet`."""
@@ -43,11 +52,13 @@ class UNetControlNet:
 
     def time_embeddings(self, timesteps: Tensor, text: Embedding, size: tuple[int, int]) -> Tensor:
         """See `base.ControlNet`."""
-        return self.embedder(self.model, timesteps, text, size)
+        times = self.embedder(self.model, timesteps, text, size)
+        return times if self.mode is None else times + union_mode(self.model, self.mode)
 
     def embed_map(self, picture: Tensor) -> Tensor:
         """See `base.ControlNet`."""
-        return embed_map(self.model, picture)
+        hint = embed_map(self.model, picture)
+        return hint if self.mode is None else union_hint(self.model, hint, self.mode)
 
     def residuals(
         self, sample: Tensor, emb: Tensor, context: Context, hint: Tensor, scale: Tensor
@@ -58,7 +69,7 @@ class UNetControlNet:
     def blank_hint(self, count: int, height: int, width: int) -> Tensor:
         """See `base.ControlNet`."""
         channels = self.model.config.block_out_channels[0]
-        return self._zeros(count, channels, height, width)
+        return self._zeros(count, channels, height + (self.mode is not None), width)
 
     def blank_context(self, count: int) -> Context:
         """See `base.ControlNet`."""
@@ -68,21 +79,54 @@ class UNetControlNet:
         return torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)
 
 
-def load_controlnet(
-    source: Source,
-    unet: Any,
-    dtype: torch.dtype,
-    kernel: Kernel,
-    *,
-    embedder: Embedder,
-    text_shape: tuple[int, int],
-) -> UNetControlNet:
-    """Load a ControlNet. Raises `ConfigurationError` where it does not fit the UNet."""
-    name = hub.name_of(source, source.subfolder or "")
-    hub.check_folder(source, "a ControlNet")
-    model = hub.load(ControlNetModel, source, dtype)
-    checks.check_controlnet(model, name, unet)
-    return UNetControlNet(model, install(model, kernel, name=name), embedder, text_shape)
+class ControlNetLoader:
+    """Loads the ControlNets of one UNet; a union that several types name is loaded once."""
+
+    def __init__(
+        self,
+        unet: Any,
+        dtype: torch.dtype,
+        kernel: Kernel,
+        *,
+        embedder: Embedder,
+        text_shape: tuple[int, int],
+    ) -> None:
+        self._unet = unet
+        self._dtype = dtype
+        self._kernel = kernel
+        self._embedder = embedder
+        self._text_shape = text_shape
+        self._loaded: dict[str, tuple[Any, tuple[CrossAttention, ...]]] = {}
+
+    def load(self, source: ControlNetSource) -> UNetControlNet:
+        """Load one. Raises `ConfigurationError` where it does not fit the UNet or its mode."""
+        name = hub.name_of(source, source.subfolder or "")
+        hub.check_folder(source, "a ControlNet")
+        mode = source.control_mode
+        if name not in self._loaded:
+            model = self._network(source, name)
+            checks.check_controlnet(model, name, self._unet)
+            self._loaded[name] = model, install(model, self._kernel, name=name)
+        model, layers = self._loaded[name]
+        if (mode is not None) != isinstance(model, ControlNetUnionModel):
+            raise ConfigurationError(f"{name} is named with a `control_mode` and without one")
+        if mode is not None and mode >= model.config.num_control_type:
+            raise ConfigurationError(
+                f"`control_mode` {mode} of {name}: it has {model.config.num_control_type} modes, "
+                "counted from 0"
+            )
+        return UNetControlNet(model, layers, self._embedder, self._text_shape, mode)
+
+    def _network(self, source: ControlNetSource, name: str) -> Any:
+        if source.control_mode is not None:
+            return hub.load(ControlNetUnionModel, source, self._dtype, also=UNION_NAMES)
+        declared = hub.read_json(source, source.subfolder or "", "config.json").get("_class_name")
+        if declared in (ControlNetUnionModel.__name__, UNION_NAMES[0]):
+            raise ConfigurationError(
+                f"{name} is a {declared}: give the `control_mode` of each type of map that it is "
+                "to be served for"
+            )
+        return hub.load(ControlNetModel, source, self._dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -89,15 +89,16 @@ def loader_arguments(source: Source) -> dict[str, Any]:
     return arguments
 
 
-def load(kind: Any, source: Source, dtype: torch.dtype) -> Any:
+def load(kind: Any, source: Source, dtype: torch.dtype, *, also: Sequence[str] = ()) -> Any:
     """Load one network of class `kind`, whose `config.json` and weights are in the source's folder.
 
-    Raises `ConfigurationError` with the file's name where one is missing or cannot be read, is of
-    another class, or has other tensors than the network.
+    `also` are other names that a configuration may give to the class. Raises `ConfigurationError`
+    with the file's name where one is missing or cannot be read, is of another class, or has other
+    tensors than the network.
     """
     folder = source.subfolder or ""
     declared = read_json(source, folder, "config.json").get("_class_name", kind.__name__)
-    if declared != kind.__name__:
+    if declared not in (kind.__name__, *also):
         raise ConfigurationError(
             f"{name_of(source, folder)} is a {declared}, where a {kind.__name__} is needed"
         )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from diffusers import ControlNetUnionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -245,9 +246,12 @@ def control_forward(
 ) -> list[Tensor]:
     """A ControlNet's residuals for `sample`, one for each skip of the UNet, the middle's last.
 
-    `hint` is the embedded map, `(batch, width, h, w)`; `scale` is `(batch,)`.
+    `hint` is the embedded map, `(batch, width, h, w)`, or `union_hint`'s; `scale` is `(batch,)`.
     """
-    hidden, skips = _down(net, net.conv_in(sample) + hint, emb, context)
+    hidden = net.conv_in(sample)
+    if isinstance(net, ControlNetUnionModel):
+        hint = _united(net, hidden, hint)
+    hidden, skips = _down(net, hidden + hint, emb, context)
     outputs = [part(skip) for part, skip in zip(net.controlnet_down_blocks, skips, strict=True)]
     outputs.append(net.controlnet_mid_block(hidden))
     return [output * scale[:, None, None, None] for output in outputs]
@@ -259,6 +263,34 @@ def embed_map(net: Any, picture: Tensor) -> Tensor:
         picture = picture.flip(1)
     hint: Tensor = net.controlnet_cond_embedding(picture)
     return hint
+
+
+def union_hint(net: Any, hint: Tensor, mode: int) -> Tensor:
+    """An embedded map for a union ControlNet, `(batch, width, h + 1, w)`.
+
+    The last row is the token that stands for the map in the union's transformer, in each column.
+    """
+    token = hint.mean(dim=(2, 3)) + net.task_embedding[mode]
+    return torch.cat([hint, token[:, :, None, None].expand(-1, -1, 1, hint.shape[-1])], dim=2)
+
+
+def union_mode(net: Any, mode: int) -> Tensor:
+    """What a union ControlNet adds to its time embeddings for a type of map, `(1, width)`."""
+    weight = net.task_embedding
+    chosen = torch.zeros(net.config.num_control_type, device=weight.device, dtype=torch.float32)
+    chosen[mode] = 1
+    embedded = net.control_type_proj(chosen).reshape(1, -1).to(weight.dtype)
+    added: Tensor = net.control_add_embedding(embedded)
+    return added
+
+
+def _united(net: Any, hidden: Tensor, hint: Tensor) -> Tensor:
+    """What a union ControlNet adds to its input; source: diffusers' `ControlNetUnionModel`."""
+    tokens = torch.stack([hint[:, :, -1, 0], hidden.mean(dim=(2, 3))], dim=1)
+    for layer in net.transformer_layes:  # spelled so in diffusers
+        tokens = layer(tokens)
+    shift: Tensor = net.spatial_ch_projs(tokens[:, 0])
+    return hint[:, :, :-1] + shift[:, :, None, None]
 
 
 def _down(

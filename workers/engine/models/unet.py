@@ -29,9 +29,9 @@ from workers.engine.models import (
 from workers.engine.models.adapter import AdapterLoader, IPAdapter
 from workers.engine.models.base import MapPreprocessor
 from workers.engine.models.controlnet import (
+    ControlNetLoader,
     UNetControlNet,
     UNetT2IAdapter,
-    load_controlnet,
     load_t2i_adapter,
 )
 from workers.engine.models.layers import CrossAttention, install, kv_width, text_kv, unet_forward
@@ -172,7 +172,8 @@ class UNetModel:
     @property
     def networks(self) -> Sequence[nn.Module]:
         """See `base.Model`."""
-        return [self.unet, *(control.model for control in self.controlnets.values())]
+        controls = (control.model for control in self.controlnets.values())
+        return [self.unet, *dict.fromkeys(controls)]  # types of a union share one
 
     def text_kv(self, text: Embedding) -> Tensor:
         """See `base.Model`."""
@@ -278,12 +279,13 @@ class UNetModel:
         pipe.unet.encoder_hid_proj = None
         layers = install(pipe.unet, kernel, name=checks.unet_name(pipe.unet))
         text_shape = (tokenizers[0].model_max_length, pipe.unet.config.cross_attention_dim)
+        control_loader = ControlNetLoader(
+            pipe.unet, dtype, kernel, embedder=cls.embed_times, text_shape=text_shape
+        )
         controlnets: dict[str, UNetControlNet] = {}
-        for control_name, source in entry.controlnets.items():
+        for control_name, control in entry.controlnets.items():
             on_stage(f"loading {name}: ControlNet {control_name}")
-            controlnets[control_name] = load_controlnet(
-                source, pipe.unet, dtype, kernel, embedder=cls.embed_times, text_shape=text_shape
-            )
+            controlnets[control_name] = control_loader.load(control)
         t2i_adapters: dict[str, UNetT2IAdapter] = {}
         for t2i_name, source in entry.t2i_adapters.items():
             on_stage(f"loading {name}: T2I-Adapter {t2i_name}")
@@ -293,9 +295,9 @@ class UNetModel:
             on_stage(f"loading {name}: depth estimator")
             estimator = depth.load(entry.depth_estimator)
         loras = {}
-        for lora_name, source in entry.loras.items():
+        for lora_name, file in entry.loras.items():
             on_stage(f"loading {name}: LoRA {lora_name}")
-            loras[lora_name] = lora.load(source, pipe, cls.pipeline)
+            loras[lora_name] = lora.load(file, pipe, cls.pipeline)
         model = cls(
             name=name,
             entry=entry,
