@@ -59,7 +59,9 @@ def root(
 @app.command()
 def up(
     *,
-    port: Annotated[int, typer.Option(help="Port of the API; 0 for any free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the API; 0 for any free one.")
+    ] = 8000,
     data: Annotated[Path, typer.Option(help="Folder for all data and logs.")] = DATA,
     workers: Annotated[int, typer.Option(help="Number of worker processes.", min=1)] = 1,
     fsync_always: Annotated[

@@ -84,8 +84,10 @@ def translate(form: Form, sent: Any, model: str) -> Form:
     values = values_of(GenerateRequest, sent) | {"model": model}
     renamed = {"num_images": sent.num_outputs, "steps": sent.num_inference_steps}
     values |= {name: value for name, value in renamed.items() if value is not None}
-    webhook = sent.webhook or sent.webhook_completed
-    if webhook and (not sent.webhook_events_filter or "completed" in sent.webhook_events_filter):
+    if webhook := sent.webhook or sent.webhook_completed:
+        if sent.webhook_events_filter and "completed" not in sent.webhook_events_filter:
+            message = "must have 'completed': a webhook is sent when a prediction has ended"
+            raise InvalidField.of(FieldError("webhook_events_filter", message))
         values["webhook_url"] = webhook
     files = dict(form.files)
     if urls := files.pop("image_url", None):

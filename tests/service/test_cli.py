@@ -53,6 +53,12 @@ def test_without_a_command_it_prints_its_help(tmp_path: Path) -> None:
     assert run("nonsense", folder=tmp_path).returncode == 2
 
 
+def test_a_port_that_is_none_is_wrong_usage(tmp_path: Path) -> None:
+    refused = run("up", "--port", "70000", folder=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "--port" in refused.stderr
+
+
 @pytest.mark.parametrize("name", ["generate", "again", "jobs", "up", "keys create"])
 def test_every_option_has_a_help_text(name: str, tmp_path: Path) -> None:
     shown = run(*name.split(), "--help", folder=tmp_path).stdout
