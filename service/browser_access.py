@@ -44,7 +44,7 @@ CORS_RESPONSE_HEADERS: Final = (
 
 
 class BrowserAccess:
-    """Decides by `Host`, `Origin` and `Sec-Fetch-Site` who may act anonymously."""
+    """Decides by `Host`, `Origin` (or `Referer`) and `Sec-Fetch-Site` who may act anonymously."""
 
     def __init__(self, settings: Settings) -> None:
         self._origins = frozenset(settings.cors_origins)
@@ -61,7 +61,8 @@ class BrowserAccess:
                 "localhost, or let the operator add the name to IMAGEPROMPT_ALLOWED_HOSTS"
             )
         origin = headers.get("origin")
-        if origin in self._origins:
+        # An <img> sends no origin, but a referrer, which no page can forge.
+        if (origin or _origin(headers.get("referer", ""))) in self._origins:
             return
         site = headers.get("sec-fetch-site")
         if site == "cross-site" or (
@@ -88,6 +89,15 @@ def _name(host: str) -> str:
         return host[1:].partition("]")[0]
     name = host.partition(":")[0] if host.count(":") == 1 else host
     return name.rstrip(".").lower()
+
+
+def _origin(url: str) -> str:
+    """The origin of a URL, as browsers write it."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    return f"{parts.scheme}://{parts.netloc}".lower()
 
 
 def _same(origin: str, host: str) -> bool:

@@ -70,6 +70,26 @@ def open_api(api: Api, make_api: Callable[..., Running]) -> Iterator[httpx.Clien
         yield client
 
 
+@pytest.mark.parametrize(
+    ("referrer", "status"),
+    [
+        (f"{APP}/", 200),
+        ("http://localhost:3000/gallery", 200),
+        ("https://evil.example/https://app.example/", 403),
+        ("https://app.example.evil.example/", 403),
+        ("https://[", 403),
+        (None, 403),
+    ],
+)
+def test_an_image_element_of_an_allowed_origin_is_served(
+    open_api: httpx.Client, referrer: str | None, status: int
+) -> None:
+    """It sends no `Origin`; the browser itself writes the referrer."""
+    sent = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
+    headers = sent | ({} if referrer is None else {"referer": referrer})
+    assert open_api.get("/jobs", headers=headers).status_code == status
+
+
 def test_an_allowed_origin_may_use_the_service(open_api: httpx.Client) -> None:
     page = {"origin": APP, "sec-fetch-site": "cross-site"}
     asked = open_api.options(
