@@ -3,7 +3,6 @@
 import hashlib
 import io
 import random
-import struct
 import subprocess
 import sys
 import zlib
@@ -16,36 +15,14 @@ from PIL import Image
 
 from service.core import png
 from service.core.errors import InvalidImage, ServiceError, UnsupportedMedia
-from service.core.upload_types import Format, Picture, UploadKind
+from service.core.upload_types import Format, UploadKind
 from service.submission import images
 from tests import corpus
 from tests import picture_files as files
+from tests.service.submission.normalised import near, read, stored
 
 MAX_PIXELS = 40_000_000
 ROOT = Path(__file__).parents[3]
-
-
-def stored(data: bytes, kind: UploadKind = UploadKind.PICTURE) -> tuple[Picture, bytes]:
-    """What is stored of an upload."""
-    out = io.BytesIO()
-    picture = images.normalise(data, out, kind=kind, max_pixels=MAX_PIXELS)
-    assert bool(out.getvalue()) != picture.as_sent
-    return picture, data if picture.as_sent else out.getvalue()
-
-
-def read(data: bytes, kind: UploadKind = UploadKind.PICTURE) -> tuple[Picture, Image.Image]:
-    """The normalised picture, and what a worker reads of it."""
-    picture, content = stored(data, kind)
-    return picture, Image.open(io.BytesIO(content), formats=[picture.format]).convert("RGB")
-
-
-def pixel(data: bytes, kind: UploadKind = UploadKind.PICTURE) -> tuple[int, ...]:
-    """The upper left pixel that a worker reads."""
-    return read(data, kind)[1].getpixel((0, 0))
-
-
-def near(found: tuple[int, ...], wanted: tuple[int, ...], tolerance: int) -> bool:
-    return all(abs(a - b) <= tolerance for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("file", corpus.hostile_files(), ids=lambda file: file.name)
@@ -117,286 +94,6 @@ def test_a_picture_at_the_pixel_limit_is_accepted_and_one_above_it_is_not() -> N
         images.normalise(data, io.BytesIO(), kind=UploadKind.PICTURE, max_pixels=999)
 
 
-# Colour profiles
-
-LOOK = (90, 130, 180)
-"""In sRGB."""
-
-
-def _look_in(primaries: tuple[tuple[float, float], ...], gamma: float) -> tuple[int, int, int]:
-    """The values of LOOK in another RGB space, by its definition."""
-    numpy = pytest.importorskip("numpy")
-    linear = [
-        (v / 255 / 12.92) if v <= 0.04045 * 255 else ((v / 255 + 0.055) / 1.055) ** 2.4
-        for v in LOOK
-    ]
-
-    def matrix(of: tuple[tuple[float, float], ...]) -> object:
-        columns = numpy.array([[x / y, 1.0, (1 - x - y) / y] for x, y in of]).T
-        white = numpy.array([0.3127 / 0.3290, 1.0, (1 - 0.3127 - 0.3290) / 0.3290])
-        return columns * numpy.linalg.solve(columns, white)
-
-    there = numpy.linalg.solve(matrix(primaries), matrix(files.SRGB) @ numpy.array(linear))
-    return tuple(round(255 * max(0.0, value) ** (1 / gamma)) for value in there)
-
-
-SPACES = {
-    "Adobe RGB": (files.ADOBE, 2.2),
-    "Display P3 with a plain curve": (files.DISPLAY_P3, 2.2),
-    "ProPhoto": (files.PROPHOTO, 1.8),
-    "linear sRGB": (files.SRGB, 1.0),
-}
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "HEIF"])
-@pytest.mark.parametrize("space", SPACES)
-def test_the_same_look_is_the_same_colour_in_every_profile_and_format(
-    kind: str, space: str
-) -> None:
-    primaries, gamma = SPACES[space]
-    image = Image.new("RGB", (64, 64), _look_in(primaries, gamma))
-    profile = files.icc(*primaries, gamma)
-    if kind == "HEIF":
-        data = files.heic(image, icc_profile=profile)
-    else:
-        best = {} if kind == "PNG" else {"quality": 100}
-        best |= {"JPEG": {"subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
-        data = corpus.saved(image, kind, icc_profile=profile, **best)
-    # JPEG and the like round in another space, and a wide space has few values for a colour.
-    assert near(pixel(data), LOOK, 8), pixel(data)
-
-
-def test_a_palette_and_grey_have_their_profiles_too() -> None:
-    primaries, gamma = SPACES["Adobe RGB"]
-    palette = Image.new("RGB", (8, 8), _look_in(primaries, gamma)).quantize(4)
-    data = corpus.saved(palette, "PNG", icc_profile=files.icc(*primaries, gamma))
-    assert near(pixel(data), LOOK, 2)
-    grey = corpus.saved(Image.new("L", (8, 8), 55), "PNG", icc_profile=files.grey_icc(1.0))
-    assert near(pixel(grey), (128,) * 3, 2)
-    grey_alpha = Image.new("LA", (8, 8), (55, 255))
-    data = corpus.saved(grey_alpha, "PNG", icc_profile=files.grey_icc(1.0))
-    assert near(pixel(data), (128,) * 3, 2)
-
-
-def test_inks_are_converted_by_their_profile() -> None:
-    inks = Image.new("CMYK", (16, 16), (0, 0, 0, 255))
-    plain = pixel(corpus.saved(inks, "JPEG", quality=100))
-    profiled = pixel(corpus.saved(inks, "JPEG", quality=100, icc_profile=files.cmyk_icc()))
-    assert near(plain, (0, 0, 0), 2)
-    assert near(profiled, (188, 188, 188), 8)
-
-
-@pytest.mark.parametrize(
-    ("mode", "profile"),
-    [
-        ("RGB", b"broken"),
-        ("RGB", files.icc(*files.ADOBE, 2.2)[:200]),
-        ("RGB", bytes(20_000)),
-        ("RGB", files.grey_icc(1.0)),
-        ("RGB", files.cmyk_icc()),
-        ("L", files.icc(*files.PROPHOTO, 1.0)),
-        ("CMYK", files.icc(*files.PROPHOTO, 1.0)),
-    ],
-)
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_a_broken_or_foreign_profile_is_ignored(mode: str, profile: bytes, kind: str) -> None:
-    if (mode == "CMYK" and kind != "JPEG") or (mode, kind) == ("L", "WEBP"):
-        pytest.skip("the format has no such pixels")
-    image = Image.new(mode, (16, 16), LOOK[1] if mode == "L" else (*LOOK, 0)[: len(mode)])
-    options = {"quality": 95} if kind == "JPEG" else {}
-    data = corpus.saved(image, kind, icc_profile=profile, **options)
-    assert pixel(data) == pixel(corpus.saved(image, kind, **options))
-
-
-def test_what_a_png_says_of_its_colours_without_a_profile_counts() -> None:
-    p3 = Image.new("RGB", (8, 8), _look_in(files.DISPLAY_P3, 2.2))
-    plain = corpus.saved(p3, "PNG")
-    xy = (31270, 32900, *(round(v * 100_000) for point in files.DISPLAY_P3 for v in point))
-    chunks = files.png_chunk(b"gAMA", struct.pack(">I", 45455))
-    chunks += files.png_chunk(b"cHRM", struct.pack(">8I", *xy))
-    assert near(pixel(files.png_with(plain, chunks)), LOOK, 5)
-    cicp = files.png_chunk(b"cICP", bytes((12, 13, 0, 1)))
-    assert near(pixel(files.png_with(plain, cicp)), LOOK, 5)
-    srgb = files.png_chunk(b"sRGB", b"\0") + chunks
-    assert pixel(files.png_with(plain, srgb)) == pixel(plain)
-    linear = Image.new("RGB", (8, 8), _look_in(files.SRGB, 1.0))
-    gamma = files.png_chunk(b"gAMA", struct.pack(">I", 100_000))
-    assert near(pixel(files.png_with(corpus.saved(linear, "PNG"), gamma)), LOOK, 8)
-    usual = files.png_chunk(b"gAMA", struct.pack(">I", 45455))
-    assert pixel(files.png_with(plain, usual)) == pixel(plain)
-    for odd in (b"cICP", b"cHRM", b"gAMA"):
-        for content in (b"", b"\xff" * 32, bytes(32)):
-            assert pixel(files.png_with(plain, files.png_chunk(odd, content))) == pixel(plain)
-
-
-# Transparency
-
-KINDS = [
-    (colour_type, bit_depth)
-    for colour_type, depths in {
-        files.GREY: (1, 2, 4, 8, 16),
-        files.RGB: (8, 16),
-        files.PALETTE: (1, 2, 4, 8),
-        files.GREY_ALPHA: (8, 16),
-        files.RGB_ALPHA: (8, 16),
-    }.items()
-    for bit_depth in depths
-]
-TABLE = [
-    (colour_type, bit_depth, transparent)
-    for colour_type, bit_depth in KINDS
-    for transparent in ((False, True) if colour_type < files.GREY_ALPHA else (False,))
-]
-
-
-def _samples(colour_type: int, bit_depth: int) -> list[list[list[int]]]:
-    """A picture of samples from the whole range, its rows of an uneven length."""
-    chance = random.Random(colour_type * 100 + bit_depth)
-    most = 2**bit_depth - 1
-    rows = [
-        [[chance.randint(0, most) for _ in range(files.SAMPLES[colour_type])] for _ in range(13)]
-        for _ in range(9)
-    ]
-    if bit_depth == 16:
-        rows[0][1] = [value ^ 1 for value in rows[0][0]]  # the same in its upper bytes
-    rows[8][12] = rows[0][0]
-    return rows
-
-
-def _expected(
-    rows: list[list[list[int]]],
-    colour_type: int,
-    bit_depth: int,
-    palette: list[list[int]],
-    *,
-    clear: bool,
-) -> list[tuple[float, ...]]:
-    """Every pixel over white, by the PNG specification."""
-    most = 2**bit_depth - 1
-    pixels = []
-    for row in rows:
-        for sample in row:
-            alpha = 1.0
-            if colour_type == files.PALETTE:
-                colour = [float(v) for v in palette[sample[0]]]
-                alpha = sample[0] % 3 / 2 if clear and sample[0] < len(palette) - 1 else 1.0
-            else:
-                values = [255 * v / most for v in sample]
-                if colour_type >= files.GREY_ALPHA:
-                    alpha = values.pop() / 255
-                elif clear and sample == rows[0][0]:
-                    alpha = 0.0
-                colour = values * (3 if len(values) == 1 else 1)
-            pixels.append(tuple(alpha * v + (1 - alpha) * 255 for v in colour))
-    return pixels
-
-
-@pytest.mark.parametrize(("colour_type", "bit_depth", "transparent"), TABLE)
-def test_every_colour_type_and_depth_is_shown_over_white(
-    colour_type: int,
-    bit_depth: int,
-    transparent: bool,  # noqa: FBT001 - a parameter of the test
-) -> None:
-    rows = _samples(colour_type, bit_depth)
-    palette = [[(i * 37) % 256, (i * 91) % 256, 255 - i % 256] for i in range(2**bit_depth)]
-    chunks = b""
-    if colour_type == files.PALETTE:
-        chunks += files.png_chunk(b"PLTE", bytes(v for entry in palette[:256] for v in entry))
-        alphas = bytes(round(255 * (i % 3 / 2)) for i in range(len(palette) - 1))
-        chunks += files.png_chunk(b"tRNS", alphas) * transparent
-    else:
-        key = b"".join(struct.pack(">H", value) for value in rows[0][0])
-        chunks += files.png_chunk(b"tRNS", key) * transparent
-    data = files.png_of_samples(rows, colour_type=colour_type, bit_depth=bit_depth, chunks=chunks)
-    seen = read(data)[1]
-    expected = _expected(rows, colour_type, bit_depth, palette, clear=transparent)
-    found = [seen.getpixel((at % 13, at // 13)) for at in range(13 * 9)]
-    wrong = [pair for pair in zip(found, expected, strict=True) if not near(*pair, tolerance=2)]
-    assert not wrong
-
-
-def test_interlaced_pixels_are_compared_with_the_transparent_colour_too() -> None:
-    image = Image.new("RGB", (9, 9), "red")
-    image.putpixel((4, 4), (0, 0, 255))
-    data = corpus.saved(image, "PNG", transparency=(0, 0, 255), interlace=1)
-    seen = read(data)[1]
-    assert seen.getpixel((4, 4)) == (255, 255, 255)
-    assert seen.getpixel((3, 4)) == (255, 0, 0)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    mode=st.sampled_from(["RGB", "RGBA", "L", "LA", "1", "P"]),
-    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    data=st.data(),
-)
-def test_every_mode_comes_out_as_over_white(
-    mode: str, size: tuple[int, int], data: st.DataObject
-) -> None:
-    colour = data.draw(st.tuples(*[st.integers(0, 255)] * 4))
-    source = Image.new("RGBA", size, colour).convert(mode)
-    shown = source.convert("RGBA")
-    white = Image.new("RGBA", size, "white")
-    expected = Image.alpha_composite(white, shown).convert("RGB").getpixel((0, 0))
-    assert near(pixel(corpus.saved(source, "PNG")), expected, 1)
-
-
-# Maps and masks
-
-
-def _lines_on_nothing(colour: tuple[int, int, int]) -> Image.Image:
-    image = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
-    image.putpixel((0, 0), (*colour, 255))
-    return image
-
-
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF"])
-def test_white_lines_on_nothing_are_a_map_on_black(kind: str) -> None:
-    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    if kind == "AVIF":
-        options = {"quality": 100, "subsampling": "4:4:4"}
-    data = corpus.saved(_lines_on_nothing((255, 255, 255)), kind, **options)
-    seen = read(data, UploadKind.MAP)[1]
-    assert near(seen.getpixel((0, 0)), (255, 255, 255), 6)
-    assert near(seen.getpixel((6, 6)), (0, 0, 0), 6)
-    assert near(read(data)[1].getpixel((6, 6)), (255, 255, 255), 6), "as an image prompt"
-
-
-def test_the_transparent_colour_of_a_map_is_black_too() -> None:
-    data = corpus.saved(Image.new("L", (8, 8), 90), "PNG", transparency=90)
-    assert pixel(data, UploadKind.MAP) == (0, 0, 0)
-    assert pixel(data) == (255, 255, 255)
-
-
-def test_a_map_is_numbers_and_no_profile_changes_them() -> None:
-    data = corpus.saved(Image.new("L", (8, 8), 55), "PNG", icc_profile=files.grey_icc(1.0))
-    assert pixel(data, UploadKind.MAP) == (55, 55, 55)
-    assert pixel(
-        files.png_with(data, files.png_chunk(b"gAMA", struct.pack(">I", 100_000))), UploadKind.MAP
-    ) == (55, 55, 55)
-
-
-def test_a_map_is_turned_as_its_camera_was() -> None:
-    marked = Image.new("RGB", (4, 2))
-    marked.putpixel((3, 0), (255, 255, 255))
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    seen = read(corpus.saved(marked, "PNG", exif=exif), UploadKind.MAP)[1]
-    assert seen.size == (2, 4)
-    assert seen.getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_a_mask_is_white_where_its_file_is_transparent() -> None:
-    seen = read(corpus.saved(_lines_on_nothing((255, 255, 255)), "PNG"), UploadKind.MASK)[1]
-    assert seen.getpixel((0, 0)) == (0, 0, 0)
-    assert seen.getpixel((6, 6)) == (255, 255, 255)
-    opaque = corpus.saved(Image.new("L", (8, 8), 200), "PNG")
-    assert pixel(opaque, UploadKind.MASK) == (200, 200, 200)
-
-
-# Metadata
-
-
 def _many(kind: str) -> list[tuple[str, bytes]]:
     """Files of a small picture with metadata of every size and number."""
     bomb = zlib.compress(bytes(80 * 2**20), 9)
@@ -459,16 +156,6 @@ def test_metadata_never_decides_whether_a_picture_is_good(kind: str) -> None:
         picture, content = stored(data)
         assert picture == wanted, name
         assert len(content) < 3000, name
-
-
-def test_a_profile_over_a_mebibyte_counts_in_a_png_as_in_a_webp() -> None:
-    primaries, gamma = SPACES["ProPhoto"]
-    profile = files.icc(*primaries, gamma)
-    profile = struct.pack(">I", 2 * 2**20) + profile[4:] + bytes(2 * 2**20 - len(profile))
-    image = Image.new("RGB", (64, 64), _look_in(primaries, gamma))
-    for kind in ("PNG", "WEBP", "JPEG"):
-        data = corpus.saved(image, kind, icc_profile=profile, quality=100)
-        assert near(pixel(data), LOOK, 8), kind
 
 
 def test_scans_that_hide_in_another_segment_do_not_reach_a_decoder() -> None:
