@@ -24,7 +24,7 @@ RECIPE: Final = (
     ("adapter", ("--plus",), 24.0),
     ("controlnet", (), 24.0),
     ("controlnet", ("--kind", "area"), 16.0),
-    ("lcm", (), 30.0),
+    ("lcm", (), 60.0),
 )
 #: One thread a process. Freed memory stays with the process: the pages of large tensors would be
 #: mapped anew at every operation, a fifth of a step's time.

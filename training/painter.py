@@ -17,7 +17,6 @@ import torch
 from diffusers import (
     ControlNetModel,
     DPMSolverMultistepScheduler,
-    LCMScheduler,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
@@ -71,8 +70,9 @@ class Painter:
         self.controlled = StableDiffusionXLControlNetPipeline.from_pretrained(
             directory, controlnet=controlnet
         )
-        sampler = LCMScheduler if fast else DPMSolverMultistepScheduler
-        self.controlled.scheduler = sampler.from_config(self.controlled.scheduler.config)
+        self.controlled.scheduler = DPMSolverMultistepScheduler.from_config(
+            self.controlled.scheduler.config
+        )
         self._steps, self._guidance = (FAST_STEPS, 1.0) if fast else (STEPS, GUIDANCE)
         if fast:
             lora.fuse(self.controlled.unet, directory / layout.FAST_LORA)

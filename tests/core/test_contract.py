@@ -19,7 +19,7 @@ from tests.core.test_transitions import REQUEST
 MODELS = Path(__file__).parents[2] / "models"
 
 
-@pytest.mark.parametrize("name", ["shapes", "sdxl"])
+@pytest.mark.parametrize("name", ["shapes", "shapes-fast", "sdxl", "sd15"])
 def test_the_shipped_catalogs_are_valid(name: str) -> None:
     catalog = load_catalog(MODELS / f"{name}.yaml")
     entry = catalog.models[catalog.default]
