@@ -10,14 +10,16 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from training import architecture, clip, decoupled, layout, vision
+from training import architecture, clip, decoupled, layout, lcm, lora, vision
 from training.adapter import Adapter
 from training.loop import write_checkpoint
+from training.lora import Lora
 from training.towers import Towers
 
 
@@ -47,6 +49,8 @@ def restore(directory: Path, out: Path, again: tuple[str, ...] = ()) -> None:
         base.name: base,
         plus.name: plus,
     }
+    if (directory / layout.FAST_LORA).exists():
+        stages["lcm"] = _lora(directory)
     for name, model in stages.items():
         if name in past:
             history = past[name] | {"minutes": 0.0} if name in again else past[name]
@@ -84,6 +88,16 @@ def _adapter(directory: Path, file: str, *, plus: bool) -> Adapter:
     weights = load_file(directory / layout.ADAPTERS / file)
     decoupled.load_public(adapter.projection, adapter.attentions, weights)
     return adapter
+
+
+def _lora(directory: Path) -> Lora:
+    unet = UNet2DConditionModel.from_pretrained(directory / "unet")
+    result = Lora(unet, lcm.RANK, lora.EVERYTHING)
+    weights = load_file(directory / layout.FAST_LORA)
+    with torch.no_grad():
+        for name, weight in result.public_weights().items():
+            weight.copy_(weights[name])
+    return result
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def routes() -> dict[str, str]:
 @pytest.mark.parametrize("path", [*SPEAKING, *DOCUMENTS], ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_setting_that_is_named_exists(path: Path) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {f"{PREFIX}SECRETS_DIR"}
+    known |= {f"{PREFIX}URL", f"{PREFIX}KEY"}  # of the command line
     assert set(re.findall(r"IMAGEPROMPT_[A-Z_]+[A-Z]", path.read_text())) <= known
 
 

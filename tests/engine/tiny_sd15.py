@@ -12,7 +12,15 @@ from diffusers import (
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from service.core.catalog import Adapter, Catalog, Defaults, Limits, ModelEntry, Source
+from service.core.catalog import (
+    Adapter,
+    Catalog,
+    ControlNetSource,
+    Defaults,
+    Limits,
+    ModelEntry,
+    Source,
+)
 from training import architecture, tokenizer
 from training.architecture import TINY
 
@@ -128,7 +136,7 @@ def write(folder: Path) -> Catalog:
                 family="sd15",
                 base=Source(path=folder / name),
                 adapters=adapters,
-                controlnets={"outline": Source(path=folder / name / "outline")},
+                controlnets={"outline": ControlNetSource(path=folder / name / "outline")},
                 limits=Limits(min_size=64, max_size=128, max_pixels=128 * 128),
                 defaults=Defaults(width=64, height=64, adapter="base", steps=4),
             )
