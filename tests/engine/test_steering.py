@@ -194,6 +194,11 @@ def rich(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     )
     for weight in union.parameters():
         weight.data.add_(0.05 * torch.randn_like(weight))
+    # Of a size at which what the union's transformer does can be seen in a picture.
+    for part in (union.controlnet_cond_embedding, union.transformer_layes, union.spatial_ch_projs):
+        for weight in part.parameters():
+            if weight.dim() > 1:
+                torch.nn.init.kaiming_normal_(weight)
     union.save_pretrained(folder / "union")
     controlnets = {
         **entry.controlnets,
@@ -296,6 +301,17 @@ def test_a_union_s_types_share_one_network_and_differ(rich: Catalog, stepper: St
             load_engine(
                 Catalog(default="tiny", models={"tiny": changed}), Options(), device=Device.CPU
             )
+
+
+def test_jobs_of_one_union_type_do_not_change_each_other(stepper: Stepper) -> None:
+    """Their maps differ in brightness, which is what the union's transformer takes of a map."""
+    maps = ("left", "middle")
+    jobs = [request(control={"type": "lines", "image": [name]}) for name in maps]
+    results = stepper.together(*(job(one, name) for one, name in zip(jobs, maps, strict=True)))
+    assert max(result.max_batch for result in results) == 4
+    for one, name in zip(jobs, maps, strict=True):
+        stepper.run(job(one, "alone"))
+        assert stepper.difference("alone", name) <= SAME_IN_A_BATCH, name
 
 
 def test_what_is_outside_the_mask_keeps_its_pixels(stepper: Stepper) -> None:

@@ -69,7 +69,7 @@ class UNetControlNet:
     def blank_hint(self, count: int, height: int, width: int) -> Tensor:
         """See `base.ControlNet`."""
         channels = self.model.config.block_out_channels[0]
-        return self._zeros(count, channels, height + (self.mode is not None), width)
+        return self._zeros(count, channels, height, width)
 
     def blank_context(self, count: int) -> Context:
         """See `base.ControlNet`."""

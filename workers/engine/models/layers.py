@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from diffusers import ControlNetUnionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -246,11 +245,9 @@ def control_forward(
 ) -> list[Tensor]:
     """A ControlNet's residuals for `sample`, one for each skip of the UNet, the middle's last.
 
-    `hint` is the embedded map, `(batch, width, h, w)`, or `union_hint`'s; `scale` is `(batch,)`.
+    `hint` is the embedded map, `(batch, width, h, w)`; `scale` is `(batch,)`.
     """
     hidden = net.conv_in(sample)
-    if isinstance(net, ControlNetUnionModel):
-        hint = _united(net, hidden, hint)
     hidden, skips = _down(net, hidden + hint, emb, context)
     outputs = [part(skip) for part, skip in zip(net.controlnet_down_blocks, skips, strict=True)]
     outputs.append(net.controlnet_mid_block(hidden))
@@ -266,12 +263,17 @@ def embed_map(net: Any, picture: Tensor) -> Tensor:
 
 
 def union_hint(net: Any, hint: Tensor, mode: int) -> Tensor:
-    """An embedded map for a union ControlNet, `(batch, width, h + 1, w)`.
+    """An embedded map as a union ControlNet adds it to its input, `(batch, width, h, w)`.
 
-    The last row is the token that stands for the map in the union's transformer, in each column.
+    Source: diffusers' `ControlNetUnionModel`, for one type of map. Its attention runs along the
+    first dimension, which is the batch there, and a batch there is of one map. Here it may be of
+    several jobs' maps, so each is a sequence of one, and no step changes what comes out.
     """
-    token = hint.mean(dim=(2, 3)) + net.task_embedding[mode]
-    return torch.cat([hint, token[:, :, None, None].expand(-1, -1, 1, hint.shape[-1])], dim=2)
+    tokens = (hint.mean(dim=(2, 3)) + net.task_embedding[mode])[None]
+    for layer in net.transformer_layes:  # spelled so in diffusers
+        tokens = layer(tokens)
+    shift: Tensor = net.spatial_ch_projs(tokens[0])
+    return hint + shift[:, :, None, None]
 
 
 def union_mode(net: Any, mode: int) -> Tensor:
@@ -282,15 +284,6 @@ def union_mode(net: Any, mode: int) -> Tensor:
     embedded = net.control_type_proj(chosen).reshape(1, -1).to(weight.dtype)
     added: Tensor = net.control_add_embedding(embedded)
     return added
-
-
-def _united(net: Any, hidden: Tensor, hint: Tensor) -> Tensor:
-    """What a union ControlNet adds to its input; source: diffusers' `ControlNetUnionModel`."""
-    tokens = torch.stack([hint[:, :, -1, 0], hidden.mean(dim=(2, 3))], dim=1)
-    for layer in net.transformer_layes:  # spelled so in diffusers
-        tokens = layer(tokens)
-    shift: Tensor = net.spatial_ch_projs(tokens[:, 0])
-    return hint[:, :, :-1] + shift[:, :, None, None]
 
 
 def _down(
