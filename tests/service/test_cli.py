@@ -102,13 +102,18 @@ def test_files_may_be_named_by_urls(api: Api, here: Path) -> None:
 
 def test_ctrl_c_cancels_the_job_and_names_it(api: Api, here: Path) -> None:
     before = polls(api)
-    waiting = subprocess.Popen(
-        [*COMMAND, "generate", "in.png", "-o", "out.png"],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=here,
-        env=ENVIRONMENT,
-    )
+    # In the background of a shell the tests ignore SIGINT, and what they start would inherit that.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        waiting = subprocess.Popen(
+            [*COMMAND, "generate", "in.png", "-o", "out.png"],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=here,
+            env=ENVIRONMENT,
+        )
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     until(lambda: polls(api) > before, what="its first poll")
     waiting.send_signal(signal.SIGINT)
     _, errors = waiting.communicate(timeout=60)
