@@ -17,13 +17,16 @@ from typing import Final
 
 import httpx
 from redis import Redis
+from rq.job import Job
 
 from bench.http import servers
-from service.core.settings import ROOT
+from service.core import redis_keys
+from service.core.queue import list_key
+from service.core.settings import ROOT, Settings
 
 PICTURE: Final = ROOT / "examples" / "red-star.png"
 FEW: Final = 10
-QUEUE: Final = "rq:queue:imageprompt"
+QUEUE: Final = list_key(Settings().queue)
 CHUNK: Final = 1_000
 
 
@@ -61,9 +64,9 @@ def main() -> None:
 
 def copy(redis: Redis, job_id: str, count: int) -> None:
     """Let `count` more jobs wait that are like this one in everything but their id."""
-    names = [f"{kind}:{job_id}" for kind in ("imageprompt:job", "rq:job", "imageprompt:events")]
+    names = [redis_keys.job(job_id), Job.key_for(job_id), redis_keys.events(job_id)]
     records = {name: redis.dump(name) or b"" for name in names}
-    sets = redis.scan_iter("imageprompt:*", _type="zset")
+    sets = redis.scan_iter(f"{redis_keys.PREFIX}*", _type="zset")
     places = {key: score for key in sets if (score := redis.zscore(key, job_id)) is not None}
     for start in range(0, count, CHUNK):
         with redis.pipeline(transaction=False) as pipe:

@@ -34,7 +34,8 @@ POINTS: Final = 50
 #: how many steps of its solver.
 DOWN: Final = 250
 SOLVER_STEPS: Final = 2
-#: Where four steps lie, and the share of the batch that is taught there.
+#: Where LCMScheduler's four steps lie (DPM-Solver++'s: 999, 749, 499, 249), and the share of the
+#: batch that is taught there.
 FOUR: Final = (999, 759, 499, 259)
 AT_FOUR: Final = 0.5
 #: LCM's boundary condition: at step 0 the latent itself is the answer.
@@ -123,7 +124,7 @@ class Distillation:
         return Pair(given, empty, scale)
 
     def loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the difference of the predictions before and after a step of the solver."""
+        """Return the difference of the predictions before and after the solver's steps."""
         latents = self.frozen.latents[rows]
         steps = choose_steps(len(rows), generator)
         signal, noise = _levels(steps)

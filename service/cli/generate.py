@@ -152,7 +152,7 @@ def _upload_parameters(declaration: Declaration) -> list[inspect.Parameter]:
 
     `--control-image` may be shortened to `--control`.
     """
-    found = []
+    required, optional = [], []
     for name, limit in marked(declaration, Files).items():
         text = _help(declaration.model_fields[name].description)
         option = typer.Option(
@@ -160,7 +160,7 @@ def _upload_parameters(declaration: Declaration) -> list[inspect.Parameter]:
             help="The same by its https URL, where the operator allows that; files come first.",
             metavar="URL",
         )
-        found.append(_keyword(f"{name}_url", Annotated[list[str] | None, option]))
+        optional.append(_keyword(f"{name}_url", Annotated[list[str] | None, option]))
         if limit.at_least:
             argument = typer.Argument(help=text, exists=True, dir_okay=False, metavar=name.upper())
             parameter = inspect.Parameter(
@@ -169,13 +169,13 @@ def _upload_parameters(declaration: Declaration) -> list[inspect.Parameter]:
                 annotation=Annotated[list[Path] | None, argument],
                 default=None,
             )
-            found.insert(0, parameter)
+            required.append(parameter)
             continue
         long = f"--{name.replace('_', '-')}"
         names = dict.fromkeys((long, long.removesuffix("-image")))
         option = typer.Option(*names, help=text, exists=True, dir_okay=False)
-        found.append(_keyword(name, Annotated[list[Path] | None, option]))
-    return found
+        optional.append(_keyword(name, Annotated[list[Path] | None, option]))
+    return [*required, *optional]
 
 
 def _url_option(name: str) -> str:

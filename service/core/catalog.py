@@ -190,8 +190,10 @@ class ModelEntry(_Strict):
     @property
     def preprocessors(self) -> tuple[Preprocessor, ...]:
         """What a request's `control_preprocess` may name."""
-        lacking = {Preprocessor.DEPTH} if self.depth_estimator is None else set()
-        return tuple(kind for kind in Preprocessor if kind not in lacking)
+        estimates_depth = self.depth_estimator is not None
+        return tuple(
+            kind for kind in Preprocessor if estimates_depth or kind is not Preprocessor.DEPTH
+        )
 
     def parts(self) -> dict[str, Source]:
         """All that is loaded, by name.

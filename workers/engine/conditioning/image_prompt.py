@@ -329,9 +329,14 @@ def square(image: Image.Image, crop: Crop, size: int) -> Image.Image:
     if crop is Crop.CENTER and max(image.size) > WIDEST * min(image.size):
         return _middle(image, size)
     if crop is Crop.CENTER and max(image.size) > LONGEST:
-        width, height = (size * length // min(image.size) for length in image.size)
-        return image.resize((width, height), Image.Resampling.BICUBIC)
+        return image.resize(_scaled(image, size), Image.Resampling.BICUBIC)
     return image
+
+
+def _scaled(image: Image.Image, size: int) -> tuple[int, int]:
+    """The size to which CLIP's preprocessing scales a picture: the shorter side becomes `size`."""
+    width, height = (size * length // min(image.size) for length in image.size)
+    return width, height
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
@@ -341,7 +346,7 @@ def _middle(image: Image.Image, size: int) -> Image.Image:
     one or two: Pillow rounds the edges of a box to single precision.
     """
     width, height = image.size
-    scaled = [size * length // min(image.size) for length in image.size]
+    scaled = _scaled(image, size)
     left, top = ((whole - size) // 2 for whole in scaled)
     across, down = width / scaled[0], height / scaled[1]
     # Two passes in the order in which Pillow scales all of a picture.

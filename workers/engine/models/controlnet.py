@@ -26,8 +26,8 @@ from workers.engine.models.layers import (
     union_mode,
 )
 
-UNION_NAMES: Final = ("ControlNetModel_Union", "ControlNetModel")
-"""What published configurations call a union ControlNet beside diffusers' own name."""
+UNION_NAMES: Final = (ControlNetUnionModel.__name__, "ControlNetModel_Union")
+"""What configurations call a union ControlNet, if not a ControlNet like any other."""
 Embedder = Callable[[Any, Tensor, Embedding, tuple[int, int]], Tensor]
 """A family's time embeddings with the weights of a network: network, timesteps, text, size."""
 
@@ -119,9 +119,10 @@ class ControlNetLoader:
 
     def _network(self, source: ControlNetSource, name: str) -> Any:
         if source.control_mode is not None:
-            return hub.load(ControlNetUnionModel, source, self._dtype, also=UNION_NAMES)
+            names = (*UNION_NAMES, ControlNetModel.__name__)
+            return hub.load(ControlNetUnionModel, source, self._dtype, also=names)
         declared = hub.read_json(source, source.subfolder or "", "config.json").get("_class_name")
-        if declared in (ControlNetUnionModel.__name__, UNION_NAMES[0]):
+        if declared in UNION_NAMES:
             raise ConfigurationError(
                 f"{name} is a {declared}: give the `control_mode` of each type of map that it is "
                 "to be served for"

@@ -44,10 +44,9 @@ def load(source: Source) -> DepthEstimator:
     model = hub.load(getattr(transformers, classes[0]), source, torch.float32)
     model.requires_grad_(requires_grad=False).eval()
     hub.find(source, folder, "preprocessor_config.json")
-    arguments = {key: getattr(source, key) for key in ("revision", "subfolder")}
-    named = {key: value for key, value in arguments.items() if value is not None}
     # Pillow's, whatever else is installed: another one gives other values.
-    processor = hub.from_pretrained(AutoImageProcessor, source, {"backend": "pil", **named})
+    arguments = hub.place_arguments(source) | {"backend": "pil"}
+    processor = hub.from_pretrained(AutoImageProcessor, source, arguments)
     return DepthEstimator(
         DepthEstimationPipeline(model=model, image_processor=processor, device="cpu")
     )

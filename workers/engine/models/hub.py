@@ -80,13 +80,15 @@ def find(source: Source, *parts: str) -> Path:
 
 
 def loader_arguments(source: Source) -> dict[str, Any]:
-    """Keyword arguments for `from_pretrained`: revision, subfolder, variant; safetensors only."""
-    arguments: dict[str, Any] = {"use_safetensors": True}
-    for key in ("revision", "subfolder", "variant"):
-        value = getattr(source, key)
-        if value is not None:
-            arguments[key] = value
-    return arguments
+    """Keyword arguments for a network's `from_pretrained`, which reads safetensors only."""
+    variant = {} if source.variant is None else {"variant": source.variant}
+    return {"use_safetensors": True, **place_arguments(source), **variant}
+
+
+def place_arguments(source: Source) -> dict[str, Any]:
+    """Keyword arguments for any `from_pretrained`: revision and subfolder, if there are any."""
+    places = {"revision": source.revision, "subfolder": source.subfolder}
+    return {name: value for name, value in places.items() if value is not None}
 
 
 def load(kind: Any, source: Source, dtype: torch.dtype, *, also: Sequence[str] = ()) -> Any:
@@ -164,9 +166,7 @@ def from_pretrained(
 
 def tokenizer(base: Source, part: str) -> Any:
     """Load a tokenizer of a base. Raises `ConfigurationError` where it cannot be read."""
-    arguments = {"subfolder": part}
-    if base.revision is not None:
-        arguments["revision"] = base.revision
+    arguments = place_arguments(base) | {"subfolder": part}
     if base.path is not None and not (base.path / part).is_dir():
         raise ConfigurationError(f"{name_of(base, part)} does not exist")
     return from_pretrained(CLIPTokenizer, base, arguments, file=name_of(base, part))

@@ -247,8 +247,7 @@ def control_forward(
 
     `hint` is the embedded map, `(batch, width, h, w)`; `scale` is `(batch,)`.
     """
-    hidden = net.conv_in(sample)
-    hidden, skips = _down(net, hidden + hint, emb, context)
+    hidden, skips = _down(net, net.conv_in(sample) + hint, emb, context)
     outputs = [part(skip) for part, skip in zip(net.controlnet_down_blocks, skips, strict=True)]
     outputs.append(net.controlnet_mid_block(hidden))
     return [output * scale[:, None, None, None] for output in outputs]
