@@ -17,7 +17,7 @@ from service.core.catalog import load_catalog
 from service.core.errors import ConfigurationError
 from service.core.metrics import ApiMetrics
 from service.core.queue import connect
-from service.core.settings import Settings, load_settings
+from service.core.settings import Settings, load_settings, unknown_variables
 from service.server import (
     Server,
     connection_capacity,
@@ -129,6 +129,8 @@ def main() -> int:
         log.error("cannot start", cause=str(error))  # noqa: TRY400 - the message is complete
         return USAGE_ERROR
     shares_port = supervisor.SHARED_PORT in sys.argv[1:]
+    if unknown := unknown_variables():
+        log.warning("unknown settings are ignored", variables=unknown)
     if settings.api_processes > 1 and not shares_port:
         return supervisor.run(settings)
     log.info("starting", host=settings.host, port=settings.port)

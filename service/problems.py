@@ -15,7 +15,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
+from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from service.core.errors import (
@@ -26,7 +26,7 @@ from service.core.errors import (
     ServiceError,
     Stopping,
 )
-from service.core.redis_server import explain
+from service.core.redis_server import explain, is_full, is_read_only
 from service.core.storage import StorageError
 
 MEDIA_TYPE = "application/problem+json"
@@ -149,8 +149,9 @@ def outcome_if_unavailable(outcome: str) -> Iterator[None]:
 
 
 def _unavailable(error: Exception, outcome: str) -> DependencyUnavailable:
-    if isinstance(error, OutOfMemoryError | ReadOnlyError):
-        refusal = "is full" if isinstance(error, OutOfMemoryError) else "is a read-only replica"
+    full = is_full(error)
+    if full or is_read_only(error):
+        refusal = "is full" if full else "is a read-only replica"
         log.warning("dependency unavailable", dependency="Redis", cause=explain(error))
         return DependencyUnavailable(
             f"Redis {refusal}; {outcome}", retry_after_seconds=UNAVAILABLE_RETRY_SECONDS

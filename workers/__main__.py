@@ -23,7 +23,7 @@ from service.core.catalog import Catalog, load_catalog
 from service.core.errors import ConfigurationError
 from service.core.metrics import WorkerMetrics
 from service.core.queue import connect
-from service.core.settings import Settings, load_settings
+from service.core.settings import Settings, load_settings, unknown_variables
 from service.core.storage import Storage, StorageError
 from service.core.transitions import Transitions
 from workers import retry
@@ -233,6 +233,8 @@ def main() -> None:
         settings = load_settings()
         logging.configure(settings.log_level, settings.log_format)
         tracing.configure("imageprompt-worker")
+        if unknown := unknown_variables():
+            logger.warning("unknown settings are ignored", variables=unknown)
         Worker(settings).run()
     except ConfigurationError as error:
         logger.critical("configuration is wrong", cause=str(error))

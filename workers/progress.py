@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 from PIL.Image import Image
-from redis import OutOfMemoryError, Redis, RedisError
+from redis import Redis, RedisError, ResponseError
 
 from service.core import redis_keys, redis_server
 from service.core.transitions import Claim, Step, Transitions
@@ -126,7 +126,10 @@ class ProgressWriter(threading.Thread):
     def _write_preview(self, job: JobProgress) -> None:
         try:
             held = self._transitions.preview(job.claim, _preview(*job.previews.popleft()))
-        except OutOfMemoryError:  # it is dropped; the job goes on and ends
+        except ResponseError as error:
+            if not redis_server.is_full(error):
+                raise
+            # It is dropped; the job goes on and ends.
             logger.debug("preview not written: Redis is full", job_id=job.claim.job_id)
             return
         if not held:

@@ -28,6 +28,8 @@ from rich.console import Console
 
 from service.cli import processes
 from service.cli.processes import RedisServer
+from service.core.errors import ConfigurationError
+from service.core.settings import load_settings, unknown_variables
 
 HOST: Final = "127.0.0.1"
 DATA: Final = Path("data")
@@ -176,15 +178,16 @@ class AllInOne:
         self.redis_url_file.write_text(redis.url, encoding="utf-8")
         self._api_url_file = data / API_URL
         self._api_url_file.write_text(self.url, encoding="utf-8")
+        drain, grace = _graces(console)
         environment = {
             **os.environ,
             "IMAGEPROMPT_HOST": HOST,
             "IMAGEPROMPT_PORT": str(self.port),
             "IMAGEPROMPT_REDIS_URL": redis.url,
             "IMAGEPROMPT_STORAGE_URL": (data / "storage").resolve().as_uri(),
+            "IMAGEPROMPT_DRAIN_SECONDS": str(drain),
+            "IMAGEPROMPT_GRACE_SECONDS": str(grace),
         }
-        drain = float(environment.setdefault("IMAGEPROMPT_DRAIN_SECONDS", str(DRAIN_SECONDS)))
-        grace = float(environment.setdefault("IMAGEPROMPT_GRACE_SECONDS", str(API_GRACE_SECONDS)))
 
         def module(name: str) -> Callable[[], subprocess.Popen[bytes]]:
             return lambda: processes.spawn(
@@ -262,6 +265,24 @@ class AllInOne:
             return httpx.get(f"{self.url}/healthz/ready", timeout=10).is_success
         except httpx.HTTPError:
             return False
+
+
+def _graces(console: Console) -> tuple[float, float]:
+    """How long workers and API may take to end: as set, or shorter than in a cluster.
+
+    Names settings that do not exist. Raises `StartError` where one is wrong.
+    """
+    for variable in unknown_variables():
+        console.print(f"[yellow]unknown setting is ignored:[/] {variable}", soft_wrap=True)
+    try:
+        settings = load_settings()
+    except ConfigurationError as error:
+        raise StartError(str(error)) from None
+    chosen = settings.model_dump(include=settings.model_fields_set)
+    return (
+        chosen.get("drain_seconds", DRAIN_SECONDS),
+        chosen.get("grace_seconds", API_GRACE_SECONDS),
+    )
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:

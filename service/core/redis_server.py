@@ -29,6 +29,9 @@ _CAUSES: Final[tuple[tuple[type[Exception] | str, str], ...]] = (
         "it is a read-only replica; IMAGEPROMPT_REDIS_URL needs the primary",
     ),
     (errors.OutOfMemoryError, "it is full (maxmemory is reached)"),
+    # Before Redis 7, what a script was refused comes as another error with the cause in its text.
+    ("-READONLY ", "it is a read-only replica; IMAGEPROMPT_REDIS_URL needs the primary"),
+    ("-OOM ", "it is full (maxmemory is reached)"),
     ("MISCONF", "it refuses writes, since it cannot save to its disk"),
     ("NOREPLICAS", "it refuses writes, since it has too few replicas (min-replicas-to-write)"),
     ("MASTERDOWN", "it is a replica that has lost its primary"),
@@ -69,6 +72,16 @@ def explain(error: BaseException) -> str:
             if sign in str(one) if isinstance(sign, str) else isinstance(one, sign):
                 return cause
     return type(error).__name__
+
+
+def is_full(error: object) -> bool:
+    """Whether Redis refused a write for lack of memory, of a command or inside a script."""
+    return isinstance(error, errors.OutOfMemoryError) or "-OOM " in str(error)
+
+
+def is_read_only(error: object) -> bool:
+    """Whether a replica refused a write, of a command or inside a script."""
+    return isinstance(error, errors.ReadOnlyError) or "-READONLY " in str(error)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

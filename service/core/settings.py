@@ -6,12 +6,13 @@ IMAGEPROMPT_SECRETS_DIR=/run/secrets the file `imageprompt_redis_url` sets `redi
 
 import base64
 import binascii
+import difflib
 import json
 import os
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -29,6 +30,9 @@ from service.core.errors import ConfigurationError
 
 API_KEY = re.compile(r"ip_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 """An API key: its id and its secret part."""
+PREFIX: Final = "IMAGEPROMPT_"
+OTHER_VARIABLES: Final = ("IMAGEPROMPT_SECRETS_DIR", "IMAGEPROMPT_URL", "IMAGEPROMPT_KEY")
+"""What starts so and is no setting: where secret files are, and the command line's own."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -77,7 +81,7 @@ def _listed(value: object) -> object:
 class Settings(BaseSettings):
     """What an operator can set. API, workers and command line read the same ones."""
 
-    model_config = SettingsConfigDict(env_prefix="IMAGEPROMPT_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     # Where things are
     host: str = "127.0.0.1"
@@ -277,7 +281,23 @@ def load_settings() -> Settings:
         return Settings(_secrets_dir=secrets_dir) if secrets_dir else Settings()
     except ValidationError as error:
         causes = [
-            f"IMAGEPROMPT_{'_'.join(map(str, cause['loc'])).upper()}: {cause['msg']}"
+            # Of a list, what follows is the place of the wrong item.
+            f"{_variable(str(cause['loc'][0]))}: {cause['msg']}"
             for cause in error.errors(include_input=False, include_url=False)
         ]
         raise ConfigurationError("; ".join(causes)) from None
+
+
+def unknown_variables() -> list[str]:
+    """Names in the environment that look like settings and are none, with the nearest that is."""
+    known = [*map(_variable, Settings.model_fields), *OTHER_VARIABLES]
+    found = []
+    for name in sorted(set(os.environ) - set(known)):
+        if name.startswith(PREFIX):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            found.append(f"{name} (did you mean {near[0]}?)" if near else name)
+    return found
+
+
+def _variable(field: str) -> str:
+    return PREFIX + field.upper()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from redis import OutOfMemoryError, Redis
+from redis import Redis
 
 from service.core import redis_keys
 from service.core.job import (
@@ -23,6 +23,7 @@ from service.core.job import (
     StoredImage,
     encode_field,
 )
+from service.core.redis_server import is_full
 
 EVENTS_KEPT: Final = 500
 CLAIMED: Final = "claimed"
@@ -130,7 +131,7 @@ class Transitions:
                 self._event(done.claim, done.step, EventName.PROGRESS, data, pipeline)
             answers = pipeline.execute(raise_on_error=False)
         for answer in answers:
-            if isinstance(answer, Exception) and not isinstance(answer, OutOfMemoryError):
+            if isinstance(answer, Exception) and not is_full(answer):
                 raise answer
         return [isinstance(answer, Exception) or _text(answer) == CLAIMED for answer in answers]
 

@@ -49,7 +49,7 @@ def test_a_server_that_cannot_hold_jobs_is_refused_at_start(
 def test_a_replica_is_named(tmp_path: Path) -> None:
     with (
         redis_kinds.server(tmp_path / "primary") as primary,
-        redis_kinds.server(tmp_path / "replica", "--replicaof", f"127.0.0.1 {primary}") as port,
+        redis_kinds.server(tmp_path / "replica", "--replicaof", "127.0.0.1", str(primary)) as port,
     ):
         assert "read-only replica" in cause(f"redis://127.0.0.1:{port}", write)
         with Redis(port=port) as redis:

@@ -22,7 +22,9 @@ ENVIRONMENT = {
 } | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 
 
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, folder: Path, settings: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """A command in a folder whose `data` tells where the service is."""
     return subprocess.run(
         [*COMMAND, *arguments],
@@ -30,8 +32,18 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         cwd=folder,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | (settings or {}),
     )
+
+
+def test_up_names_wrong_settings_before_it_starts_anything(tmp_path: Path) -> None:
+    settings = {"IMAGEPROMPT_DRAIN_SECONDS": "soon", "IMAGEPROMPT_REDIS_ULR": "x"}
+    refused = run("up", folder=tmp_path, settings=settings)
+    unknown, wrong = refused.stderr.splitlines()
+    assert refused.returncode == 1
+    assert "IMAGEPROMPT_REDIS_ULR (did you mean IMAGEPROMPT_REDIS_URL?)" in unknown
+    assert wrong.startswith("imageprompt: IMAGEPROMPT_DRAIN_SECONDS: ")
+    assert not list((tmp_path / "data" / "logs").iterdir())
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def test_a_replica_is_not_ready(
 ) -> None:
     with (
         redis_kinds.server(tmp_path / "primary") as primary,
-        redis_kinds.server(tmp_path / "replica", "--replicaof", f"127.0.0.1 {primary}") as port,
+        redis_kinds.server(tmp_path / "replica", "--replicaof", "127.0.0.1", str(primary)) as port,
         make_api(redis_url=f"redis://127.0.0.1:{port}/0", storage_url=storage_url) as running,
     ):
         detail = problem(httpx.post(f"{running.url}/generate", files=FILES), 503)["detail"]

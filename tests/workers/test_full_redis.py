@@ -3,11 +3,12 @@
 import threading
 
 import pytest
-from redis import OutOfMemoryError, Redis
+from redis import Redis, ResponseError
 
 from service.core import redis_keys
 from service.core.job import JobError, JobMetrics, Status
 from service.core.queue import open_queue
+from service.core.redis_server import is_full
 from service.core.transitions import Claim, Transitions
 from service.core.worker_registry import is_served, register
 from tests import redis_kinds
@@ -32,8 +33,9 @@ def test_every_move_of_an_accepted_job_works(
     jobs = [add_job() for _ in range(5)]
     redis.hset(redis_keys.job(jobs[0].id), "webhook", "{}")
     redis_kinds.fill(redis)
-    with pytest.raises(OutOfMemoryError):
+    with pytest.raises(ResponseError) as refused:
         add_job()
+    assert is_full(refused.value)
     held = []
     for job in jobs:
         assert leases.dequeue(1) == job.id
