@@ -328,6 +328,23 @@ def test_a_field_that_the_server_declares_appears_by_itself(page: Page) -> None:
     expect(page.get_by_role("alert")).to_contain_text("eta")
 
 
+def test_each_adapter_in_use_has_a_strength_of_its_own(page: Page, service: Service) -> None:
+    example(page)
+    expect(page.get_by_role("spinbutton", name="Strength of the image")).to_have_count(1)
+    drop(page, page.locator("main"), ("second.png", STAR))
+    page.locator("#image-1-image_adapter").select_option("plus")
+    page.locator("#ip_scale-base").fill("0.4")
+    page.locator("#ip_scale-plus").fill("0.9")
+    accessible(page)
+    setting(page, "steps", 4)
+    sent = service.succeeded(generate(page))["input"]
+    assert (sent["image_adapter"], sent["ip_scale"]) == (["base", "plus"], [0.4, 0.9])
+    page.get_by_role("button", name="Clear").click()
+    page.reload()
+    page.get_by_role("button", name="Again with this seed").click()
+    expect(page.locator("#ip_scale-plus")).to_have_value("0.9")
+
+
 def test_a_mask_is_painted_on_an_init_image(page: Page, service: Service) -> None:
     """With the keyboard; what is not painted keeps its pixels."""
     example(page)

@@ -4,6 +4,7 @@ import { useEffect, useRef } from "../vendor/hooks.js";
 import { Button, html } from "./elements.js";
 import { Field } from "./inputs.js";
 import { ControlMaps, ImagePrompts, InitImage, NegativeImages } from "./pictures.js";
+import { adaptersInUse } from "./request.js";
 
 function Group({ id, title, children }) {
   return html`<section class="group" aria-labelledby=${id}><h2 id=${id}>${title}</h2>${children}</section>`;
@@ -19,25 +20,42 @@ function Fold({ title, set, children }) {
     <div class="fold-body">${children}</div></details>`;
 }
 
-function Loras({ state, schema, error, change }) {
-  const names = schema.served(state.model, "loras");
-  if (!schema.has("lora") || !names.length) return null;
-  const set = (name, scale) => {
-    const loras = { ...state.loras };
-    if (scale === undefined) delete loras[name];
-    else loras[name] = scale;
-    change({ loras });
+/** A number for each of several names; what is not set is absent from `values`. */
+function Numbers({ id, legend, names, values, field, help, error, onChange }) {
+  const set = (name, value) => {
+    const next = { ...values };
+    if (value === undefined) delete next[name];
+    else next[name] = value;
+    onChange(next);
   };
-  const help = schema.fields.lora.help;
-  return html`<div class="field" id="f-lora" tabindex="-1"><span class="legend">LoRAs</span>
+  return html`<div class="field" id=${`f-${id}`} tabindex="-1"><span class="legend">${legend}</span>
     ${names.map(
       (
         name,
-      ) => html`<${Field} key=${name} prefix="lora" value=${state.loras[name]} onChange=${(scale) => set(name, scale)}
-      field=${{ name, label: name, kind: "number", minimum: 0, maximum: 2, step: 0.05, fallback: "off", help: "" }} />`,
+      ) => html`<${Field} key=${name} prefix=${id} value=${values[name]} onChange=${(value) => set(name, value)}
+      field=${{ ...field, name, label: name, help: "" }} />`,
     )}
     ${help && html`<p class="help">${help}</p>`}
     ${error && html`<p class="field-error">${error}</p>`}</div>`;
+}
+
+function Loras({ state, schema, error, change }) {
+  const names = schema.served(state.model, "loras");
+  if (!schema.has("lora") || !names.length) return null;
+  const field = { kind: "number", minimum: 0, maximum: 2, step: 0.05, fallback: "off" };
+  return html`<${Numbers} id="lora" legend="LoRAs" names=${names} values=${state.loras} field=${field}
+    help=${schema.fields.lora.help} error=${error} onChange=${(loras) => change({ loras })} />`;
+}
+
+/** How strongly image prompts act: one number, or one for each adapter in use. */
+function Strength({ state, schema, error, change, onChange }) {
+  const field = schema.field("ip_scale", state);
+  const names = adaptersInUse(state, schema);
+  const given = state.values.ip_scale;
+  if (names.length < 2)
+    return html`<${Field} field=${field} value=${given} error=${error} onChange=${onChange} />`;
+  return html`<${Numbers} id="ip_scale" legend="Strength of each adapter" names=${names} values=${state.scales}
+    field=${{ ...field, fallback: given ?? field.fallback }} error=${error} onChange=${(scales) => change({ scales })} />`;
 }
 
 export function Form({
@@ -92,6 +110,7 @@ export function Form({
       }
       <${Group} id="images-title" title="Image prompt">
         <${ImagePrompts} ...${parts} examples=${offered.images} onFiles=${adders.images} onExample=${example(adders.images)} onPaint=${onPaint} />
+        ${schema.has("ip_scale") && html`<${Strength} ...${parts} error=${errors.ip_scale} onChange=${set("ip_scale")} />`}
         ${fields(schema.imageFields())}
         ${adapters?.choices.length > 1 && html`<${Field} field=${{ ...adapters, help: "" }} value=${state.values.adapter} error=${errors.adapter} onChange=${set("adapter")} />`}
       <//>

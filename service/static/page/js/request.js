@@ -11,6 +11,8 @@ export const emptyState = () => ({
   model: "",
   values: {},
   images: [],
+  /** Strengths of adapters, where several are in use. */
+  scales: {},
   negatives: [],
   controls: [],
   init: null,
@@ -64,6 +66,14 @@ async function whiteMask() {
   return { file: blob, name: "all.png", sha256: await sha256(blob) };
 }
 
+const adapterOf = (image, state, schema) =>
+  image.adapter || state.values.adapter || schema.model(state.model).defaults.adapter;
+
+/** The adapters that image prompts go through, in the order in which a request gives strengths. */
+export const adaptersInUse = (state, schema) => [
+  ...new Set(state.images.map((image) => adapterOf(image, state, schema))),
+];
+
 const joined = (list, read) => list.map(read).join(",");
 
 /** The fields of the request as `[name, text or picture]`, in the order of the contract. */
@@ -80,11 +90,10 @@ export async function entries(state, schema) {
       "image_weights",
       joined(images, (image) => image.weight),
     );
-  const adapter = state.values.adapter || schema.model(state.model).defaults.adapter;
   if (images.some((image) => image.adapter))
     put(
       "image_adapter",
-      joined(images, (image) => image.adapter || adapter),
+      joined(images, (image) => adapterOf(image, state, schema)),
     );
   if (images.some((image) => image.mask)) {
     for (const image of images) put("image_mask", image.mask ?? (await whiteMask()));
@@ -111,7 +120,13 @@ export async function entries(state, schema) {
     }
   }
   put("model", state.model);
-  for (const [name, value] of Object.entries(state.values)) {
+  const values = { ...state.values };
+  const used = adaptersInUse(state, schema);
+  if (used.length > 1 && used.some((name) => name in state.scales)) {
+    const scale = schema.field("ip_scale", state);
+    values.ip_scale = joined(used, (name) => state.scales[name] ?? values.ip_scale ?? scale.fallback);
+  }
+  for (const [name, value] of Object.entries(values)) {
     if (value !== false) put(name, String(value));
   }
   put(
@@ -197,9 +212,16 @@ export async function stateOf(input, schema) {
     const [name, scale] = typeof one === "string" ? one.split(":") : [one.name, one.scale];
     state.loras[name] = Number(scale ?? 1);
   }
+  const scales = listOf(input.ip_scale);
+  if (scales.length > 1) {
+    for (const [index, name] of [...new Set(adapters)].entries())
+      state.scales[name] = Number(scales[index]);
+  }
   state.model = input.model && input.model !== schema.models.default ? input.model : "";
   if (input.prompt) state.values.prompt = input.prompt;
-  for (const [name, value] of Object.entries(input)) setValue(state, schema, name, value);
+  for (const [name, value] of Object.entries(input)) {
+    if (name !== "ip_scale" || scales.length < 2) setValue(state, schema, name, value);
+  }
   return state;
 }
 

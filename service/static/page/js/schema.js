@@ -23,12 +23,13 @@ const LABELS = {
   webhook_url: "Webhook URL",
 };
 /** Shown beside the image prompts, in this order. */
-const IMAGE_FIELDS = ["ip_scale", "ip_target"];
+const IMAGE_FIELDS = ["ip_target"];
 /** Shown as the main settings, in this order. */
 const MAIN_FIELDS = ["width", "height", "num_images", "seed"];
 /** Shown in places of their own. */
 const OWN_PLACE = new Set([
   ...IMAGE_FIELDS,
+  "ip_scale",
   ...MAIN_FIELDS,
   "model",
   "adapter",
