@@ -83,6 +83,7 @@ bench: setup ## the engine against plain diffusers on this machine; out/bench/
 	$(BIN)/python -m bench
 
 bench-gpu: setup ## the same with full-size SDXL of random weights; needs CUDA; OPTIONS=--no-compile
+	$(BIN)/python -m pip install --quiet --no-deps torchao==0.18.0
 	$(BIN)/python -m bench --gpu $(OPTIONS)
 
 bench-memory: setup ## memory of the engine over 500 jobs that use everything; out/bench/

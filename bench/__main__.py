@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 
 from bench.engine import peak, report, service, subject
+from bench.engine.gpu import CompiledPlain, GpuBench
 from bench.engine.measures import Bench, Results
 from bench.engine.plain import Plain
 from bench.engine.subject import Subject
@@ -29,6 +30,7 @@ from workers.engine.api import NullObserver, Options
 from workers.engine.engine import Engine, load_engine
 
 OUT: Final = Path("out/bench")
+Pipelines = TypeVar("Pipelines", bound=Plain)
 
 
 class Recompiles(NullObserver):
@@ -113,7 +115,10 @@ def run(
         "load and warm-up": f"{loaded - started:.1f} s and {warm - loaded:.1f} s",
         "rate at full batches": f"{engine.row_steps_per_second:.1f} row-steps/s",
     }
-    bench = Bench(chosen, _plain(catalog, engine), engine)
+    plain = _plain(catalog, engine)
+    bench = Bench(chosen, plain(Plain), engine)
+    if gpu:
+        bench = GpuBench(chosen, plain(Plain), engine, compiled_plain=plain(CompiledPlain))
     for part in bench.run(only):
         print(f"measuring: {part}", flush=True)
         about["recompiles while serving"] = recompiles.count
@@ -141,13 +146,13 @@ def run(
     yield results, about
 
 
-def _plain(catalog: Catalog, engine: Engine) -> Plain:
-    """The plain pipelines over the engine's model, and what its `ip_target`s are for them."""
+def _plain(catalog: Catalog, engine: Engine) -> Callable[[type[Pipelines]], Pipelines]:
+    """Makes pipelines over the engine's model, with what its `ip_target`s are for them."""
     entry = catalog.models[catalog.default]
     model: Any = engine.models[catalog.default]
     targets = {**model.ip_targets(model.unet), **entry.ip_targets}
     scales = {target: blocks.model_dump() for target, blocks in targets.items()}
-    return Plain(entry, torch.device(engine.device), scales)
+    return lambda kind: kind(entry, torch.device(engine.device), scales)
 
 
 def _device(kind: str) -> str:

@@ -162,7 +162,7 @@ class Bench:
 
     def _mixed(self) -> None:
         jobs = self._subject.mixed()
-        alone = statistics.median(_timed(lambda: run_plain(self._plain, jobs[0])) for _ in range(2))
+        alone = statistics.median(timed(lambda: run_plain(self._plain, jobs[0])) for _ in range(2))
         work = statistics.mean(job.request.steps for job in jobs) / jobs[0].request.steps
         gap = PRESSURE * alone * work
         queued = OneAtATime(self._plain)
@@ -249,11 +249,12 @@ class Bench:
                 run()
         for _ in range(self._subject.repeats):
             for name, run in runs.items():
-                seconds[name].append(_timed(run))
+                seconds[name].append(timed(run))
         return {name: statistics.median(them) for name, them in seconds.items()}
 
 
-def _timed(run: Callable[[], object]) -> float:
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of one run."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.engine.measures import Results
 
-CONTENDERS = ("plain", "one at a time", "engine")
+CONTENDERS = ("plain", "one at a time", "compiled", "engine")
 
 
 def write(folder: Path, name: str, results: Results, about: Mapping[str, Any]) -> Path:
@@ -26,8 +26,8 @@ def table(results: Results, about: Mapping[str, Any]) -> str:
     lines = [f"- {key}: {value}" for key, value in about.items()]
     lines += [
         "",
-        "| measure | unit | plain diffusers | one at a time | engine | engine against the first |",
-        "|---|---|---|---|---|---|",
+        "| measure | unit | plain | one at a time | compiled plain | engine | engine / plain |",
+        "|---|---|---|---|---|---|---|",
     ]
     other = []
     for measure, figures in results.figures.items():
@@ -56,8 +56,8 @@ def chart(path: Path, results: Results, title: str) -> None:
         ]
         for shift, who in enumerate(CONTENDERS):
             heights = [results.figures[measure].get(who, 0.0) for measure in measures]
-            places = [place + 0.27 * (shift - 1) for place in range(len(measures))]
-            bars = panel.bar(places, heights, width=0.27, label=who)
+            places = [place + 0.2 * (shift - 1.5) for place in range(len(measures))]
+            bars = panel.bar(places, heights, width=0.2, label=who)
             panel.bar_label(bars, fmt=lambda value: f"{value:.2g}" if value else "", fontsize=7)
         panel.set_xticks(range(len(measures)), measures, rotation=20, ha="right", fontsize=8)
         panel.set_ylabel(unit)
@@ -69,5 +69,5 @@ def chart(path: Path, results: Results, title: str) -> None:
 
 
 def _ratio(figures: Mapping[str, float]) -> str:
-    others = [figures[who] for who in CONTENDERS[:2] if who in figures]
+    others = [figures[who] for who in CONTENDERS[:-1] if who in figures]
     return f"{figures['engine'] / others[0]:.2f} x" if others else ""

@@ -185,14 +185,14 @@ def choose_kernel(
     if wanted is AttentionBackend.SDPA or device.type != "cuda":
         return sdpa
     candidates = [name for name in KERNELS if usable or name != "xformers"]
-    seconds = {name: (measure or _measure)(KERNELS[name]) for name in candidates}
+    seconds = {name: (measure or measure_kernel)(KERNELS[name]) for name in candidates}
     fastest = min(seconds, key=lambda name: seconds[name])
     figures = ", ".join(f"{name} {time * 1e3:.2f} ms" for name, time in seconds.items())
     log.info("attention: %s is the fastest on this machine (%s)", fastest, figures)
     return KERNELS[fastest]
 
 
-def _measure(kernel: Kernel) -> float:
+def measure_kernel(kernel: Kernel) -> float:
     """Seconds that a kernel takes for `SHAPES` in float16 on the GPU; infinity where it fails."""
     total = 0.0
     try:
