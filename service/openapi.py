@@ -48,6 +48,7 @@ SECURITY: Final = {
 TAGS: Final = {
     "jobs": "Submit requests; poll, follow, cancel and delete their jobs; fetch pictures.",
     "service": "What is served, and how the service is.",
+    "webhooks": "What the service sends.",
 }
 
 
@@ -144,11 +145,10 @@ def _without_null(described: dict[str, Any]) -> dict[str, Any]:
 def webhook() -> dict[str, Any]:
     """The request that `webhook_url` receives when a job has ended."""
     names = ("webhook-id", "webhook-timestamp", "webhook-signature")
-    ends = [f"job.{status.value}" for status in Status if status.is_terminal]
     return {
         "operationId": "job_ended",
         "summary": "A job has ended",
-        "tags": ["jobs"],
+        "tags": ["webhooks"],
         "security": [],
         "description": "Signed according to Standard Webhooks, with the secret of the API key. Any "
         "2xx response confirms it, 410 stops it; after any other it is retried for some sixteen "
@@ -159,22 +159,29 @@ def webhook() -> dict[str, Any]:
         ],
         "requestBody": {
             "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["type", "timestamp", "data"],
-                        "properties": {
-                            "type": {"enum": ends},
-                            "timestamp": {"type": "string", "format": "date-time"},
-                            "data": {"$ref": REFERENCE.format(model=JobView.__name__)},
-                        },
-                    }
-                }
+                "application/json": {"schema": {"$ref": REFERENCE.format(model="JobEnded")}}
             }
         },
         "responses": {
             "2XX": {"description": "Received."},
             "410": {"description": "No further webhooks."},
+        },
+    }
+
+
+def ended() -> dict[str, Any]:
+    """The body of that request."""
+    return {
+        "title": "JobEnded",
+        "type": "object",
+        "required": ["type", "timestamp", "data"],
+        "properties": {
+            "type": {
+                "type": "string",
+                "enum": [f"job.{status.value}" for status in Status if status.is_terminal],
+            },
+            "timestamp": {"type": "string", "format": "date-time"},
+            "data": {"$ref": REFERENCE.format(model=JobView.__name__)},
         },
     }
 
@@ -211,6 +218,7 @@ def describe() -> dict[str, Any]:
     schemas.update(sent.get("$defs", {}))
     schemas["GenerateForm"] = form_schema(GenerateRequest)
     schemas["GenerateJson"] = json_schema(GenerateRequest)
+    schemas["JobEnded"] = ended()
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     document["components"]["securitySchemes"] = SECURITY
     document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items()]
@@ -233,9 +241,19 @@ def _complete_examples(operation: dict[str, Any]) -> None:
             content["example"] = json.loads(json.dumps(JOB_EXAMPLE))
 
 
+class _WithoutAliases(yaml.SafeDumper):
+    """Writes what occurs twice twice: not every reader of OpenAPI follows YAML's aliases."""
+
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 (the base class's signature)
+        return True
+
+
 def render(document: dict[str, Any]) -> str:
     """A document as YAML."""
-    return yaml.safe_dump(document, sort_keys=False, width=100, allow_unicode=True)
+    text: str = yaml.dump(
+        document, Dumper=_WithoutAliases, sort_keys=False, width=100, allow_unicode=True
+    )
+    return text
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ They are installed here, into out/, and by nothing else: npm packages where Node
 in an environment of its own. Without them, or without a package index, these tests are skipped.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from service.core.settings import ROOT
 
 DOCUMENT = ROOT / "openapi" / "openapi.yaml"
 TOOLS = ROOT / "out" / "openapi-tools"
 NPM = ("@redocly/cli@2.77.0", "@hey-api/openapi-ts@0.95.0", "typescript@5.9.3")
-PYTHON = "openapi-python-client==0.29.1"
+PYTHON = ("openapi-python-client==0.29.1", "openapi-generator-cli==7.26.0")
 INSTALL_SECONDS = 120
 
 
@@ -91,16 +93,22 @@ def test_openapi_ts_makes_a_client_that_typescript_compiles(node: Path, tmp_path
     assert compiled.returncode == 0, compiled.stdout
 
 
-def test_openapi_python_client_leaves_nothing_out(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def python() -> Path:
+    """The folder of the Python tools' commands."""
     environment = TOOLS / "python"
     if not (environment / "bin" / "python").exists():
         install([sys.executable, "-m", "venv", environment])
     pip = (environment / "bin" / "python", "-m", "pip", "--disable-pip-version-check")
-    install([*pip, "install", "--quiet", PYTHON])
+    install([*pip, "install", "--quiet", *PYTHON])
+    return environment / "bin"
+
+
+def test_openapi_python_client_leaves_nothing_out(python: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(DOCUMENT.with_name("python-client.yaml").read_text() + "post_hooks: []\n")
     made = run(
-        environment / "bin" / "openapi-python-client",
+        python / "openapi-python-client",
         *("generate", "--path", DOCUMENT, "--output-path", tmp_path / "client"),
         *("--config", config, "--fail-on-warning"),
         folder=tmp_path,
@@ -108,3 +116,28 @@ def test_openapi_python_client_leaves_nothing_out(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stdout
     names = {path.name for path in (tmp_path / "client").rglob("*.py")}
     assert "generate.py" in names
+
+
+@pytest.mark.parametrize(
+    ("generator", "written"), [("python", "def {}("), ("typescript-fetch", "async {}(")]
+)
+def test_openapi_generator_writes_every_operation(
+    python: Path, tmp_path: Path, generator: str, written: str
+) -> None:
+    if shutil.which("java") is None:
+        pytest.skip("openapi-generator needs Java")
+    made = run(
+        python / "openapi-generator-cli",
+        *("generate", "-i", DOCUMENT, "-g", generator, "-o", tmp_path),
+        folder=tmp_path,
+    )
+    assert made.returncode == 0, made.stdout
+    assert "COLLISION" not in made.stdout
+    code = "".join(
+        path.read_text() for path in tmp_path.rglob("*") if path.suffix in (".py", ".ts")
+    )
+    paths = yaml.safe_load(DOCUMENT.read_text())["paths"].values()
+    names = [one["operationId"] for operations in paths for one in operations.values()]
+    if generator != "python":
+        names = [re.sub("_(.)", lambda match: match[1].upper(), name) for name in names]
+    assert [name for name in names if written.format(name) not in code] == []
