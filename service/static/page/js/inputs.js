@@ -47,7 +47,7 @@ function NumberInput({ id, field, value, error, onChange }) {
     ${
       slides &&
       html`<input type="range" tabindex="-1" aria-hidden="true" step=${step} ...${common}
-      value=${value ?? field.fallback ?? minimum} />`
+      value=${value ?? (Number.isFinite(Number(field.fallback)) ? field.fallback : minimum)} />`
     }
     <input type="number" inputmode="decimal" step=${field.kind === "integer" ? step : "any"} ...${common}
       value=${shown(value)} placeholder=${shown(field.fallback) || "auto"} ...${described(id, field, error)} />
