@@ -25,6 +25,7 @@ from typing import IO, Any, Final
 import structlog
 
 from service.core.errors import Busy, InvalidImage, ServiceError, UnsupportedMedia
+from service.core.settings import ROOT
 from service.core.upload_types import DAMAGED, MESSAGE_BYTES, Format, Picture, UploadKind
 from service.limits import FairSemaphore
 
@@ -228,5 +229,6 @@ def _decoded(answer: dict[str, Any], source: IO[bytes], target: IO[bytes]) -> De
 def _environment() -> dict[str, str]:
     """What an interpreter needs: neither the service's secrets nor heaps for threads."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    path = os.pathsep.join(filter(None, sys.path))
+    # Without `site` (-S) an editable installation is not found by itself.
+    path = os.pathsep.join(filter(None, [*sys.path, str(ROOT)]))
     return kept | {"PYTHONPATH": path, "MALLOC_ARENA_MAX": "1"}

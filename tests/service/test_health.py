@@ -147,7 +147,8 @@ def test_models_tell_names_and_limits_but_no_paths(api: Api) -> None:
     models = answer.json()
     assert models["default"] == "shapes"
     [shapes] = models["models"]
-    assert (shapes["adapters"], shapes["controlnets"]) == (["base", "plus"], ["outline"])
+    assert (shapes["adapters"], shapes["controlnets"]) == (["base", "plus"], ["outline", "area"])
+    assert (shapes["t2i_adapters"], shapes["loras"]) == (["sketch"], ["dots", "hollow"])
     assert shapes["defaults"]["width"] == 128
     assert "path" not in answer.text
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import struct
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from service.core.errors import InvalidImage, UnsupportedMedia
+from service.core.settings import ROOT
 from service.core.upload_types import Picture, UploadKind
 from service.submission.decoder import AT_ONCE, LARGE_PIXELS, UploadDecoder
 from tests import corpus
@@ -67,6 +69,19 @@ def test_one_process_decodes_one_upload_after_another() -> None:
             await decode(decoder, SMALL[:-30])
         await decode(decoder, SMALL)
         assert len(set(children()) - before) == 1
+
+    run(test)
+
+
+def test_it_works_where_only_an_import_hook_finds_the_service(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As for an editable installation that is started in a folder of somebody's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p and Path(p).resolve() != ROOT])
+
+    async def test(decoder: UploadDecoder) -> None:
+        assert (await decode(decoder, SMALL)).width == corpus.SIZE[0]
 
     run(test)
 
