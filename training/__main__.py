@@ -24,6 +24,9 @@ RECIPE: Final = (
     ("adapter", ("--plus",), 24.0),
     ("controlnet", (), 24.0),
     ("controlnet", ("--kind", "area"), 16.0),
+    ("t2i", (), 26.0),
+    ("style", ("--look", "dots"), 10.0),
+    ("style", ("--look", "hollow"), 16.0),
     ("lcm", (), 60.0),
 )
 #: One thread a process. Freed memory stays with the process: the pages of large tensors would be

@@ -63,16 +63,19 @@ class Adapter(nn.Module):
         self.projection = architecture.projection(shape, plus=plus)
         self.attentions = decoupled.attach(model, architecture.image_tokens(shape, plus=plus))
         names = list(model.attn_processors)
-        self._elsewhere = [
-            attention
-            for place, attention in self.attentions.items()
-            if not names[int(place)].startswith(STYLE_BLOCK)
-        ]
+        self._in_style_block = {
+            place: names[int(place)].startswith(STYLE_BLOCK) for place in self.attentions
+        }
 
-    def act_in_style_block(self, style: Tensor) -> None:
-        """Let the image tokens of the pictures that `style`, `(n,)` bool, tells act there alone."""
-        for attention in self._elsewhere:
-            attention.scale = (~style).float()[:, None, None, None]
+    def act_in_style_block(self, style: Tensor, absent: Tensor | None = None) -> None:
+        """Let image tokens act in the style block alone where `style`, `(n,)` bool, tells.
+
+        Where `absent` tells, they act nowhere.
+        """
+        present = torch.ones_like(style) if absent is None else ~absent
+        for place, attention in self.attentions.items():
+            acts = present if self._in_style_block[place] else present & ~style
+            attention.scale = acts.float()[:, None, None, None]
 
     def join(self, text: unet.Conditions, image: Tensor) -> unet.Conditions:
         """Put the image's tokens behind the text's."""

@@ -8,9 +8,11 @@ and leaves them as they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -80,22 +82,20 @@ def predict(
     return sample
 
 
+#: Predicts the velocity of a noised batch.
+Predict: TypeAlias = Callable[[diffusion.Noised, Conditioning], Tensor]
+
+
 def train(
-    model: ControlNetModel,
-    frozen: Frozen,
-    beside: Adapter,
-    budget: Budget,
-    out: Path,
-    *,
-    kind: str = "outline",
-    seed: int = 0,
-) -> ControlNetModel:
-    """Train `model` on maps of a kind, with the adapter `beside` attached; return it averaged."""
+    loop: Loop, predicted: Predict, frozen: Frozen, beside: Adapter, kind: str, seed: int = 0
+) -> None:
+    """Train the network of `loop` on maps of a kind, with the adapter `beside` attached.
+
+    `predicted` runs that network and the frozen UNet. The average is in the network afterwards.
+    """
     shape = architecture.SHAPES
     frozen.unet.requires_grad_(requires_grad=False)
     beside.requires_grad_(requires_grad=False)
-    model.set_attn_processor(AttnProcessor())  # see `training.decoupled`
-    loop = Loop(NAMES[kind], model, budget, out)
     scenes = pool.scenes(len(frozen.latents))
     views = Views(scenes, pool.prompts(len(frozen.images)))
 
@@ -115,12 +115,11 @@ def train(
         beside.act_in_style_block(torch.rand(unet.BATCH, generator=generator) < STYLE)
         with autocast():
             conditioning = Conditioning(text, beside.join(text, seen), drawn)
-            prediction = predict(model, frozen.unet, noised, conditioning)
+            prediction = predicted(noised, conditioning)
         return noised.loss(prediction)
 
     loop.run(step)
     loop.averaged()
-    return model.eval()
 
 
 def load(out: Path, frozen: UNet2DConditionModel, kind: str = "outline") -> ControlNetModel:
@@ -137,6 +136,8 @@ if __name__ == "__main__":
     parts = adapter.frozen_parts(given.out, plus=False)
     torch.manual_seed(given.seed)
     copied = empty(parts.unet)  # before the adapter is attached: it would be copied too
+    copied.set_attn_processor(AttnProcessor())  # see `training.decoupled`
     attached = adapter.load(given.out, parts.unet, plus=False)
     learning = Budget(given.minutes, 8e-4, ema=0.995, warmup_steps=100)
-    train(copied, parts, attached, learning, given.out, kind=given.kind, seed=given.seed)
+    running = Loop(NAMES[given.kind], copied, learning, given.out)
+    train(running, partial(predict, copied, parts.unet), parts, attached, given.kind, given.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -27,6 +28,10 @@ RING_SPREAD: Final = 0.13
 CROSS_SPREAD: Final = 0.09
 #: Width of the control map's line, in parts of the side.
 OUTLINE_WIDTH: Final = 1 / 48
+#: Looks of the LoRAs, in parts of the side: distance and radius of dots, a hollow object's line.
+DOT_SPACING: Final = 7 / 32
+DOT_RADIUS: Final = 9 / 128
+HOLLOW_WIDTH: Final = 1 / 16
 
 
 def _circle(x: Tensor, y: Tensor, _proportion: Tensor) -> Tensor:
@@ -161,6 +166,27 @@ def draw(scenes: Scenes, size: int) -> Tensor:
     picture = paint[:, :, None, None] * shaded[:, None]
     picture = picture + ground[:, :, None, None] * (1 - cover)[:, None]
     return (picture * light).clamp(0, 255).round().to(torch.uint8)
+
+
+def dots(size: int) -> Tensor:
+    """Return the dark share of dots that are fixed to the picture, 0 to 1, `(size, size)`."""
+    axis = torch.remainder((torch.arange(size) + 0.5) / size, DOT_SPACING) - DOT_SPACING / 2
+    return (0.5 + (DOT_RADIUS - torch.hypot(axis, axis[:, None])) * size).clamp(0, 1)
+
+
+def draw_dotted(scenes: Scenes, size: int) -> Tensor:
+    """Draw the scenes with dark dots on solid objects, `(n, 3, size, size)`, uint8."""
+    solid = draw(replace(scenes, fill=torch.zeros_like(scenes.fill)), size)
+    shade = 1 - (1 - STRIPE_SHADE) * dots(size) * mask(scenes, size)
+    return (solid * shade[:, None]).round().to(torch.uint8)
+
+
+def draw_hollow(scenes: Scenes, size: int) -> Tensor:
+    """Draw the scenes with solid objects of which a line is left, `(n, 3, size, size)`, uint8."""
+    solid = draw(replace(scenes, fill=torch.zeros_like(scenes.fill)), size)
+    ground = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32)[scenes.background]
+    inside = (0.5 - (distance(scenes, size) + HOLLOW_WIDTH) * size).clamp(0, 1)[:, None]
+    return (solid * (1 - inside) + ground[:, :, None, None] * inside).round().to(torch.uint8)
 
 
 def outline(scenes: Scenes, size: int) -> Tensor:

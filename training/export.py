@@ -21,6 +21,8 @@ from training import (
     decoupled,
     layout,
     lcm,
+    style,
+    t2i,
     tiny,
     unet,
     vae,
@@ -36,6 +38,8 @@ STAGES = (
     "adapter",
     "adapter-plus",
     *controlnet.NAMES.values(),
+    t2i.NAME,
+    *map(style.name, style.LOOKS),
     "lcm",
 )
 
@@ -64,10 +68,12 @@ def export(out: Path, directory: Path) -> Path:
         controlnet=maps["outline"],
     )
     layout.write(written, directory)
-    if (out / f"{controlnet.NAMES['area']}.pt").exists():
-        maps["area"].half().save_pretrained(directory / layout.AREA)
-    if (out / "lcm.pt").exists():
-        lcm.load(out).save(directory / layout.FAST_LORA)
+    further = {layout.AREA: maps["area"], layout.SKETCH: t2i.load(out)}
+    for folder, network in further.items():
+        network.half().save_pretrained(directory / folder)
+    lcm.load(out).save(directory / layout.FAST_LORA)
+    for look, path in layout.LOOKS.items():
+        style.load(out, look).save(directory / path)
     (directory / "training.json").write_text(json.dumps(history(out), indent=2) + "\n")
     return directory
 

@@ -49,8 +49,8 @@ def evaluate(paintings: Paintings) -> list[Row]:
     rows += _inpainting(paintings)
     rows += _plus(paintings)
     rows += _scales(paintings)
-    if paintings.has_fast:
-        rows += _fast(paintings)
+    rows += _fast(paintings)
+    rows += _looks(paintings)
     return rows + _sizes(paintings) + _alignment(paintings)
 
 
@@ -131,6 +131,8 @@ def _maps(paintings: Paintings) -> list[Row]:
     wanted, area = independent.attributes(mapped), independent.areas(mapped)
     for line in independent.LINES:
         rows += _mapped(f"image + {line.name}, {OTHER}", paintings.line(line), wanted, area)
+    rows += _mapped(f"image + area, {OTHER}", paintings.area(), wanted, area)
+    rows += _mapped(f"image + outline by T2I-Adapter, {OTHER}", paintings.sketch(), wanted, area)
     style = paintings.line(independent.LINES[0], style=True)
     hits = _right(style, wanted)
     test = "style only + outline"
@@ -211,6 +213,29 @@ def _fast(paintings: Paintings) -> list[Row]:
         )
         for name, painted in paintings.fast().items()
     ]
+
+
+def _looks(paintings: Paintings) -> list[Row]:
+    """Judge the LoRAs: whether the look is there, also without them, and what it leaves right."""
+    wanted = {
+        "text only": (_of(paintings.cases.prompts), paintings.text()),
+        "image prompt only": (
+            independent.attributes(paintings.others),
+            paintings.variant(independent.PLAIN),
+        ),
+    }
+    rows = []
+    for look, seen in judge.LOOKS.items():
+        for name, painted in paintings.look(look).items():
+            attributes, without = wanted[name]
+            hits = _right(painted, attributes)
+            test = f"LoRA {look}, {name}"
+            rows += [
+                Row(test, "look there", _share(seen(painted))),
+                Row(test, "look there without the LoRA", _share(seen(without))),
+                Row(test, "colour and background right", _share(hits[:, [1, 3]].all(1))),
+            ]
+    return rows
 
 
 def _sizes(paintings: Paintings) -> list[Row]:

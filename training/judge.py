@@ -8,6 +8,7 @@ bright and dark pixels lie. Colour: the palette colour nearest to the bright par
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -33,6 +34,12 @@ SMALLER_PART: Final = 0.12
 DIAGONAL: Final = (1, 1)
 DIRECTIONS: Final = (DIAGONAL, (0, 1), (1, 0), (1, -1))
 
+#: Pixels inside and between dots below which there are none; by what share dots must be darker than
+#: what is between them; which share of a hollow object may be thicker than a line.
+FEWEST: Final = 12
+LOOK_FROM: Final = 0.4
+THICK_AT_MOST: Final = 0.15
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -55,6 +62,52 @@ def judge(pictures: Tensor) -> Verdict:
     columns = list(zip(*rows, strict=True))
     shape, colour, fill, background = (torch.tensor(column) for column in columns[:4])
     return Verdict(shape, colour, fill, background, torch.stack(columns[4]))
+
+
+def dotted(pictures: Tensor) -> Tensor:
+    """Tell which uint8 pictures show an object with dark dots on a grid, `(n,)`, bool."""
+    pattern = drawing.dots(pictures.shape[-1])
+    dark, light = pattern > 0.9, pattern < 0.1
+    stripes = drawing.bands(pictures.shape[-1]) < 0.5
+    found = []
+    for picture, mask in zip(pictures.float(), judge(pictures).mask, strict=True):
+        # Dots as dark as the background leave gaps in the mask.
+        hull, level = _closed(mask, round(drawing.DOT_RADIUS * len(mask)) + 1), picture.mean(0)
+        inside, between = level[hull & dark], level[hull & light]
+        if min(len(inside), len(between)) < FEWEST:
+            found.append(False)
+            continue
+        grey = between.median()
+        darker = level < (1 - STRIPED_FROM) * grey
+        of_dots = darker[hull & dark].float().mean() - darker[hull & light].float().mean()
+        of_bands = darker[hull & stripes].float().mean() - darker[hull & ~stripes].float().mean()
+        found.append(bool(of_dots > LOOK_FROM and of_dots > of_bands))
+    return torch.tensor(found)
+
+
+def hollow(pictures: Tensor) -> Tensor:
+    """Tell which uint8 pictures show an object as a line: nowhere thicker, `(n,)`, bool."""
+    masks = judge(pictures).mask
+    # A disc of 1.25 times the width that is drawn lies nowhere inside a line, even a blurred one.
+    reach = 0.625 * drawing.HOLLOW_WIDTH * masks.shape[-1]
+    steps = torch.arange(-math.floor(reach), math.floor(reach) + 1)
+    disc = (torch.hypot(steps.float(), steps.float()[:, None]) <= reach).float()
+    around = functional.conv2d((~masks)[:, None].float(), disc[None, None], padding=len(disc) // 2)
+    thick = (around[:, 0] < 0.5) & masks
+    area = masks.flatten(1).sum(1)
+    thin = thick.flatten(1).sum(1) < THICK_AT_MOST * area
+    return thin & (area >= SMALLEST * masks[0].numel())
+
+
+#: How each look of `training.style` is seen.
+LOOKS: Final[dict[str, Callable[[Tensor], Tensor]]] = {"dots": dotted, "hollow": hollow}
+
+
+def _closed(mask: Tensor, reach: int) -> Tensor:
+    """Close gaps of up to twice `reach` pixels."""
+    wide = functional.max_pool2d(mask[None, None].float(), 2 * reach + 1, 1, reach)
+    padded = functional.pad(-wide, [reach] * 4, value=-1.0)
+    return -functional.max_pool2d(padded, 2 * reach + 1, 1)[0, 0] > 0.5
 
 
 def overlap(first: Tensor, second: Tensor) -> Tensor:

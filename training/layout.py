@@ -34,7 +34,11 @@ BASE_FILE = "ip-adapter.safetensors"
 PLUS_FILE = "ip-adapter-plus.safetensors"
 CONTROLNET = Path("controlnets", "outline")
 AREA = Path("controlnets", "area")
+SKETCH = Path("t2i_adapters", "sketch")
 FAST_LORA = Path("loras", "lcm.safetensors")
+DOTS_LORA = Path("loras", "dots.safetensors")
+HOLLOW_LORA = Path("loras", "hollow.safetensors")
+LOOKS = {"dots": DOTS_LORA, "hollow": HOLLOW_LORA}
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,11 @@ import torch
 from diffusers import (
     ControlNetModel,
     DPMSolverMultistepScheduler,
+    StableDiffusionXLAdapterPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
+    T2IAdapter,
 )
 from torch import Tensor
 
@@ -38,6 +40,7 @@ FAST_STEPS: Final = 4
 class Order:
     """Pictures to paint. `image` are uint8 pictures `(n, 3, h, w)`, `control` 0 to 1 likewise.
 
+    `network` is the folder of the ControlNet or T2I-Adapter that takes `control`.
     `hidden`, `(n, h, w)` bool, is what is painted anew of the uint8 pictures `start`, `(n, 3, h,
     w)`; the rest is kept.
     """
@@ -47,6 +50,7 @@ class Order:
     image: Tensor | None = None
     scale: float | dict[str, Any] = 1.0
     control: Tensor | None = None
+    network: Path = layout.CONTROLNET
     start: Tensor | None = None
     hidden: Tensor | None = None
 
@@ -56,33 +60,32 @@ def _as_they_are(_image: None, embeddings: list[Tensor], *_: object) -> list[Ten
     return embeddings
 
 
+def _ready(pipeline: Any) -> Any:  # the pipelines share no narrower type
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.prepare_ip_adapter_image_embeds = _as_they_are
+    return pipeline
+
+
 class Painter:
     """A model folder, opened with the three public calls.
 
-    `fast` fuses the LoRA of `training.lcm`: `FAST_STEPS` steps without guidance.
+    `updates` is a LoRA of the folder to fuse; that of `training.lcm` takes `FAST_STEPS` steps
+    without guidance.
     """
 
-    def __init__(self, directory: Path, *, fast: bool = False) -> None:
+    def __init__(self, directory: Path, updates: Path | None = None) -> None:
         logging.getLogger("diffusers").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", message=".*torchvision.*")
         self._directory = directory
-        controlnet = ControlNetModel.from_pretrained(directory / layout.CONTROLNET)
-        self.controlled = StableDiffusionXLControlNetPipeline.from_pretrained(
-            directory, controlnet=controlnet
-        )
-        self.controlled.scheduler = DPMSolverMultistepScheduler.from_config(
-            self.controlled.scheduler.config
-        )
+        self.plain = _ready(StableDiffusionXLPipeline.from_pretrained(directory))
+        self.plain.scheduler = DPMSolverMultistepScheduler.from_config(self.plain.scheduler.config)
+        fast = updates == layout.FAST_LORA
         self._steps, self._guidance = (FAST_STEPS, 1.0) if fast else (STEPS, GUIDANCE)
-        if fast:
-            lora.fuse(self.controlled.unet, directory / layout.FAST_LORA)
-        parts = dict(self.controlled.components)
-        parts.pop("controlnet")
-        self.plain = StableDiffusionXLPipeline(**parts)
-        self.inpainting = StableDiffusionXLInpaintPipeline(**parts)
-        for pipeline in (self.controlled, self.plain, self.inpainting):
-            pipeline.set_progress_bar_config(disable=True)
-            pipeline.prepare_ip_adapter_image_embeds = _as_they_are
+        if updates:
+            lora.fuse(self.plain.unet, directory / updates)
+        self._parts = dict(self.plain.components)
+        self.inpainting = _ready(StableDiffusionXLInpaintPipeline(**self._parts))
+        self._controlled: dict[Path, Any] = {}
         self._loaded: str | None = None
 
     def load(self, adapter: str | None) -> None:
@@ -96,6 +99,21 @@ class Painter:
                 str(self._directory), subfolder=layout.ADAPTERS, weight_name=adapter
             )
         self._loaded = adapter
+
+    def controlled(self, network: Path) -> Any:  # two kinds of pipelines
+        """Return the pipeline with a ControlNet or T2I-Adapter of the folder, on the same UNet."""
+        if network not in self._controlled:
+            folder = self._directory / network
+            if network == layout.SKETCH:
+                pipeline = StableDiffusionXLAdapterPipeline(
+                    **self._parts, adapter=T2IAdapter.from_pretrained(folder)
+                )
+            else:
+                pipeline = StableDiffusionXLControlNetPipeline(
+                    **self._parts, controlnet=ControlNetModel.from_pretrained(folder)
+                )
+            self._controlled[network] = _ready(pipeline)
+        return self._controlled[network]
 
     @torch.no_grad()
     def paint(self, order: Order, adapter: str | None = layout.BASE_FILE) -> Tensor:
@@ -127,7 +145,7 @@ class Painter:
             painted: Tensor = self.plain(**given).images
         else:
             given["image"] = order.control[rows]
-            painted = self.controlled(**given).images
+            painted = self.controlled(order.network)(**given).images
         return (painted * 255).round().to(torch.uint8)
 
     def _inpaint(self, start: Tensor, hidden: Tensor, given: dict[str, Any]) -> Tensor:

@@ -6,7 +6,7 @@ import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -39,7 +39,6 @@ class Paintings:
     def __init__(self, directory: Path, kept: Path, n: int) -> None:
         self.directory = directory
         self.painter = Painter(directory)
-        self.has_fast = (directory / layout.FAST_LORA).exists()
         self._kept = kept / f"{fingerprint(directory)}-{n}"
         self._kept.mkdir(parents=True, exist_ok=True)
         self.cases: Cases = cases(n)
@@ -79,12 +78,23 @@ class Paintings:
 
     def fast(self) -> dict[str, Tensor]:
         """Paint full captions, and independent image prompts, in a few steps."""
-        painter = Painter(self.directory, fast=True)
+        painter = Painter(self.directory, layout.FAST_LORA)
         image = independent.draw(self.others)
         return {
             "text only": self.paint("fast text", Order(self.captions, 0), painter=painter),
             "image prompt only": self.paint(
                 "fast image", Order(self._nothing, 1000, image=image), painter=painter
+            ),
+        }
+
+    def look(self, look: str) -> dict[str, Tensor]:
+        """Paint full captions, and independent image prompts, with the LoRA of a look."""
+        painter = Painter(self.directory, layout.LOOKS[look])
+        image = independent.draw(self.others)
+        return {
+            "text only": self.paint(f"{look} text", Order(self.captions, 0), painter=painter),
+            "image prompt only": self.paint(
+                f"{look} image", Order(self._nothing, 1000, image=image), painter=painter
             ),
         }
 
@@ -142,14 +152,26 @@ class Paintings:
 
     def line(self, line: Line, *, style: bool = False) -> Tensor:
         """Paint independent image prompts into independent maps; `style` in the style block."""
-        order = Order(
-            self._nothing,
-            first_seed=4000,
-            image=independent.draw(self.others),
-            control=independent.outlines(self.mapped(), line),
-            scale=STYLE_ONLY if style else 1.0,
-        )
+        outlines = independent.outlines(self.mapped(), line)
+        scale = STYLE_ONLY if style else 1.0
+        order = self._controlled(outlines, layout.CONTROLNET, scale)
         return self.paint(f"{line.name}{' style' if style else ''}", order)
+
+    def area(self) -> Tensor:
+        """Paint independent image prompts into filled areas of other shapes."""
+        areas = independent.areas(self.mapped()).float()[:, None].expand(-1, 3, -1, -1)
+        return self.paint("area", self._controlled(areas, layout.AREA))
+
+    def sketch(self) -> Tensor:
+        """Paint independent image prompts into outlines by the T2I-Adapter."""
+        outlines = independent.outlines(self.mapped(), independent.LINES[0])
+        return self.paint("sketch", self._controlled(outlines, layout.SKETCH))
+
+    def _controlled(
+        self, maps: Tensor, network: Path, scale: float | dict[str, Any] = 1.0
+    ) -> Order:
+        image = independent.draw(self.others)
+        return Order(self._nothing, 4000, image=image, control=maps, network=network, scale=scale)
 
     def inpainted(self) -> Tensor:
         """Hide the right or left half of clean pictures; paint it anew by an image prompt."""

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL
@@ -89,18 +89,33 @@ def _fingerprint(encoder: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def latents(vae: AutoencoderKL, out: Path, size: int, n: int = SIZE) -> Tensor:
-    """Encode the pool: the posteriors' means, not yet scaled, `(n, 4, size / 8, size / 8)`."""
+#: Draws scenes as pixels of a size, `(n, 3, size, size)`, uint8.
+Draw: TypeAlias = Callable[[Scenes, int], Tensor]
+
+
+def latents(
+    vae: AutoencoderKL,
+    out: Path,
+    size: int,
+    n: int = SIZE,
+    *,
+    draw: Draw = drawing.draw,
+    name: str = "latents",
+) -> Tensor:
+    """Encode the pool: the posteriors' means, not yet scaled, `(n, 4, size / 8, size / 8)`.
+
+    What is drawn otherwise is kept under a name of its own.
+    """
     vae = vae.to(memory_format=torch.channels_last)
     targets = scenes(n)
 
     def encode(start: int, stop: int) -> Tensor:
-        pixels = to_model(drawing.draw(targets[start:stop], size))
+        pixels = to_model(draw(targets[start:stop], size))
         with autocast():
             mean: Tensor = vae.encode(pixels).latent_dist.mean
         return mean.float().contiguous()
 
-    return _each(n, encode, vae, out / "latents.pt")
+    return _each(n, encode, vae, out / f"{name}.pt")
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,23 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, T2IAdapter, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from training import architecture, clip, decoupled, layout, lcm, lora, vision
+from training import (
+    architecture,
+    clip,
+    controlnet,
+    decoupled,
+    layout,
+    lcm,
+    lora,
+    style,
+    t2i,
+    vision,
+)
 from training.adapter import Adapter
 from training.loop import write_checkpoint
 from training.lora import Lora
@@ -45,12 +56,15 @@ def restore(directory: Path, out: Path, again: tuple[str, ...] = ()) -> None:
         "clip": _towers(directory),
         "vision": vision.freeze_text(encoder),
         "unet": UNet2DConditionModel.from_pretrained(directory / "unet"),
-        "controlnet": ControlNetModel.from_pretrained(directory / layout.CONTROLNET),
+        controlnet.NAMES["outline"]: ControlNetModel.from_pretrained(directory / layout.CONTROLNET),
+        controlnet.NAMES["area"]: ControlNetModel.from_pretrained(directory / layout.AREA),
+        t2i.NAME: T2IAdapter.from_pretrained(directory / layout.SKETCH),
         base.name: base,
         plus.name: plus,
+        "lcm": _lora(directory, layout.FAST_LORA, lcm.RANK),
     }
-    if (directory / layout.FAST_LORA).exists():
-        stages["lcm"] = _lora(directory)
+    for look, path in layout.LOOKS.items():
+        stages[style.name(look)] = _lora(directory, path, style.RANK)
     for name, model in stages.items():
         if name in past:
             history = past[name] | {"minutes": 0.0} if name in again else past[name]
@@ -90,10 +104,10 @@ def _adapter(directory: Path, file: str, *, plus: bool) -> Adapter:
     return adapter
 
 
-def _lora(directory: Path) -> Lora:
+def _lora(directory: Path, path: Path, rank: int) -> Lora:
     unet = UNet2DConditionModel.from_pretrained(directory / "unet")
-    result = Lora(unet, lcm.RANK, lora.EVERYTHING)
-    weights = load_file(directory / layout.FAST_LORA)
+    result = Lora(unet, rank, lora.EVERYTHING)
+    weights = load_file(directory / path)
     with torch.no_grad():
         for name, weight in result.public_weights().items():
             weight.copy_(weights[name])

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from training import captions, drawing, independent, layout
+from training import captions, drawing, independent, judge, layout
 from training.independent import LINES, VARIANTS
 from training.painter import Order
 from training.paintings import Paintings
@@ -76,6 +76,7 @@ def draw_all(paintings: Paintings, docs: Path) -> None:
     )
     _image_by_text(paintings, docs / "sheet-image-text.png")
     _maps(paintings, docs / "sheet-control.png", n)
+    _loras(paintings, docs / "sheet-loras.png", n)
 
 
 def _maps(paintings: Paintings, path: Path, n: int) -> None:
@@ -84,8 +85,28 @@ def _maps(paintings: Paintings, path: Path, n: int) -> None:
         drawn = independent.outlines(paintings.mapped()[:n], line)
         rows += [(drawn * 255).to(torch.uint8), paintings.line(line)[:n]]
         labels += [line.name, "painted, no text"]
-    rows.append(paintings.line(LINES[0], style=True)[:n])
-    labels.append("the first maps, style only")
+    areas = independent.areas(paintings.mapped()[:n])[:, None].expand(-1, 3, -1, -1)
+    rows += [
+        paintings.line(LINES[0], style=True)[:n],
+        paintings.sketch()[:n],
+        255 * areas.to(torch.uint8),
+        paintings.area()[:n],
+    ]
+    labels += [
+        "the first maps, style only",
+        "the first maps, by the T2I-Adapter",
+        "areas",
+        "painted, no text",
+    ]
+    sheet(rows, labels, path)
+
+
+def _loras(paintings: Paintings, path: Path, n: int) -> None:
+    rows, labels = [independent.draw(paintings.others[:n])], ["image prompts"]
+    for look in judge.LOOKS:
+        painted = paintings.look(look)
+        rows += [painted["image prompt only"][:n], painted["text only"][:n]]
+        labels += [f"painted with the LoRA {look}", f"texts of sheet-text with the LoRA {look}"]
     sheet(rows, labels, path)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from training import drawing, judge, world
+from training import drawing, judge, layout, style, world
 
 
 def test_drawings_are_read_back_right() -> None:
@@ -43,3 +43,17 @@ def test_overlap_is_one_for_the_same_area_and_zero_for_none() -> None:
     left[:, :, :4] = True
     assert judge.overlap(left, left).item() == 1
     assert judge.overlap(left, ~left).item() == 0
+
+
+def test_each_look_is_seen_where_it_was_drawn_and_nowhere_else() -> None:
+    scenes = world.sample(40, torch.Generator().manual_seed(14))
+    drawn = {look: draw(scenes, 128) for look, draw in style.LOOKS.items()}
+    plain = drawing.draw(scenes, 128)
+    assert set(judge.LOOKS) == set(drawn) == set(layout.LOOKS)
+    for look, seen in judge.LOOKS.items():
+        assert seen(drawn[look]).float().mean() >= 0.85, look
+        others = [plain, *(pictures for other, pictures in drawn.items() if other != look)]
+        assert seen(torch.cat(others)).float().mean() <= 0.05, look
+        verdict = judge.judge(drawn[look])
+        right = (verdict.colour == scenes.colour) & (verdict.background == scenes.background)
+        assert right.float().mean() >= 0.9, look

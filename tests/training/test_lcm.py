@@ -1,6 +1,7 @@
 """The LoRA for few steps: its parts by the paper's formulas, its file, and that it learns."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor
 
-from training import adapter, architecture, captions, diffusion, layout, lcm, lora, pool
+from training import adapter, architecture, captions, diffusion, layout, lcm, lora, pool, t2i
 from training.adapter import Frozen
 from training.lora import Lora
 from training.painter import Order, Painter
@@ -137,9 +138,27 @@ def test_four_steps_without_guidance_paint_texts_and_image_prompts(
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     trained = Lora(architecture.unet(SHAPE), 4, lora.EVERYTHING)
     trained.save(folder / layout.FAST_LORA)
-    painter = Painter(folder, fast=True)
+    painter = Painter(folder, layout.FAST_LORA)
     image = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
     for order in (Order(["a star"] * 3, 0), Order(["a star"] * 3, 0, image=image)):
         painted = painter.paint(order)
         assert painted.shape == (3, 3, 64, 64)
         assert torch.equal(painted, painter.paint(order))
+
+
+# diffusers itself calls transformers' and torch's deprecated names.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("network", [layout.CONTROLNET, layout.SKETCH])
+def test_a_map_of_either_kind_of_network_changes_the_picture(
+    tiny_model: Path, tmp_path: Path, network: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    torch.manual_seed(0)
+    t2i.empty(SHAPE).save_pretrained(folder / layout.SKETCH)
+    painter = Painter(folder)
+    image = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    order = Order([""] * 2, 0, image=image)
+    plain = painter.paint(order)
+    white = replace(order, control=torch.ones(2, 3, 64, 64), network=network)
+    assert not torch.equal(painter.paint(white), plain)
+    assert torch.equal(painter.paint(order), plain)

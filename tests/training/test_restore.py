@@ -20,7 +20,7 @@ def test_what_is_restored_is_exported_as_it_was(tmp_path: Path) -> None:
     restore.restore(BUNDLED, tmp_path / "work")
     again = export.export(tmp_path / "work", tmp_path / "again")
     files = [path.relative_to(BUNDLED) for path in BUNDLED.rglob("*.safetensors")]
-    assert len(files) == 9
+    assert len(files) == 13
     for file in files:
         before, after = load_file(BUNDLED / file), load_file(again / file)
         assert before.keys() == after.keys()

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -18,14 +19,19 @@ from training import (
     decoupled,
     diffusion,
     drawing,
+    lora,
     pool,
+    style,
+    t2i,
     towers,
     unet,
     vae,
     vision,
     world,
 )
+from training.adapter import Frozen
 from training.loop import Budget, Loop
+from training.lora import Lora
 from training.pool import TextFeatures
 from training.towers import Towers, see, truth
 
@@ -204,42 +210,65 @@ def test_a_style_prompt_acts_in_the_style_block_alone() -> None:
     torch.manual_seed(0)
     frozen = architecture.unet(architecture.SHAPES)
     model = adapter.Adapter(frozen, architecture.SHAPES, plus=False)
-    style = torch.tensor([True, False] * (N // 2))
-    model.act_in_style_block(style)
     names = list(frozen.attn_processors)
-    everywhere = [
-        names[int(place)]
-        for place, attention in model.attentions.items()
-        if isinstance(attention.scale, float)
-    ]
-    assert everywhere
-    assert all(name.startswith("up_blocks.1.") for name in everywhere)
-    scales = [
-        a.scale.flatten() for a in model.attentions.values() if not isinstance(a.scale, float)
-    ]
-    assert len(scales) + len(everywhere) == len(model.attentions)
-    assert all(torch.equal(scale, (~style).float()) for scale in scales)
+    style_only, absent = torch.tensor([True, False, True]), torch.tensor([False, True, True])
+    for given, inside, elsewhere in (
+        ((style_only,), [1, 1, 1], [0, 1, 0]),
+        ((style_only, absent), [1, 0, 0], [0, 0, 0]),
+    ):
+        model.act_in_style_block(*given)
+        for place, attention in model.attentions.items():
+            expected = inside if names[int(place)].startswith("up_blocks.1.") else elsewhere
+            assert attention.scale.flatten().tolist() == expected
 
 
-def test_a_fresh_controlnet_changes_nothing_and_then_learns(
-    scenes: world.Scenes, text: TextFeatures, noised: diffusion.Noised
+@pytest.mark.parametrize("network", [controlnet, t2i])
+def test_a_network_for_maps_learns_while_the_unet_stays_frozen(
+    scenes: world.Scenes, text: TextFeatures, noised: diffusion.Noised, network: ModuleType
 ) -> None:
     torch.manual_seed(0)
     frozen = architecture.unet(TINY)
-    model = controlnet.empty(frozen)
+    model = controlnet.empty(frozen) if network is controlnet else t2i.empty(TINY)
     beside = adapter.Adapter(frozen, TINY, plus=False).requires_grad_(requires_grad=False)
     before = copy.deepcopy(frozen.state_dict())
     alone = unet.conditions(text, torch.arange(N), TINY.size)
     joined = beside.join(alone, torch.randn(N, TINY.projection, generator=generator()))
     outlines = drawing.outline(scenes, TINY.size).float() / 255
     conditioning = controlnet.Conditioning(alone, joined, outlines)
-    with torch.no_grad():
-        plain = joined.predict(frozen, noised)
-        assert torch.allclose(
-            controlnet.predict(model, frozen, noised, conditioning), plain, atol=1e-6
-        )
-    learns(model, lambda: noised.loss(controlnet.predict(model, frozen, noised, conditioning)))
+
+    def predicted() -> Tensor:
+        prediction: Tensor = network.predict(model, frozen, noised, conditioning)
+        return prediction
+
+    if network is controlnet:  # untrained it changes nothing
+        with torch.no_grad():
+            assert torch.allclose(predicted(), joined.predict(frozen, noised), atol=1e-6)
+    learns(model, lambda: noised.loss(predicted()))
     assert same(before, frozen)
+
+
+def test_a_look_trains_its_lora_alone(
+    tmp_path: Path, text: TextFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(architecture, "SHAPES", TINY)
+    model = architecture.unet(TINY)
+    frozen = Frozen(
+        unet=model,
+        latents=torch.randn(2000, 4, TINY.latent_size, TINY.latent_size, generator=generator()),
+        text=text,
+        images=torch.randn(len(pool.prompts()), TINY.projection, generator=generator()),
+        no_image=torch.zeros(TINY.projection),
+        words=nn.Identity(),
+    )
+    beside = adapter.Adapter(model, TINY, plus=False).requires_grad_(requires_grad=False)
+    updates = Lora(model, 2, lora.EVERYTHING)
+    before = {key: weight.clone() for key, weight in model.state_dict().items()}
+    style.train(Loop("lora", updates, Budget(0.02, 1e-2), tmp_path), frozen, beside, model)
+    after = model.state_dict()
+    changed = {key for key, weight in before.items() if not torch.equal(after[key], weight)}
+    assert changed
+    assert all(".lora_" in key for key in changed)
 
 
 def test_dropped_prompts_come_as_often_as_the_paper_says() -> None:

@@ -170,7 +170,9 @@ def test_every_seed_of_a_job_can_be_sent_again() -> None:
 
 
 def test_a_model_without_loras_or_controlnets_says_so() -> None:
-    entry = CATALOG.models["shapes"].model_copy(update={"controlnets": {}, "t2i_adapters": {}, "loras": {}})
+    entry = CATALOG.models["shapes"].model_copy(
+        update={"controlnets": {}, "t2i_adapters": {}, "loras": {}}
+    )
     bare = CATALOG.model_copy(update={"models": {"shapes": entry}})
     sent = parse_form(GenerateRequest, {"lora": "pencil"})
     with pytest.raises(InvalidField) as refused:
