@@ -1,6 +1,6 @@
 """A T2I-Adapter for outlines (arXiv 2302.08453), on the frozen UNet with the adapter beside it.
 
-A seventh of the ControlNet's size; it runs once a picture, not at every step, and sees neither text
+Half of the ControlNet's size; it runs once a picture, not at every step, and sees neither text
 nor noise. It learns from the same maps, texts and image prompts (`training.controlnet`). It needs
 stages 1 to 4 and leaves them as they are.
 """
