@@ -71,6 +71,8 @@ def form_schema(declaration: Declaration) -> dict[str, Any]:
                 text["pattern"] = r"^\d+(\.\d+)?(,\d+(\.\d+)?)*$"
             is_one = marker(field, OneOrMore) is not None
             described |= {"anyOf": [items, text]} if is_one else text
+            if "default" in described:
+                described["default"] = ",".join(map(str, described["default"]))
             for number, example in enumerate(described.get("examples", ())):
                 values = example if isinstance(example, list) else [example]
                 described["examples"][number] = ",".join(map(str, values))

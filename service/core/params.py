@@ -135,8 +135,8 @@ class GenerateRequest(StoredRecord):
         Files(kind=UploadKind.MASK, only_with="init_image"),
         Public(),
         Field(
-            description="Inpainting: what is white (or transparent, where the file has an alpha "
-            "channel) is repainted; the rest of init_image is kept."
+            description="Inpainting: what is white is repainted (or transparent, where any of it "
+            "is); the rest of init_image is kept."
         ),
     ] = ()
     mask_blur: Annotated[

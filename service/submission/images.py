@@ -34,6 +34,9 @@ MAX_SIDE: Final = 65_535
 MAX_KEPT_SCANS: Final = 20
 """A JPEG with more is written as PNG: its worker would pay for each of them, too."""
 
+HALF: Final = 128
+"""Alpha below which a pixel of a mask counts as transparent."""
+
 _DECODE_ERRORS: Final = (
     OSError,
     SyntaxError,
@@ -196,24 +199,30 @@ class _Look:
         """Whether Pillow's own conversion to RGB shows the same."""
         if self.transform or self.described or self.key or self.alpha_table:
             return False
-        return not _has_alpha(opened) or (
-            self.kind is not UploadKind.MASK and opened.getchannel("A").getextrema() == (255, 255)
-        )
+        return not _has_alpha(opened) or opened.getchannel("A").getextrema() == (255, 255)
 
     def rgb(self, opened: Image.Image) -> Image.Image:
         """The picture in RGB over the background of its kind, made strip by strip."""
         if opened.mode == "RGB" and self.is_plain(opened):
             opened.load()
             return opened
+        by_alpha = self.kind is UploadKind.MASK and self._has_clear_pixels(opened)
         image = Image.new("RGB", opened.size)
         for box in png.strips(opened.size):
-            image.paste(self._strip(opened, box), box)
+            image.paste(self._strip(opened, box, by_alpha=by_alpha), box)
         return image
 
-    def _strip(self, opened: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    def _has_clear_pixels(self, opened: Image.Image) -> bool:
+        """Whether any pixel is more than half transparent."""
+        alphas = (self._alpha(opened.crop(box), box) for box in png.strips(opened.size))
+        return any(alpha is not None and alpha.getextrema()[0] < HALF for alpha in alphas)
+
+    def _strip(
+        self, opened: Image.Image, box: tuple[int, int, int, int], *, by_alpha: bool
+    ) -> Image.Image:
         strip = opened.crop(box)
         alpha = self._alpha(strip, box)
-        if alpha is not None and self.kind is UploadKind.MASK:
+        if by_alpha and alpha is not None:
             return ImageChops.invert(alpha).convert("RGB")
         if strip.mode in ("1", "LA"):
             strip = strip.convert("L")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import openapi_spec_validator
 import pytest
 import schemathesis
 import yaml
@@ -18,6 +19,11 @@ CHECKED_IN = Path(__file__).parents[2] / "openapi" / "openapi.yaml"
 def test_the_checked_in_document_is_current() -> None:
     """`make openapi` writes it anew."""
     assert CHECKED_IN.read_text() == render(describe())
+
+
+def test_the_document_is_valid_and_so_are_its_defaults() -> None:
+    """The validator of the OpenAPI project; a default of another type than its field is found."""
+    openapi_spec_validator.validate(describe())
 
 
 def test_every_operation_tells_its_errors_with_examples() -> None:

@@ -1,5 +1,6 @@
 """Transparent pixels: over white in pictures, black in maps, white in masks."""
 
+import io
 import random
 import struct
 
@@ -174,3 +175,29 @@ def test_a_mask_is_white_where_its_file_is_transparent() -> None:
     assert seen.getpixel((6, 6)) == (255, 255, 255)
     opaque = corpus.saved(Image.new("L", (8, 8), 200), "PNG")
     assert pixel(opaque, UploadKind.MASK) == (200, 200, 200)
+
+
+def _painted(mode: str, **options: object) -> bytes:
+    """White on black, with transparency that no pixel uses."""
+    image = Image.new("L", (8, 8))
+    image.putpixel((2, 3), 255)
+    return corpus.saved(image.convert(mode), "PNG", **options)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _painted("RGBA"),
+        _painted("LA"),
+        _painted("L", transparency=77),
+        _painted("RGB", transparency=(1, 2, 3)),
+        _painted("P", transparency=b"\xff" * 256),
+        corpus.saved(Image.open(io.BytesIO(_painted("RGBA"))), "WEBP", lossless=True),
+    ],
+    ids=["RGBA", "LA", "grey key", "RGB key", "palette", "WebP"],
+)
+def test_a_mask_without_transparent_pixels_is_white_where_it_is_white(data: bytes) -> None:
+    """A canvas of a browser saves an alpha channel always: such a mask repainted nothing."""
+    seen = read(data, UploadKind.MASK)[1].convert("RGB")
+    assert near(seen.getpixel((2, 3)), (255, 255, 255), 1)
+    assert near(seen.getpixel((0, 0)), (0, 0, 0), 1)
