@@ -295,7 +295,7 @@ class Delivery:
 def _named(entry: str) -> dict[str, str]:
     """An entry in the log: `event` is the name of the line itself."""
     job_id, _, event = entry.partition(":")
-    return {"job_id": job_id, "told": event or "completed"}
+    return {"job_id": job_id, "webhook_event": event or "completed"}
 
 
 def _earlier(job_id: str, event: str) -> list[str]:
