@@ -42,7 +42,13 @@ BOOTSTRAP: Final = "bootstrap"
 ANONYMOUS: Final = "anonymous"
 """Owner of the jobs of callers without a key."""
 
+LAST_MOMENT: Final = 253_402_300_800
+"""The year 10000, in seconds since the epoch: later times have no date."""
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+Moment = Annotated[float, Field(ge=0, lt=LAST_MOMENT)]
 
 
 class Scope(StrEnum):
@@ -67,8 +73,8 @@ class ApiKey(BaseModel):
     requests_per_minute: Annotated[int, Field(gt=0)] | None = None
     max_jobs: Annotated[int, Field(gt=0)] | None = None
     """Jobs that may be queued or running at once."""
-    created_at: float
-    expires_at: float | None = None
+    created_at: Moment
+    expires_at: Moment | None = None
     webhook_secret: str
     """Signs this key's webhooks (Standard Webhooks: `whsec_` and base64)."""
 
@@ -77,7 +83,9 @@ class ApiKey(BaseModel):
     def _known_scopes(cls, scopes: Any) -> Any:
         """A right that this release does not know gives nothing."""
         known = set(Scope)
-        return [one for one in scopes if one in known] if isinstance(scopes, list) else scopes
+        if not isinstance(scopes, list):
+            return scopes
+        return [one for one in scopes if isinstance(one, str) and one in known]
 
     def is_valid(self, now: float) -> bool:
         """Whether the key has not expired."""
@@ -122,7 +130,7 @@ def key_id(key: str) -> str | None:
 
 def matches(key: str, record: ApiKey) -> bool:
     """Whether a record is that of `key`, compared in constant time."""
-    return hmac.compare_digest(digest(key), record.sha256)
+    return hmac.compare_digest(digest(key).encode(), record.sha256.encode())
 
 
 def bootstrap_record(key: str, *, now: float) -> ApiKey:
@@ -169,8 +177,14 @@ def _parse(text: bytes | str) -> ApiKey | None:
     """A record; `None` for a damaged one, which is no key."""
     try:
         return ApiKey.model_validate_json(text)
-    except ValidationError:
-        log.exception("the record of an API key is damaged")
+    except ValidationError as error:
+        # Neither pydantic's text nor its cause is logged: both quote the record, with its secret.
+        causes = error.errors(include_input=False, include_url=False, include_context=False)
+        log.error(  # noqa: TRY400
+            "the record of an API key is damaged",
+            fields=sorted({str(cause["loc"][0]) for cause in causes if cause["loc"]}),
+            causes=sorted({cause["type"] for cause in causes}),
+        )
         return None
 
 

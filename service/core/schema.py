@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from service.core.errors import FieldError, InvalidField, MalformedBody, reason
+from service.core.errors import FieldError, InvalidField, reason
 from service.core.upload_types import UploadKind
 
 
@@ -203,8 +203,6 @@ def _checked(read: Callable[[], BaseModel]) -> BaseModel:
     except ValidationError as error:
         wrong: dict[str, FieldError] = {}  # the first cause of each field is enough
         for cause in error.errors(include_url=False, include_input=False):
-            if not cause["loc"]:
-                raise MalformedBody("The body holds text that is not valid Unicode") from None
             field, *inner = cause["loc"]
             place = f" (number {inner[0] + 1})" if inner and isinstance(inner[0], int) else ""
             name = str(field)[:100]

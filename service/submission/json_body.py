@@ -15,13 +15,20 @@ from service.submission.form import LINK_PREFIXES, MAX_TEXT_BYTES, FieldReader, 
 
 MAX_REST_BYTES: Final = 8 * MAX_TEXT_BYTES
 """Of all that is no file."""
+MAX_STEPS: Final = 10_000
+"""Of the parser: a string takes three, a comma or a bracket one."""
+MAX_NESTING: Final = 64
+"""Of arrays and objects; no field has as many."""
 MAX_URI_HEAD_BYTES: Final = 256
 """Of a `data:` URI up to its comma (RFC 2397)."""
 
 _URI_HEAD: Final = re.compile(rb"data:[^,\"\\]*(?:\\/[^,\"\\]*)?;base64,")
-_INSIDE: Final = re.compile(rb"[\"\\]")
+_INSIDE: Final = re.compile(rb"(?:[^\"\\]++|\\.)*+", re.DOTALL)
+_STRING: Final = re.compile(rb"\"" + _INSIDE.pattern + rb"\"", re.DOTALL)
 _OUTSIDE: Final = re.compile(rb"[\"{}\[\]:,]")
 _MALFORMED: Final = "The body is not well-formed JSON"
+_NESTED: Final = f"The body has arrays or objects more than {MAX_NESTING} deep"
+_NOT_UNICODE: Final = "The body holds text that is not valid Unicode: half a surrogate pair"
 
 
 class JsonParser:
@@ -47,22 +54,21 @@ class JsonParser:
         self._is_key = True
         self._sink: FileSink | None = None
         self._digits = bytearray()
+        self._steps = 0
 
     def write(self, data: bytes) -> None:
         """Parse a piece. Raises `MalformedBody`, `TooLarge` or `InvalidField`."""
         self._unread += data
         while self._unread and self._state():
-            pass
+            self._steps += 1
+            if self._steps > MAX_STEPS:
+                raise MalformedBody("The body has far more values than there are fields")
         if len(self._rest) > MAX_REST_BYTES:
             raise TooLarge(what="The body without its files", limit=MAX_REST_BYTES)
 
     def finish(self) -> dict[str, Any]:
         """The values of a body that has ended, without its files. Raises as `write`."""
-        try:
-            text = (self._rest + self._unread).decode()
-            content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        except (ValueError, RecursionError):
-            raise MalformedBody(_MALFORMED) from None
+        content = parse_json_text(self._rest + self._unread)
         if not isinstance(content, dict):
             raise MalformedBody("The body must be one JSON object")
         if self._inside is not None:
@@ -129,11 +135,9 @@ class JsonParser:
         return True
 
     def _last_string(self) -> str:
-        found = re.match(rb'"(?:[^"\\]|\\.)*"', self._rest[self._string_at :], re.DOTALL)
-        try:
-            return str(json.loads(found[0])) if found else ""
-        except ValueError:
-            raise MalformedBody(_MALFORMED) from None
+        found = _STRING.match(self._rest[self._string_at :])
+        self._string_at = len(self._rest)  # each is a name once
+        return str(parse_json_text(found[0])) if found else ""
 
     def _beginning(self) -> bool:
         """At the first bytes of a string: decide whether it is a file."""
@@ -155,18 +159,12 @@ class JsonParser:
 
     def _text(self) -> bool:
         """Inside any other string: copy up to its end."""
-        found = _INSIDE.search(self._unread)
-        if found is None:
-            self._rest += self._take(len(self._unread))
+        found = _INSIDE.match(self._unread)  # an escape is copied whole
+        self._rest += self._take(found.end() if found else 0)
+        if not self._unread.startswith(b'"'):
             return False
-        if found[0] == b'"':
-            self._rest += self._take(found.end())
-            self._state = self._outside
-            return True
-        if len(self._unread) < found.end() + 1:
-            self._rest += self._take(found.start())
-            return False  # an escape is copied whole
-        self._rest += self._take(found.end() + 1)
+        self._rest += self._take(1)
+        self._state = self._outside
         return True
 
     def _file(self) -> bool:
@@ -199,9 +197,41 @@ class JsonParser:
         raise InvalidField.of(FieldError(self._key[:100], "is not valid base64"))
 
 
+def parse_json_text(data: bytes | bytearray) -> Any:
+    """The value of a JSON text. Raises `MalformedBody`, or `InvalidField` for a name sent twice.
+
+    Strings have whole characters only, so that what quotes or stores them can write them as UTF-8.
+    """
+    try:
+        text = data.decode()
+        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        if b"\\u" in data:
+            json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise MalformedBody(_NOT_UNICODE) from None
+    except RecursionError:
+        raise MalformedBody(_NESTED) from None
+    except ValueError:
+        raise MalformedBody(_MALFORMED) from None
+    if _is_deeper(content, MAX_NESTING):
+        raise MalformedBody(_NESTED)
+    return content
+
+
+def _is_deeper(content: Any, most: int) -> bool:
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(most + 1):
+        groups = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [one for group in groups for one in group if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
+        name.encode()
         if name in found:
             raise InvalidField.of(FieldError(name[:100], "was sent more than once"))
         found[name] = value
