@@ -20,7 +20,7 @@ from service.core.errors import FieldError, InvalidField, ServiceError
 from service.core.job import EventName, Job, StoredImage
 from service.core.param_types import StoredUpload
 from service.core.params import GenerateRequest
-from service.core.schema import Files, marked, values_of
+from service.core.schema import Files, marked, take_alias, values_of
 from service.core.storage import Storage
 from service.dependencies import (
     BaseUrl,
@@ -38,7 +38,7 @@ from service.jobs.event_stream import EventStreams
 from service.jobs.store import JobStore
 from service.problems import Problem
 from service.routes.answers import check_free_slot, succeeded_job, whole_picture
-from service.submission.form import Form
+from service.submission.form import Form, with_files
 from service.submission.submit import read_origin
 
 router = APIRouter(include_in_schema=False)
@@ -57,7 +57,7 @@ class ImagesRequest(GenerateRequest):
     image_url: Annotated[tuple[StoredUpload, ...], Files(at_most=8)] = ()
     mask: Annotated[tuple[StoredUpload, ...], Files()] = ()
     n: Annotated[int, Field(ge=1, le=4)] = 1
-    size: Annotated[str, Field(pattern=r"^(auto|\d{1,5}x\d{1,5})$")] = "auto"
+    size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] = "auto"
     num_inference_steps: Annotated[int, Field(ge=1, le=100)] | None = None
     response_format: Literal["b64_json", "url"] = "b64_json"
     stream: bool = False
@@ -76,23 +76,23 @@ def translate(form: Form, sent: BaseModel) -> Form:
     """The form of `POST /generate` that asks for the same. Raises `InvalidField`."""
     asked = {name: getattr(sent, name) for name in sent.model_fields_set}
     values = values_of(GenerateRequest, sent)
-    if "n" in asked:
-        values["num_images"] = asked["n"]
-    if asked.get("num_inference_steps") is not None:
-        values["steps"] = asked["num_inference_steps"]
+    take_alias(values, "num_images", "n", asked.get("n"))
+    take_alias(values, "steps", "num_inference_steps", asked.get("num_inference_steps"))
     if asked.get("stream") and asked.get("partial_images"):
         values.setdefault("preview_every", PREVIEW_STEPS)
     if asked.get("size", "auto") != "auto":
-        values["width"], values["height"] = map(int, asked["size"].split("x"))
+        for name, pixels in zip(("width", "height"), asked["size"].split("x"), strict=True):
+            take_alias(values, name, "size", int(pixels))
     files = dict(form.files)
-    if urls := files.pop("image_url", None):
-        files["image"] = [*files.get("image", ()), *urls]
+    files = with_files(files, "image", files.pop("image_url", ()))
     masks = files.pop("mask", None)
     if masks is not None:
         if "mask_image" not in marked(GenerateRequest, Files):
             raise InvalidField.of(FieldError("mask", "is not supported"))
         if "image" not in files:
             raise InvalidField.of(FieldError("mask", "can only be sent with image"))
+        if twice := {"init_image", "mask_image"} & files.keys():
+            raise InvalidField.of(FieldError("mask", f"cannot be sent with {min(twice)}"))
         files |= {"init_image": files["image"][:1], "mask_image": masks}
     return Form(GenerateRequest, values, is_json=True, files=files, size_bytes=form.size_bytes)
 

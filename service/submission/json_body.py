@@ -11,6 +11,7 @@ import secrets
 from typing import Any, Final
 
 from service.core.errors import FieldError, InvalidField, MalformedBody, TooLarge
+from service.core.schema import take_alias
 from service.submission.form import LINK_PREFIXES, MAX_TEXT_BYTES, FieldReader, FileSink
 
 MAX_REST_BYTES: Final = 8 * MAX_TEXT_BYTES
@@ -22,7 +23,11 @@ MAX_NESTING: Final = 64
 MAX_URI_HEAD_BYTES: Final = 256
 """Of a `data:` URI up to its comma (RFC 2397)."""
 
-_URI_HEAD: Final = re.compile(rb"data:[^,\"\\]*(?:\\/[^,\"\\]*)?;base64,")
+_URI_HEAD: Final = re.compile(rb"data:[^,\"\\]*(?:\\/[^,\"\\]*)?;base64,", re.IGNORECASE)
+_OTHER_URI: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+[;,]", re.IGNORECASE)
+_PICTURE_STARTS: Final = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8")
+_HEAD_DIGITS: Final = 32
+"""In base64, of what tells a picture from a text."""
 _INSIDE: Final = re.compile(rb"(?:[^\"\\]++|\\.)*+", re.DOTALL)
 _STRING: Final = re.compile(rb"\"" + _INSIDE.pattern + rb"\"", re.DOTALL)
 _OUTSIDE: Final = re.compile(rb"[\"{}\[\]:,]")
@@ -72,15 +77,21 @@ class JsonParser:
         if not isinstance(content, dict):
             raise MalformedBody("The body must be one JSON object")
         if self._inside is not None:
-            content = self._joined(content, content.pop(self._inside, None) or {})
+            inner = content.pop(self._inside, None)
+            content = self._joined(content, {} if inner is None else inner)
         values: dict[str, Any] = {}
         files: list[FileSink] = []
+        texts: list[tuple[str, str, Any]] = []
         for name, value in content.items():
             if not self._fields.is_file(name):
                 values[name] = value
+            elif text := self._text_of(name, value):
+                texts.append((text, name, value))
             elif value is not None:
                 listed = value if isinstance(value, list) else [value]
                 files += [self._file_of(name, one) for one in listed]
+        for text, name, value in texts:
+            take_alias(values, text, name, value)
         self._fields.files[:] = files
         return values
 
@@ -90,6 +101,16 @@ class JsonParser:
         if twice := sorted(outer.keys() & inner.keys()):
             raise InvalidField.of(FieldError(twice[0][:100], "was sent more than once"))
         return outer | inner
+
+    def _text_of(self, name: str, value: object) -> str | None:
+        """The parameter that is meant where a value is a text and no file."""
+        text = self._fields.text_of(name)
+        if text is None or value is None:
+            return None
+        if not isinstance(value, str) or _OTHER_URI.match(value):
+            message = f"must be a {text}, or a picture in base64"
+            raise InvalidField.of(FieldError(name, message))
+        return None if value.startswith(self._marker) else text
 
     def _file_of(self, name: str, value: object) -> FileSink:
         """The file behind a value, or the URL of one."""
@@ -146,16 +167,27 @@ class JsonParser:
             if not self._fields.is_file(self._key):
                 raise InvalidField.of(FieldError(self._key, "must not be a file"))
             self._take(head.end())
-            self._sink = self._fields.open_file(self._key)
-            self._rest += f"{self._marker}{len(self._fields.files) - 1}".encode()
-            self._state = self._file
+            self._open_file()
             return True
-        start = bytes(self._unread[:5])
+        start = bytes(self._unread[:5]).lower()
         may_be_head = start == b"data:"[: len(start)] and b"," not in self._unread
         if may_be_head and len(self._unread) < MAX_URI_HEAD_BYTES and b'"' not in self._unread:
             return False  # wait for more
         self._state = self._text
+        if not self._is_key and self._fields.text_of(self._key) is not None:
+            digits, ended, _ = bytes(self._unread[: 2 * _HEAD_DIGITS]).partition(b'"')
+            if not ended and len(digits) < 2 * _HEAD_DIGITS:
+                self._state = self._beginning
+                return False  # wait for more
+            if _begins_a_picture(digits):
+                self._open_file()
         return True
+
+    def _open_file(self) -> None:
+        """Decode what follows; a marker stands for it."""
+        self._sink = self._fields.open_file(self._key)
+        self._rest += f"{self._marker}{len(self._fields.files) - 1}".encode()
+        self._state = self._file
 
     def _text(self) -> bool:
         """Inside any other string: copy up to its end."""
@@ -195,6 +227,16 @@ class JsonParser:
 
     def _refuse(self) -> None:
         raise InvalidField.of(FieldError(self._key[:100], "is not valid base64"))
+
+
+def _begins_a_picture(digits: bytes) -> bool:
+    """Whether digits of base64 are the first ones of a picture."""
+    digits = digits.replace(b"\\/", b"/")[:_HEAD_DIGITS]
+    try:
+        head = binascii.a2b_base64(digits[: len(digits) // 4 * 4], strict_mode=True)
+    except binascii.Error:
+        return False
+    return head.startswith(_PICTURE_STARTS) or head[4:8] == b"ftyp"
 
 
 def parse_json_text(data: bytes | bytearray) -> Any:
