@@ -22,6 +22,7 @@ import structlog
 from anyio import fail_after
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from redis import Redis
+from redis.exceptions import RedisError
 
 from service.browser_access import BrowserAccess
 from service.core import redis_keys
@@ -31,6 +32,8 @@ from service.core.storage import ObjectMissing, Storage, StorageError
 
 CACHE_SECONDS: Final = 2.0
 """After this time at the latest, a revoked key is refused."""
+RECHECK_SECONDS: Final = 0.25
+"""The same for requests that wait, which are checked only so often."""
 MARK_CACHE_SECONDS: Final = 60.0
 """How long an absent mark is taken to be absent."""
 MARK_SECONDS: Final = 2.0
@@ -311,18 +314,30 @@ class Authenticator:
         """Whether a caller who was authenticated before still would be. Raises as above."""
         if caller.key is None:
             return self._anonymous is not None and await self._no_keys()
-        record = await self._read(caller.key.id)
+        record = await self._read(caller.key.id, RECHECK_SECONDS)
         return record is not None and record.is_valid(self._clock())
+
+    async def check(self, caller: Caller) -> None:
+        """Raise `Unauthorized` where a caller who was authenticated before no longer would be.
+
+        Nobody is refused because Redis or the storage does not respond.
+        """
+        try:
+            valid = await self.is_valid(caller)
+        except (RedisError, StorageError):
+            return
+        if not valid:
+            raise Unauthorized("The API key was revoked or has expired" if caller.key else None)
 
     async def _find(self, key: str) -> ApiKey | None:
         record_id = key_id(key)
         record = None if record_id is None else await self._read(record_id)
         return record if record is not None and matches(key, record) else None
 
-    async def _read(self, record_id: str) -> ApiKey | None:
+    async def _read(self, record_id: str, max_age: float = CACHE_SECONDS) -> ApiKey | None:
         now = self._clock()
         read_at, record = self._known.get(record_id, (0.0, None))
-        if record is None or now - read_at > CACHE_SECONDS:
+        if record is None or now - read_at > max_age:
             self._known.pop(record_id, None)
             text: Any = await self._redis.hget(redis_keys.API_KEYS, record_id)
             if text is None:

@@ -8,6 +8,7 @@ that the package huggingface_hub 2.4 sends.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -21,6 +22,7 @@ from service.core.schema import Files, take_alias, values_of
 from service.dependencies import (
     BaseUrl,
     MayGenerate,
+    UseAuthenticator,
     UseEventStreams,
     UseJobs,
     UseReceive,
@@ -83,6 +85,7 @@ async def infer(
     jobs: UseJobs,
     event_streams: UseEventStreams,
     storage: UseStorage,
+    authenticator: UseAuthenticator,
 ) -> Response:
     """Make one picture and respond with its bytes."""
     check_free_slot(event_streams, share(caller))
@@ -94,7 +97,12 @@ async def infer(
 
     submission = await submit(body(), read_origin(request.headers, base_url), requires_images=False)
     found = await succeeded_job(
-        event_streams, jobs, submission.job_id, owner=caller.owner, share=share(caller)
+        event_streams,
+        jobs,
+        submission.job_id,
+        owner=caller.owner,
+        share=share(caller),
+        check=partial(authenticator.check, caller),
     )
     image = found.job.images[0]
     headers = {

@@ -1,5 +1,6 @@
 """The job resource: get, list, cancel, delete, and its pictures."""
 
+from functools import partial
 from typing import Annotated
 
 from anyio import to_thread
@@ -125,7 +126,10 @@ async def get_job(request: Request, job_id: JobId) -> Response:
             return _is_awaited(record, job, known)
 
         owner = share_of(request, caller)
-        held = event_streams.wait_until(is_over, job_id, wait_seconds, owner=owner, after=after)
+        check = partial(services.authenticator.check, caller)
+        held = event_streams.wait_until(
+            is_over, job_id, wait_seconds, owner=owner, check=check, after=after
+        )
         waited = await unless_hung_up(request, held)
         if waited is not None:
             answered["Preference-Applied"] = f"wait={wait_seconds}"

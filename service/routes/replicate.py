@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -28,6 +28,7 @@ from service.dependencies import (
     MayGenerate,
     MayManage,
     MayRead,
+    UseAuthenticator,
     UseCatalog,
     UseEventStreams,
     UseJobs,
@@ -209,6 +210,7 @@ async def create_prediction(
     event_streams: UseEventStreams,
     catalog: UseCatalog,
     render: UseRender,
+    authenticator: UseAuthenticator,
 ) -> Response:
     """Queue a job; with `Prefer: wait`, respond when it has ended or the time is up."""
     place = request.path_params
@@ -227,7 +229,9 @@ async def create_prediction(
     origin = read_origin(request.headers, base_url, webhook_payload=PAYLOAD)
     submission = await submit(body(), origin, requires_images=False)
     if wait:
-        await event_streams.wait(submission.job_id, WAIT_SHARE * wait, owner=share(caller))
+        check = partial(authenticator.check, caller)
+        seconds = WAIT_SHARE * wait
+        await event_streams.wait(submission.job_id, seconds, owner=share(caller), check=check)
     prediction = await render(await stored_job(jobs, submission.job_id, caller.owner))
     if prediction["status"] == Status.PROCESSING:
         prediction["status"] = "starting"  # clients take every other status for the last one
