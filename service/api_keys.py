@@ -22,6 +22,7 @@ import structlog
 from anyio import fail_after
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from redis import Redis
+from redis.exceptions import RedisError
 
 from service.browser_access import BrowserAccess
 from service.core import redis_keys
@@ -31,6 +32,8 @@ from service.core.storage import ObjectMissing, Storage, StorageError
 
 CACHE_SECONDS: Final = 2.0
 """After this time at the latest, a revoked key is refused."""
+RECHECK_SECONDS: Final = 0.25
+"""The same for requests that wait, which are checked only so often."""
 MARK_CACHE_SECONDS: Final = 60.0
 """How long an absent mark is taken to be absent."""
 MARK_SECONDS: Final = 2.0
@@ -42,7 +45,13 @@ BOOTSTRAP: Final = "bootstrap"
 ANONYMOUS: Final = "anonymous"
 """Owner of the jobs of callers without a key."""
 
+LAST_MOMENT: Final = 253_402_300_800
+"""The year 10000, in seconds since the epoch: later times have no date."""
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+Moment = Annotated[float, Field(ge=0, lt=LAST_MOMENT)]
 
 
 class Scope(StrEnum):
@@ -67,8 +76,8 @@ class ApiKey(BaseModel):
     requests_per_minute: Annotated[int, Field(gt=0)] | None = None
     max_jobs: Annotated[int, Field(gt=0)] | None = None
     """Jobs that may be queued or running at once."""
-    created_at: float
-    expires_at: float | None = None
+    created_at: Moment
+    expires_at: Moment | None = None
     webhook_secret: str
     """Signs this key's webhooks (Standard Webhooks: `whsec_` and base64)."""
 
@@ -77,7 +86,9 @@ class ApiKey(BaseModel):
     def _known_scopes(cls, scopes: Any) -> Any:
         """A right that this release does not know gives nothing."""
         known = set(Scope)
-        return [one for one in scopes if one in known] if isinstance(scopes, list) else scopes
+        if not isinstance(scopes, list):
+            return scopes
+        return [one for one in scopes if isinstance(one, str) and one in known]
 
     def is_valid(self, now: float) -> bool:
         """Whether the key has not expired."""
@@ -122,7 +133,7 @@ def key_id(key: str) -> str | None:
 
 def matches(key: str, record: ApiKey) -> bool:
     """Whether a record is that of `key`, compared in constant time."""
-    return hmac.compare_digest(digest(key), record.sha256)
+    return hmac.compare_digest(digest(key).encode(), record.sha256.encode())
 
 
 def bootstrap_record(key: str, *, now: float) -> ApiKey:
@@ -169,8 +180,14 @@ def _parse(text: bytes | str) -> ApiKey | None:
     """A record; `None` for a damaged one, which is no key."""
     try:
         return ApiKey.model_validate_json(text)
-    except ValidationError:
-        log.exception("the record of an API key is damaged")
+    except ValidationError as error:
+        # Neither pydantic's text nor its cause is logged: both quote the record, with its secret.
+        causes = error.errors(include_input=False, include_url=False, include_context=False)
+        log.error(  # noqa: TRY400
+            "the record of an API key is damaged",
+            fields=sorted({str(cause["loc"][0]) for cause in causes if cause["loc"]}),
+            causes=sorted({cause["type"] for cause in causes}),
+        )
         return None
 
 
@@ -297,18 +314,30 @@ class Authenticator:
         """Whether a caller who was authenticated before still would be. Raises as above."""
         if caller.key is None:
             return self._anonymous is not None and await self._no_keys()
-        record = await self._read(caller.key.id)
+        record = await self._read(caller.key.id, RECHECK_SECONDS)
         return record is not None and record.is_valid(self._clock())
+
+    async def check(self, caller: Caller) -> None:
+        """Raise `Unauthorized` where a caller who was authenticated before no longer would be.
+
+        Nobody is refused because Redis or the storage does not respond.
+        """
+        try:
+            valid = await self.is_valid(caller)
+        except (RedisError, StorageError):
+            return
+        if not valid:
+            raise Unauthorized("The API key was revoked or has expired" if caller.key else None)
 
     async def _find(self, key: str) -> ApiKey | None:
         record_id = key_id(key)
         record = None if record_id is None else await self._read(record_id)
         return record if record is not None and matches(key, record) else None
 
-    async def _read(self, record_id: str) -> ApiKey | None:
+    async def _read(self, record_id: str, max_age: float = CACHE_SECONDS) -> ApiKey | None:
         now = self._clock()
         read_at, record = self._known.get(record_id, (0.0, None))
-        if record is None or now - read_at > CACHE_SECONDS:
+        if record is None or now - read_at > max_age:
             self._known.pop(record_id, None)
             text: Any = await self._redis.hget(redis_keys.API_KEYS, record_id)
             if text is None:

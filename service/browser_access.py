@@ -92,7 +92,7 @@ def _name(host: str) -> str:
 
 
 def _origin(url: str) -> str:
-    """The origin of a URL, as browsers write it."""
+    """The origin of a URL, as browsers write it; empty for what is no URL."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -102,4 +102,4 @@ def _origin(url: str) -> str:
 
 def _same(origin: str, host: str) -> bool:
     """Whether an origin is that of a host; its scheme may have been changed by a proxy."""
-    return urlsplit(origin).netloc.lower() == host.lower()
+    return _origin(origin).partition("://")[2] == host.lower()

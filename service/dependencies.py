@@ -6,7 +6,7 @@ A route declares what it uses by a parameter of one of the types at the end of t
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Annotated, Any, Protocol
 
@@ -42,9 +42,9 @@ from service.jobs.views import JobView, JobViews
 from service.limits import RateLimits
 from service.periodic import RedisMonitor, StorageProbe
 from service.signed_urls import SIGNATURE, SignedUrls
-from service.submission.body import BodyBudget, BodyLimits, read_body, read_bytes
+from service.submission.body import BodyBudget, BodyLimits, read_body
 from service.submission.file_store import FileStore
-from service.submission.form import MAX_TEXT_BYTES, Form
+from service.submission.form import Form
 from service.submission.idempotency import Idempotency
 from service.submission.links import Links
 from service.submission.submit import Origin, Submission, submit
@@ -299,12 +299,9 @@ class Receive(Protocol):
     """Receives the request's body, whole, with the fields of a declaration."""
 
     def __call__(
-        self, declaration: Declaration, *, inside: str | None = None
+        self, declaration: Declaration, *, inside: str | None = None, raw: str | None = None
     ) -> AbstractAsyncContextManager[Form]:
-        """`inside` names the object within a JSON body that has the fields."""
-
-
-ReceiveBytes = Callable[[], AbstractAsyncContextManager[bytes]]
+        """`inside` and `raw` as of `read_body`."""
 
 
 def _limits(settings: Settings) -> BodyLimits:
@@ -321,12 +318,14 @@ def receiving(request: Request, caller: Caller) -> Receive:
 
     @asynccontextmanager
     async def receive(
-        declaration: Declaration, *, inside: str | None = None
+        declaration: Declaration, *, inside: str | None = None, raw: str | None = None
     ) -> AsyncIterator[Form]:
         headers, share = request.headers, share_of(request, caller)
         with services.body_budget.count(share) as counted:
             body, limits = counted(request.stream()), _limits(services.settings)
-            with await read_body(declaration, headers, body, limits, inside=inside) as form:
+            with await read_body(
+                declaration, headers, body, limits, inside=inside, raw=raw
+            ) as form:
                 base_url = str(request.base_url)
                 await services.links.resolve(form, caller.owner, share=share, base_url=base_url)
                 services.metrics.uploaded_bytes.inc(form.size_bytes)
@@ -341,25 +340,6 @@ async def _receive(request: Request, caller: MayGenerate) -> Receive:
 
 UseReceive = Annotated[Receive, Depends(_receive)]
 """`receiving` for the request at hand."""
-
-
-async def _receive_bytes(request: Request, caller: MayGenerate) -> ReceiveBytes:
-    services: Services = request.state.services
-    limits = _limits(services.settings)
-    one_file = replace(limits, max_body_bytes=limits.max_file_bytes * 4 // 3 + MAX_TEXT_BYTES)
-
-    @asynccontextmanager
-    async def receive() -> AsyncIterator[bytes]:
-        with services.body_budget.count(share_of(request, caller)) as counted:
-            received = await read_bytes(request.headers, counted(request.stream()), one_file)
-            services.metrics.uploaded_bytes.inc(len(received))
-            yield received
-
-    return receive
-
-
-UseReceiveBytes = Annotated[ReceiveBytes, Depends(_receive_bytes)]
-"""Receives a body into memory that may have one file, perhaps in base64, and little besides."""
 
 
 class Submit(Protocol):

@@ -19,21 +19,21 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.connections import Connections, HttpLimits
+from service.core.settings import is_host
 from service.problems import (
     FRAMING_TOO_LARGE,
     HEAD_TOO_LARGE,
     MALFORMED,
     TOO_MANY_CONNECTIONS,
     TOO_SLOW,
+    UNKNOWN_CODING,
     WRONG_HOST,
     Refusal,
     RefusedError,
 )
-from service.public_url import HOST
 
 _END: Final = b"\r\n\r\n"
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
-_HOST: Final = re.compile(HOST.pattern.encode())
 _CHUNKED_SLICE_BYTES: Final = 2**14
 _PIPELINED_PAUSE_SECONDS: Final = 0.05
 """Before a request that was sent before the last one was answered, which few honest clients do."""
@@ -245,13 +245,15 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start the request. Raises `RefusedError`."""
         hosts = [value for name, value in self.headers if name == b"host"]
-        if hosts and (len(hosts) > 1 or not _HOST.fullmatch(hosts[0])):
+        if hosts and (len(hosts) > 1 or not is_host(hosts[0].decode("latin-1"))):
             raise RefusedError(WRONG_HOST)
         if not hosts and self.parser.get_http_version() == "1.1":
             raise RefusedError(WRONG_HOST)
         lengths = [int(value) for name, value in self.headers if name == b"content-length"]
-        chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
-        self._body_bytes_left = None if chunked else sum(lengths)
+        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings not in ([], [b"chunked"]):  # no other one is decoded (RFC 9112, 6.1)
+            raise RefusedError(UNKNOWN_CODING)
+        self._body_bytes_left = None if codings else sum(lengths)
         self._in_body = True
         self._last_bytes = b""
         self._body_bytes = self._framing_bytes = self._framing_bytes_since_data = 0

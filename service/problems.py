@@ -229,6 +229,9 @@ MALFORMED: Final = Refusal(HTTPStatus.BAD_REQUEST, "The request is not well-form
 WRONG_HOST: Final = Refusal(
     HTTPStatus.BAD_REQUEST, "The request must have exactly one well-formed Host header"
 )
+UNKNOWN_CODING: Final = Refusal(
+    HTTPStatus.NOT_IMPLEMENTED, "Of the transfer codings only chunked is supported"
+)
 HEAD_TOO_LARGE: Final = Refusal(
     HTTPStatus.BAD_REQUEST, "The request's headers are too long or too many"
 )

@@ -14,12 +14,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.core.settings import Settings
+from service.core.settings import Settings, is_host
 
-HOST: Final = re.compile(
-    r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?"
-)
-"""A host and a port (RFC 9110, section 7.2)."""
 _PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9._~-]{1,64}){1,8}")
 _PAIR: Final = re.compile(r'\s*([a-z]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;,"\s]*)\s*', re.IGNORECASE)
 _MAX_HOPS: Final = 32
@@ -66,7 +62,7 @@ class ProxyMiddleware:
         for hop in reversed(hops):
             if hop.scheme in ("http", "https"):
                 scope["scheme"] = hop.scheme
-            if hop.host is not None and HOST.fullmatch(hop.host):
+            if hop.host is not None and is_host(hop.host):
                 _set_host(scope, hop.host)
             address = None if hop.client is None else _address(hop.client)
             if address is None:
@@ -150,7 +146,7 @@ def _x_forwarded(headers: Headers) -> list[_Hop]:
 
     clients, schemes, hosts = values("for"), values("proto"), values("host")
     ports = values("port")
-    if len(hosts) == 1 and ports and ports[-1].isdigit() and not re.search(r":\d+$", hosts[0]):
+    if len(hosts) == 1 and ports and is_host(f"{hosts[0]}:{ports[-1]}"):
         scheme = (schemes or ["http"])[-1].lower()
         if ports[-1] != {"http": "80", "https": "443"}.get(scheme):
             hosts = [f"{hosts[0]}:{ports[-1]}"]

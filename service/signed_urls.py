@@ -84,7 +84,8 @@ class SignedUrls:
         if secret is None:
             secret = (await self._current(fresh=True)).get(secret_id)
         expected = "" if secret is None else _mac(secret, path, key_id, int(expires))
-        if not expected or not hmac.compare_digest(expected, given):
+        # As bytes: of texts it compares none but ASCII.
+        if not expected or not hmac.compare_digest(expected.encode(), given.encode()):
             raise Unauthorized("The signature of the URL is not valid; get a new URL from the job")
         return key_id
 

@@ -80,7 +80,9 @@ def create(
     max_jobs: Annotated[
         int | None, typer.Option(min=1, help="Limit of jobs queued or running at once.")
     ] = None,
-    days: Annotated[float | None, typer.Option(min=0, help="Days until it expires.")] = None,
+    days: Annotated[
+        float | None, typer.Option(min=0, max=36500, help="Days until it expires.")
+    ] = None,
     redis: RedisUrl = None,
 ) -> None:
     """Create a key and print it as JSON; it cannot be shown again.

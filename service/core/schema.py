@@ -5,6 +5,7 @@ A declaration is a pydantic model whose fields carry the markers below; the one 
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +23,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from service.core.errors import FieldError, InvalidField, MalformedBody, reason
+from service.core.errors import FieldError, InvalidField, reason
 from service.core.upload_types import UploadKind
 
 
@@ -43,6 +44,8 @@ class Files:
     kind: UploadKind = UploadKind.PICTURE
     only_with: str | None = None
     """Another upload, without which this one is refused."""
+    or_text: str | None = None
+    """A parameter that is meant where JSON has a text in the place of the file."""
     always_list: bool = True
     """False shows a single file without a list."""
 
@@ -101,6 +104,10 @@ def _unlisted(values: tuple[Any, ...]) -> Any:
 ONE_OR_MORE: Final = (OneOrMore(), BeforeValidator(_listed), PlainSerializer(_unlisted))
 """Annotates a tuple as `OneOrMore`."""
 
+_NUMBER: Final = re.compile(
+    r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?\s*", re.ASCII
+)
+
 Declaration = type[BaseModel]
 Marker = TypeVar("Marker", Public, Files, ModelDefault, Computed, OnlyWith, OnePerFile, OneOrMore)
 _FILLED_IN: Final = (ModelDefault, Computed, OnlyWith, OnePerFile)
@@ -152,6 +159,8 @@ def sent_model(declaration: Declaration, *, strict: bool = False) -> type[BaseMo
         kind: Any = Annotated[field.annotation, *constraints] if constraints else field.annotation
         if is_list(field):
             kind = Annotated[kind, BeforeValidator(_splitter(field))]
+        elif not strict and _has(field.annotation, int, float):
+            kind = Annotated[kind, PLAIN_NUMBER]
         absent = is_filled_in(field)
         described = Field(
             default=None if absent else field.default,
@@ -164,26 +173,32 @@ def sent_model(declaration: Declaration, *, strict: bool = False) -> type[BaseMo
 
 
 def _splitter(field: FieldInfo) -> Callable[[Any], Any]:
-    numbers = float in get_args(field.annotation) or any(
-        float in get_args(one) for one in get_args(field.annotation)
-    )
+    numbers = _has(field.annotation, int, float)
 
     def split(value: Any) -> Any:
         if isinstance(value, list):
             return tuple(value)
         if not isinstance(value, str):
             return value
-        pieces = tuple(piece.strip() for piece in value.split(","))
-        return tuple(map(_number, pieces)) if numbers else pieces
+        pieces = tuple(piece.strip(" \t\r\n") for piece in value.split(","))
+        return tuple(float(plain_number(piece)) for piece in pieces) if numbers else pieces
 
     return split
 
 
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _has(annotation: Any, *kinds: type) -> bool:
+    """Whether a type is one of these, or made of one."""
+    return annotation in kinds or any(_has(one, *kinds) for one in get_args(annotation))
+
+
+def plain_number(value: Any) -> Any:
+    """A number in a text as it is; Python would read other scripts' digits and `1_0`, too."""
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        raise ValueError("must be a number in decimal digits")
+    return value
+
+
+PLAIN_NUMBER: Final = BeforeValidator(plain_number)
 
 
 def parse_form(declaration: Declaration, texts: Mapping[str, str]) -> BaseModel:
@@ -203,8 +218,6 @@ def _checked(read: Callable[[], BaseModel]) -> BaseModel:
     except ValidationError as error:
         wrong: dict[str, FieldError] = {}  # the first cause of each field is enough
         for cause in error.errors(include_url=False, include_input=False):
-            if not cause["loc"]:
-                raise MalformedBody("The body holds text that is not valid Unicode") from None
             field, *inner = cause["loc"]
             place = f" (number {inner[0] + 1})" if inner and isinstance(inner[0], int) else ""
             name = str(field)[:100]
@@ -219,6 +232,15 @@ def values_of(declaration: Declaration, sent: BaseModel) -> dict[str, Any]:
         for name in parameters(declaration)
         if name in sent.model_fields_set and (value := getattr(sent, name)) is not None
     }
+
+
+def take_alias(values: dict[str, Any], name: str, alias: str, value: Any) -> None:
+    """Take what was sent as `alias` for `name`. Raises `InvalidField` where both differ."""
+    if value is None:
+        return
+    if values.get(name) not in (None, value):
+        raise InvalidField.of(FieldError(alias, f"differs from {name}; send one of them"))
+    values[name] = value
 
 
 def fill_in(

@@ -7,6 +7,7 @@ IMAGEPROMPT_SECRETS_DIR=/run/secrets the file `imageprompt_redis_url` sets `redi
 import base64
 import binascii
 import difflib
+import ipaddress
 import json
 import os
 import re
@@ -34,6 +35,24 @@ PREFIX: Final = "IMAGEPROMPT_"
 OTHER_VARIABLES: Final = ("IMAGEPROMPT_SECRETS_DIR", "IMAGEPROMPT_URL", "IMAGEPROMPT_KEY")
 """What starts so and is no setting: where secret files are, and the command line's own."""
 ROOT = Path(__file__).resolve().parents[2]
+
+
+_HOST: Final = re.compile(
+    r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]{1,255}|\[([0-9A-Fa-f:.]{2,45})\])(?::([0-9]{1,5}))?"
+)
+_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)*")
+_LAST_PORT: Final = 65535
+
+
+def is_host(text: str) -> bool:
+    """Whether a text is a host, perhaps with a port (RFC 9110, section 7.2)."""
+    found = _HOST.fullmatch(text)
+    if found is None or int(found[2] or 0) > _LAST_PORT:
+        return False
+    try:
+        return found[1] is None or bool(ipaddress.IPv6Address(found[1]))
+    except ValueError:
+        return False
 
 
 class Device(StrEnum):
@@ -242,8 +261,12 @@ class Settings(BaseSettings):
         if not url:
             return None
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise ValueError("must be an http or https URL with a host and without credentials")
+        if not is_host(parts.netloc):
+            raise ValueError("must have an ASCII host (xn-- for others), and a port up to 65535")
+        if not _PATH.fullmatch(parts.path):
+            raise ValueError("must have a path of ASCII letters, digits and signs")
         if parts.query or parts.fragment:
             raise ValueError("must have no query and no fragment")
         return url.rstrip("/")

@@ -22,6 +22,8 @@ from service.core.job import EventName, Status
 from service.limits import FairShare
 
 BLOCK_SECONDS: Final = 2.0
+HEARTBEAT_SECONDS: Final = 1.5
+"""With `service.api_keys.RECHECK_SECONDS`, a revoked key's waits end in less than two seconds."""
 WAIT_PAUSE_SECONDS: Final = 0.1
 """A request that waits for the end of a job does not read each of its steps by itself."""
 LEAST_SLOTS: Final = 2
@@ -30,6 +32,9 @@ FIRST: Final = "0-0"
 """Id before the first event of every stream."""
 _EVENTS_AT_ONCE: Final = 100
 _TERMINAL: Final = frozenset(status for status in Status if status.is_terminal)
+
+Check = Callable[[], Awaitable[None]]
+"""Raises `Unauthorized` once the client may not wait any longer."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -120,7 +125,7 @@ class EventStreams:
         while not self.stopping:
             try:
                 answer = await self._redis.xread(
-                    {key: last}, count=_EVENTS_AT_ONCE, block=int(BLOCK_SECONDS * 1000)
+                    {key: last}, count=_EVENTS_AT_ONCE, block=int(HEARTBEAT_SECONDS * 1000)
                 )
             except RedisError as error:
                 log.warning("event stream lost its Redis connection", cause=type(error).__name__)
@@ -138,16 +143,17 @@ class EventStreams:
                     return
             await asyncio.sleep(pause_seconds)
 
-    async def wait(self, job_id: str, seconds: float, *, owner: str) -> bool | None:
+    async def wait(self, job_id: str, seconds: float, *, owner: str, check: Check) -> bool | None:
         """Wait at most `seconds` for the end of the job; whether it came.
 
-        `None` where no subscriber slot is free, so that there was no wait.
+        `None` where no subscriber slot is free, so that there was no wait. Raises what `check`
+        does, which is asked at each event and heartbeat, and before the wait ends.
         """
 
         async def is_done(event: Event | None) -> bool:
             return event is not None and event.name == EventName.DONE
 
-        return await self.wait_until(is_done, job_id, seconds, owner=owner)
+        return await self.wait_until(is_done, job_id, seconds, owner=owner, check=check)
 
     async def wait_until(
         self,
@@ -156,6 +162,7 @@ class EventStreams:
         seconds: float,
         *,
         owner: str,
+        check: Check,
         after: str = FIRST,
     ) -> bool | None:
         """As `wait`, until `is_over` says so: at once, of an event after `after`, a heartbeat."""
@@ -168,10 +175,13 @@ class EventStreams:
                         return True
                     pause = WAIT_PAUSE_SECONDS
                     async for event in self.events(job_id, after, pause_seconds=pause):
+                        await check()
                         if await is_over(event):
                             return True
             except TimeoutError:
+                await check()
                 return False
+        await check()
         if self.stopping:
             return False
         await is_over(None)  # there are no more events: the caller looks a last time

@@ -16,7 +16,7 @@ from starlette.routing import request_response
 from service.core.errors import Busy, Gone, JobUnfinished, NoPictures, NotFound
 from service.core.job import Job, Status, StoredImage
 from service.core.storage import ObjectMissing, Storage
-from service.jobs.event_stream import EventStreams
+from service.jobs.event_stream import Check, EventStreams
 from service.jobs.store import FoundJob, JobStore
 from service.jobs.views import JobView
 
@@ -127,14 +127,20 @@ async def stored_job(jobs: JobStore, job_id: str, owner: str) -> FoundJob:
 
 
 async def succeeded_job(
-    event_streams: EventStreams, jobs: JobStore, job_id: str, *, owner: str, share: str
+    event_streams: EventStreams,
+    jobs: JobStore,
+    job_id: str,
+    *,
+    owner: str,
+    share: str,
+    check: Check,
 ) -> FoundJob:
-    """Wait until a job has pictures.
+    """Wait until a job has pictures, or `check` raises.
 
     Raises `NoPictures` where it ends without any, and `JobUnfinished` after `MAX_WAIT_SECONDS`.
     Neither response invites the client to send the request, which made a job, again.
     """
-    await event_streams.wait(job_id, MAX_WAIT_SECONDS, owner=share)
+    await event_streams.wait(job_id, MAX_WAIT_SECONDS, owner=share, check=check)
     found = await stored_job(jobs, job_id, owner)
     job = found.job
     once = {"X-Job-Id": job_id, "x-should-retry": "false"}

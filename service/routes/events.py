@@ -7,10 +7,9 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header
 from fastapi.responses import Response, StreamingResponse
-from redis.exceptions import RedisError
 
 from service.api_keys import Authenticator, Caller
-from service.core.errors import DependencyUnavailable, Gone, NotFound
+from service.core.errors import DependencyUnavailable, Gone, NotFound, Unauthorized
 from service.core.job import EventName
 from service.dependencies import (
     MayReadBySignature,
@@ -132,7 +131,9 @@ async def _texts(
         return
     sent_at, is_done = time.monotonic(), False
     async for event in subscription.event_streams.events(job_id, after):
-        if not await _may_go_on(subscription):
+        try:
+            await subscription.authenticator.check(subscription.caller)
+        except Unauthorized:
             return
         if event is not None:
             last, is_done = event.id, event.name == EventName.DONE
@@ -145,14 +146,6 @@ async def _texts(
         sent_at = time.monotonic()
     if is_done or not subscription.event_streams.stopping:
         yield await done(subscription, last)
-
-
-async def _may_go_on(subscription: Subscription) -> bool:
-    """Whether the client's API key is still valid; `True` while Redis is unavailable."""
-    try:
-        return await subscription.authenticator.is_valid(subscription.caller)
-    except RedisError:
-        return True
 
 
 async def _done(subscription: Subscription, event_id: str) -> str:

@@ -1,5 +1,6 @@
 """POST /generate: submits a request, and waits for its job where the client asks for that."""
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -102,7 +103,10 @@ async def generate(request: Request) -> Response:
         ended = None
         if waits:
             ended = await event_streams.wait(
-                submission.job_id, float(prefer.wait_seconds or 0), owner=share
+                submission.job_id,
+                float(prefer.wait_seconds or 0),
+                owner=share,
+                check=partial(services.authenticator.check, caller),
             )
         found = None if waits else submission.job
         found = found or await stored_job(jobs, submission.job_id, caller.owner)

@@ -1,5 +1,6 @@
 """The job resource: get, list, cancel, delete, and its pictures."""
 
+from functools import partial
 from typing import Annotated
 
 from anyio import to_thread
@@ -10,6 +11,7 @@ from service.api_keys import Scope
 from service.core.errors import NotFound
 from service.core.job import EventName, Status, StoredImage
 from service.core.param_types import MAX_CONTROL_MAPS, MAX_IMAGES_PER_JOB, OutputFormat
+from service.core.schema import PLAIN_NUMBER
 from service.core.storage import Storage
 from service.dependencies import (
     BaseUrl,
@@ -57,7 +59,7 @@ async def list_jobs(
     jobs: UseJobs,
     show: UseShow,
     base_url: BaseUrl,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=1, le=100), PLAIN_NUMBER] = 20,
     cursor: Annotated[str | None, Query(description="From `next` of the previous page.")] = None,
 ) -> JobPage:
     """Your jobs, newest first."""
@@ -124,7 +126,10 @@ async def get_job(request: Request, job_id: JobId) -> Response:
             return _is_awaited(record, job, known)
 
         owner = share_of(request, caller)
-        held = event_streams.wait_until(is_over, job_id, wait_seconds, owner=owner, after=after)
+        check = partial(services.authenticator.check, caller)
+        held = event_streams.wait_until(
+            is_over, job_id, wait_seconds, owner=owner, check=check, after=after
+        )
         waited = await unless_hung_up(request, held)
         if waited is not None:
             answered["Preference-Applied"] = f"wait={wait_seconds}"
@@ -220,7 +225,9 @@ async def get_image(
     jobs: UseJobs,
     storage: UseStorage,
     job_id: JobId,
-    number: Annotated[int, Path(ge=0, le=MAX_IMAGES_PER_JOB - 1, description="From 0.")],
+    number: Annotated[
+        int, Path(ge=0, le=MAX_IMAGES_PER_JOB - 1, description="From 0."), PLAIN_NUMBER
+    ],
     *,
     if_none_match: Annotated[str, Header(include_in_schema=False)] = "",
     redirect: Annotated[
@@ -256,7 +263,9 @@ async def get_map(
     jobs: UseJobs,
     storage: UseStorage,
     job_id: JobId,
-    number: Annotated[int, Path(ge=0, le=MAX_CONTROL_MAPS - 1, description="From 0.")],
+    number: Annotated[
+        int, Path(ge=0, le=MAX_CONTROL_MAPS - 1, description="From 0."), PLAIN_NUMBER
+    ],
     *,
     if_none_match: Annotated[str, Header(include_in_schema=False)] = "",
     redirect: Annotated[

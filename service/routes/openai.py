@@ -9,6 +9,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal
 
@@ -20,11 +21,12 @@ from service.core.errors import FieldError, InvalidField, ServiceError
 from service.core.job import EventName, Job, StoredImage
 from service.core.param_types import StoredUpload
 from service.core.params import GenerateRequest
-from service.core.schema import Files, marked, values_of
+from service.core.schema import Files, marked, take_alias, values_of
 from service.core.storage import Storage
 from service.dependencies import (
     BaseUrl,
     MayGenerate,
+    UseAuthenticator,
     UseCatalog,
     UseEventStreams,
     UseJobs,
@@ -34,11 +36,11 @@ from service.dependencies import (
     UseStorage,
     UseSubmit,
 )
-from service.jobs.event_stream import EventStreams
+from service.jobs.event_stream import Check, EventStreams
 from service.jobs.store import JobStore
 from service.problems import Problem
 from service.routes.answers import check_free_slot, succeeded_job, whole_picture
-from service.submission.form import Form
+from service.submission.form import Form, with_files
 from service.submission.submit import read_origin
 
 router = APIRouter(include_in_schema=False)
@@ -57,7 +59,7 @@ class ImagesRequest(GenerateRequest):
     image_url: Annotated[tuple[StoredUpload, ...], Files(at_most=8)] = ()
     mask: Annotated[tuple[StoredUpload, ...], Files()] = ()
     n: Annotated[int, Field(ge=1, le=4)] = 1
-    size: Annotated[str, Field(pattern=r"^(auto|\d{1,5}x\d{1,5})$")] = "auto"
+    size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] = "auto"
     num_inference_steps: Annotated[int, Field(ge=1, le=100)] | None = None
     response_format: Literal["b64_json", "url"] = "b64_json"
     stream: bool = False
@@ -76,23 +78,23 @@ def translate(form: Form, sent: BaseModel) -> Form:
     """The form of `POST /generate` that asks for the same. Raises `InvalidField`."""
     asked = {name: getattr(sent, name) for name in sent.model_fields_set}
     values = values_of(GenerateRequest, sent)
-    if "n" in asked:
-        values["num_images"] = asked["n"]
-    if asked.get("num_inference_steps") is not None:
-        values["steps"] = asked["num_inference_steps"]
+    take_alias(values, "num_images", "n", asked.get("n"))
+    take_alias(values, "steps", "num_inference_steps", asked.get("num_inference_steps"))
     if asked.get("stream") and asked.get("partial_images"):
         values.setdefault("preview_every", PREVIEW_STEPS)
     if asked.get("size", "auto") != "auto":
-        values["width"], values["height"] = map(int, asked["size"].split("x"))
+        for name, pixels in zip(("width", "height"), asked["size"].split("x"), strict=True):
+            take_alias(values, name, "size", int(pixels))
     files = dict(form.files)
-    if urls := files.pop("image_url", None):
-        files["image"] = [*files.get("image", ()), *urls]
+    files = with_files(files, "image", files.pop("image_url", ()))
     masks = files.pop("mask", None)
     if masks is not None:
         if "mask_image" not in marked(GenerateRequest, Files):
             raise InvalidField.of(FieldError("mask", "is not supported"))
         if "image" not in files:
             raise InvalidField.of(FieldError("mask", "can only be sent with image"))
+        if twice := {"init_image", "mask_image"} & files.keys():
+            raise InvalidField.of(FieldError("mask", f"cannot be sent with {min(twice)}"))
         files |= {"init_image": files["image"][:1], "mask_image": masks}
     return Form(GenerateRequest, values, is_json=True, files=files, size_bytes=form.size_bytes)
 
@@ -125,6 +127,7 @@ async def create_images(
     event_streams: UseEventStreams,
     storage: UseStorage,
     show: UseShow,
+    authenticator: UseAuthenticator,
 ) -> Response:
     """Make pictures of image prompts, of a text, or of both, and respond with them."""
     check_free_slot(event_streams, share(caller))
@@ -139,13 +142,16 @@ async def create_images(
     submission = await submit(body(), read_origin(request.headers, base_url), requires_images=False)
     headers = {**submission.headers, "X-Job-Id": submission.job_id}
     job_id, sent = submission.job_id, options[0]
+    check = partial(authenticator.check, caller)
     if sent.stream:
         kind = "image_edit" if request.url.path.endswith("edits") else "image_generation"
-        pictures = _Pictures(job_id, caller.owner, share(caller), event_streams, jobs, storage)
+        pictures = _Pictures(
+            job_id, caller.owner, share(caller), check, event_streams, jobs, storage
+        )
         events = pictures.stream(kind, partial_images=sent.partial_images)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
     found = await succeeded_job(
-        event_streams, jobs, job_id, owner=caller.owner, share=share(caller)
+        event_streams, jobs, job_id, owner=caller.owner, share=share(caller), check=check
     )
     if sent.response_format == "url":
         shown = await show(found)
@@ -191,6 +197,7 @@ class _Pictures:
         job_id: str,
         owner: str,
         share: str,
+        check: Check,
         event_streams: EventStreams,
         jobs: JobStore,
         storage: Storage,
@@ -198,6 +205,7 @@ class _Pictures:
         self._job_id = job_id
         self._owner = owner
         self._share = share
+        self._check = check
         self._event_streams = event_streams
         self._jobs = jobs
         self._storage = storage
@@ -205,22 +213,29 @@ class _Pictures:
     async def stream(self, kind: str, *, partial_images: int) -> AsyncIterator[str]:
         """Previews while the job runs, at most `partial_images`, then every finished picture."""
         job, drawn = (await self._jobs.get(self._job_id, self._owner)).job, 0
-        with self._event_streams.subscriber_slot(self._share, self._job_id) as has_slot:
-            async for event in self._event_streams.events(self._job_id):
-                if not has_slot:
-                    break  # as for a request that is not streamed, the next wait tells
-                if event is None:
-                    yield HEARTBEAT
-                elif event.name == EventName.PREVIEW and drawn < partial_images:
-                    picture = json.loads(event.data)["data"]
-                    yield _event(job, f"{kind}.partial_image", picture, partial_image_index=drawn)
-                    drawn += 1
         try:
+            with self._event_streams.subscriber_slot(self._share, self._job_id) as has_slot:
+                async for event in self._event_streams.events(self._job_id):
+                    if not has_slot:
+                        break  # as for a request that is not streamed, the next wait tells
+                    await self._check()
+                    if event is None:
+                        yield HEARTBEAT
+                    elif event.name == EventName.PREVIEW and drawn < partial_images:
+                        part = json.loads(event.data)["data"]
+                        yield _event(job, f"{kind}.partial_image", part, partial_image_index=drawn)
+                        drawn += 1
             found = await succeeded_job(
-                self._event_streams, self._jobs, self._job_id, owner=self._owner, share=self._share
+                self._event_streams,
+                self._jobs,
+                self._job_id,
+                owner=self._owner,
+                share=self._share,
+                check=self._check,
             )
         except ServiceError as error:
-            content = {"error": _error(error.detail, "server_error", error.code)}
+            kind_of_error = _TYPES.get(error.status, "server_error")
+            content = {"error": _error(error.detail, kind_of_error, error.code)}
             yield f"event: error\ndata: {json.dumps(content)}\n\n"
             return
         for image in found.job.images:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -21,13 +21,14 @@ from service.core.errors import FieldError, Gone, InvalidField, NotFound
 from service.core.job import EventName, Job, Status
 from service.core.param_types import HttpsUrl, StoredUpload
 from service.core.params import GenerateRequest
-from service.core.schema import Files, sent_model, values_of
+from service.core.schema import PLAIN_NUMBER, Files, sent_model, take_alias, values_of
 from service.core.storage import Storage, StorageError
 from service.dependencies import (
     BaseUrl,
     MayGenerate,
     MayManage,
     MayRead,
+    UseAuthenticator,
     UseCatalog,
     UseEventStreams,
     UseJobs,
@@ -47,7 +48,7 @@ from service.routes.answers import stored_job, whole_picture
 from service.routes.events import Subscription, stream, subscribe
 from service.routes.jobs import JobId, end_job
 from service.signed_urls import Signer
-from service.submission.form import Form
+from service.submission.form import Form, with_files
 from service.submission.preferences import read_prefer
 from service.submission.submit import read_origin
 
@@ -81,24 +82,25 @@ class PredictionRequest(GenerateRequest):
 
 def translate(form: Form, sent: Any, model: str) -> Form:
     """The form of `POST /generate` that asks for the same."""
-    values = values_of(GenerateRequest, sent) | {"model": model}
-    renamed = {"num_images": sent.num_outputs, "steps": sent.num_inference_steps}
-    values |= {name: value for name, value in renamed.items() if value is not None}
-    if webhook := sent.webhook or sent.webhook_completed:
-        if set(sent.webhook_events_filter) == {"logs"}:
-            message = "must have an event beside 'logs', of which no webhook is sent"
-            raise InvalidField.of(FieldError("webhook_events_filter", message))
-        values["webhook_url"] = webhook
+    values = values_of(GenerateRequest, sent)
+    take_alias(values, "model", "version", model)
+    take_alias(values, "num_images", "num_outputs", sent.num_outputs)
+    take_alias(values, "steps", "num_inference_steps", sent.num_inference_steps)
+    take_alias(values, "webhook_url", "webhook", sent.webhook)
+    take_alias(values, "webhook_url", "webhook_completed", sent.webhook_completed)
+    events = sent.webhook_events_filter
+    if "webhook_url" in values and set(events) == {"logs"}:
+        message = "must have an event beside 'logs', of which no webhook is sent"
+        raise InvalidField.of(FieldError("webhook_events_filter", message))
     files = dict(form.files)
-    if urls := files.pop("image_url", None):
-        files["image"] = [*files.get("image", ()), *urls]
+    files = with_files(files, "image", files.pop("image_url", ()))
     return Form(
         GenerateRequest,
         values,
         is_json=True,
         files=files,
         size_bytes=form.size_bytes,
-        webhook_events=sent.webhook_events_filter,
+        webhook_events=events,
     )
 
 
@@ -215,6 +217,7 @@ async def create_prediction(
     event_streams: UseEventStreams,
     catalog: UseCatalog,
     render: UseRender,
+    authenticator: UseAuthenticator,
 ) -> Response:
     """Queue a job; with `Prefer: wait`, respond when it has ended or the time is up."""
     place = request.path_params
@@ -224,13 +227,18 @@ async def create_prediction(
     async def body() -> AsyncIterator[Form]:
         async with receive(PredictionRequest, inside="input") as form:
             sent: Any = form.parse()
-            yield translate(form, sent, model or _model_of(catalog, sent.version))
+            named = model if sent.version is None else _model_of(catalog, sent.version)
+            if model not in (None, named):
+                raise InvalidField.of(FieldError("version", f"is not one of {model}"))
+            yield translate(form, sent, named or _model_of(catalog, None))
 
     wait = read_prefer(request.headers.getlist("prefer")).wait_seconds
     origin = read_origin(request.headers, base_url, webhook_payload=PAYLOAD)
     submission = await submit(body(), origin, requires_images=False)
     if wait:
-        await event_streams.wait(submission.job_id, WAIT_SHARE * wait, owner=share(caller))
+        check = partial(authenticator.check, caller)
+        seconds = WAIT_SHARE * wait
+        await event_streams.wait(submission.job_id, seconds, owner=share(caller), check=check)
     prediction = await render(await stored_job(jobs, submission.job_id, caller.owner))
     if prediction["status"] == Status.PROCESSING:
         prediction["status"] = "starting"  # clients take every other status for the last one
@@ -243,7 +251,7 @@ async def list_predictions(
     jobs: UseJobs,
     render: UseRender,
     base_url: BaseUrl,
-    limit: Annotated[int, Query(ge=1, le=100)] = 100,
+    limit: Annotated[int, Query(ge=1, le=100), PLAIN_NUMBER] = 100,
     cursor: Annotated[str | None, Query()] = None,
 ) -> dict[str, Any]:
     """Your predictions, newest first; pictures are URLs here."""

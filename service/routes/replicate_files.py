@@ -8,12 +8,13 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from service.core.errors import FieldError, InvalidField, NotFound
+from service.core.errors import FieldError, InvalidField, MalformedBody, NotFound
 from service.core.param_types import StoredUpload
 from service.core.schema import Files
 from service.dependencies import BaseUrl, MayGenerate, UseFileStore, UseReceive, UseShare
 from service.routes.replicate import page_of
 from service.submission.file_store import FileRecord
+from service.submission.json_body import parse_json_text
 
 router = APIRouter(include_in_schema=False)
 
@@ -45,12 +46,19 @@ async def create_file(
 
 
 def _metadata(text: str) -> dict[str, Any]:
+    """The object that a text is. Raises `InvalidField`."""
     try:
-        metadata = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        metadata = parse_json_text((text or "{}").encode())
+        json.dumps(metadata, allow_nan=False)  # 1e999 is infinite
+    except (MalformedBody, InvalidField, ValueError):
         metadata = None
     if not isinstance(metadata, dict):
-        raise InvalidField.of(FieldError("metadata", "must be a JSON object"))
+        raise InvalidField.of(
+            FieldError(
+                "metadata",
+                "must be a JSON object of Unicode text and finite numbers, each name once",
+            )
+        )
     return metadata
 
 

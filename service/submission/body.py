@@ -10,14 +10,15 @@ from typing import Final
 from anyio import to_thread
 from python_multipart.multipart import parse_options_header
 
-from service.core.errors import Busy, MalformedBody, TooLarge
+from service.core.errors import Busy, MalformedBody, TooLarge, UnsupportedMedia
 from service.core.schema import Declaration
-from service.submission.form import FieldReader, Form, FormParser
+from service.submission.form import FieldReader, FileParser, Form, FormParser
 from service.submission.json_body import JsonParser
 
 BUSY_SECONDS: Final = 5
 """After so long a refused body may be sent again."""
 
+Parser = FormParser | JsonParser | FileParser
 Counted = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
 """A stream of chunks that are counted as they pass."""
 
@@ -82,28 +83,36 @@ async def read_body(
     limits: BodyLimits,
     *,
     inside: str | None = None,
+    raw: str | None = None,
 ) -> Form:
     """Read a body of multipart/form-data or JSON with the fields of `declaration`.
 
     `inside` names the object within a JSON body that has the fields, beside others that it has
-    itself.
+    itself; `raw` the upload that a body is which is not JSON.
 
     Raises `MalformedBody` (of another type, incomplete, too slow), `TooLarge`, `Busy` where no
-    file can be written, or `InvalidField` for a field that is unknown, is sent too often or is
-    not UTF-8.
+    file can be written, `UnsupportedMedia` for a body that is coded, or `InvalidField` for a field
+    that is unknown, is sent too often or is not UTF-8.
     """
     content_type = headers.get("content-type", "")
     _check_length(headers, limits)
+    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnsupportedMedia(
+            "A body with a Content-Encoding is not decoded; send it without",
+            headers={"Accept-Encoding": "identity"},
+        )
     fields = FieldReader(declaration, limits.max_file_bytes)
     kind, _ = parse_options_header(content_type)
-    parser: FormParser | JsonParser
-    if kind == b"multipart/form-data":
-        parser = FormParser(content_type, fields)
-    elif kind == b"application/json":
+    parser: Parser
+    if kind == b"application/json":
         parser = JsonParser(fields, inside=inside)
+    elif raw is not None:
+        parser = FileParser(fields, raw)
+    elif kind == b"multipart/form-data":
+        parser = FormParser(content_type, fields)
     else:
         raise MalformedBody
-    form = Form(declaration, is_json=isinstance(parser, JsonParser))
+    form = Form(declaration, is_json=not isinstance(parser, FormParser))
     with ExitStack() as undo:
         undo.push(form.__exit__)
         undo.callback(fields.close)
@@ -111,7 +120,8 @@ async def read_body(
             async with asyncio.timeout(limits.timeout_seconds):
                 await _receive(form, parser, fields, body, limits.max_body_bytes)
         except TimeoutError:
-            raise _too_slow(limits) from None
+            seconds = limits.timeout_seconds
+            raise MalformedBody(f"The body was not received within {seconds:g} seconds") from None
         except OSError:  # of a temporary file
             raise Busy(
                 "There is no disk space for more uploads", retry_after_seconds=BUSY_SECONDS
@@ -127,13 +137,9 @@ def _check_length(headers: Mapping[str, str], limits: BodyLimits) -> None:
         raise TooLarge(what="The body", limit=limits.max_body_bytes)
 
 
-def _too_slow(limits: BodyLimits) -> MalformedBody:
-    return MalformedBody(f"The body was not received within {limits.timeout_seconds:g} seconds")
-
-
 async def _receive(
     form: Form,
-    parser: FormParser | JsonParser,
+    parser: Parser,
     fields: FieldReader,
     body: AsyncIterator[bytes],
     max_body_bytes: int,
@@ -151,20 +157,3 @@ async def _receive(
     form.values = parser.finish()
     for file in fields.files:
         form.files.setdefault(file.name, []).append(await file.finish(form))
-
-
-async def read_bytes(
-    headers: Mapping[str, str], body: AsyncIterator[bytes], limits: BodyLimits
-) -> bytes:
-    """Read a body into memory. Raises `TooLarge` or `MalformedBody` (too slow)."""
-    received = bytearray()
-    _check_length(headers, limits)
-    try:
-        async with asyncio.timeout(limits.timeout_seconds):
-            async for chunk in body:
-                received += chunk
-                if len(received) > limits.max_body_bytes:
-                    raise TooLarge(what="The body", limit=limits.max_body_bytes)
-    except TimeoutError:
-        raise _too_slow(limits) from None
-    return bytes(received)

@@ -6,6 +6,7 @@ refused before the rest has been received.
 
 import hashlib
 import io
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
@@ -17,6 +18,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.core.errors import FieldError, InvalidField, MalformedBody, TooLarge
+from service.core.params import GenerateRequest
 from service.core.schema import Declaration, Files, marked, parameters, parse_form, parse_json
 
 if TYPE_CHECKING:
@@ -82,6 +84,18 @@ class Form:
         return parse_form(
             self.declaration, {name: value for name, value in self.values.items() if value != ""}
         )
+
+
+def with_files(
+    files: Mapping[str, list[Upload]], name: str, more: Sequence[Upload]
+) -> dict[str, list[Upload]]:
+    """The files of `POST /generate` with more of one upload. Raises `InvalidField`."""
+    if not more:
+        return dict(files)
+    most, together = marked(GenerateRequest, Files)[name].at_most, [*files.get(name, ()), *more]
+    if len(together) > most:
+        raise InvalidField.of(FieldError(name, f"at most {most} may be sent"))
+    return {**files, name: together}
 
 
 class FileSink:
@@ -167,6 +181,10 @@ class FieldReader:
             raise InvalidField.of(FieldError(name[:100], "unknown field"))
         return name in self._limits
 
+    def text_of(self, name: str) -> str | None:
+        """The parameter that a text in the place of an upload stands for."""
+        return self._limits[name].or_text if name in self._limits else None
+
     def open_file(self, name: str) -> FileSink:
         """Begin one more file of an upload. Raises `InvalidField` where that is one too many."""
         most = self._limits[name].at_most
@@ -179,6 +197,21 @@ class FieldReader:
         """Release all files of a body that was refused."""
         for file in self.files:
             file.close()
+
+
+class FileParser:
+    """Takes a whole body for one file of a `FieldReader`."""
+
+    def __init__(self, fields: FieldReader, name: str) -> None:
+        self._file = fields.open_file(name)
+
+    def write(self, data: bytes) -> None:
+        """Take a piece. Raises `TooLarge`."""
+        self._file.write(data)
+
+    def finish(self) -> dict[str, Any]:
+        """The values, of which there are none."""
+        return {}
 
 
 class FormParser:

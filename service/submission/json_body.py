@@ -11,17 +11,29 @@ import secrets
 from typing import Any, Final
 
 from service.core.errors import FieldError, InvalidField, MalformedBody, TooLarge
+from service.core.schema import take_alias
 from service.submission.form import LINK_PREFIXES, MAX_TEXT_BYTES, FieldReader, FileSink
 
 MAX_REST_BYTES: Final = 8 * MAX_TEXT_BYTES
 """Of all that is no file."""
+MAX_STEPS: Final = 10_000
+"""Of the parser: a string takes three, a comma or a bracket one."""
+MAX_NESTING: Final = 64
+"""Of arrays and objects; no field has as many."""
 MAX_URI_HEAD_BYTES: Final = 256
 """Of a `data:` URI up to its comma (RFC 2397)."""
 
-_URI_HEAD: Final = re.compile(rb"data:[^,\"\\]*(?:\\/[^,\"\\]*)?;base64,")
-_INSIDE: Final = re.compile(rb"[\"\\]")
+_URI_HEAD: Final = re.compile(rb"data:[^,\"\\]*(?:\\/[^,\"\\]*)?;base64,", re.IGNORECASE)
+_OTHER_URI: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+[;,]", re.IGNORECASE)
+_PICTURE_STARTS: Final = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8")
+_HEAD_DIGITS: Final = 32
+"""In base64, of what tells a picture from a text."""
+_INSIDE: Final = re.compile(rb"(?:[^\"\\]++|\\.)*+", re.DOTALL)
+_STRING: Final = re.compile(rb"\"" + _INSIDE.pattern + rb"\"", re.DOTALL)
 _OUTSIDE: Final = re.compile(rb"[\"{}\[\]:,]")
 _MALFORMED: Final = "The body is not well-formed JSON"
+_NESTED: Final = f"The body has arrays or objects more than {MAX_NESTING} deep"
+_NOT_UNICODE: Final = "The body holds text that is not valid Unicode: half a surrogate pair"
 
 
 class JsonParser:
@@ -47,34 +59,39 @@ class JsonParser:
         self._is_key = True
         self._sink: FileSink | None = None
         self._digits = bytearray()
+        self._steps = 0
 
     def write(self, data: bytes) -> None:
         """Parse a piece. Raises `MalformedBody`, `TooLarge` or `InvalidField`."""
         self._unread += data
         while self._unread and self._state():
-            pass
+            self._steps += 1
+            if self._steps > MAX_STEPS:
+                raise MalformedBody("The body has far more values than there are fields")
         if len(self._rest) > MAX_REST_BYTES:
             raise TooLarge(what="The body without its files", limit=MAX_REST_BYTES)
 
     def finish(self) -> dict[str, Any]:
         """The values of a body that has ended, without its files. Raises as `write`."""
-        try:
-            text = (self._rest + self._unread).decode()
-            content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        except (ValueError, RecursionError):
-            raise MalformedBody(_MALFORMED) from None
+        content = parse_json_text(self._rest + self._unread)
         if not isinstance(content, dict):
             raise MalformedBody("The body must be one JSON object")
         if self._inside is not None:
-            content = self._joined(content, content.pop(self._inside, None) or {})
+            inner = content.pop(self._inside, None)
+            content = self._joined(content, {} if inner is None else inner)
         values: dict[str, Any] = {}
         files: list[FileSink] = []
+        texts: list[tuple[str, str, Any]] = []
         for name, value in content.items():
             if not self._fields.is_file(name):
                 values[name] = value
+            elif text := self._text_of(name, value):
+                texts.append((text, name, value))
             elif value is not None:
                 listed = value if isinstance(value, list) else [value]
                 files += [self._file_of(name, one) for one in listed]
+        for text, name, value in texts:
+            take_alias(values, text, name, value)
         self._fields.files[:] = files
         return values
 
@@ -84,6 +101,16 @@ class JsonParser:
         if twice := sorted(outer.keys() & inner.keys()):
             raise InvalidField.of(FieldError(twice[0][:100], "was sent more than once"))
         return outer | inner
+
+    def _text_of(self, name: str, value: object) -> str | None:
+        """The parameter that is meant where a value is a text and no file."""
+        text = self._fields.text_of(name)
+        if text is None or value is None:
+            return None
+        if not isinstance(value, str) or _OTHER_URI.match(value):
+            message = f"must be a {text}, or a picture in base64"
+            raise InvalidField.of(FieldError(name, message))
+        return None if value.startswith(self._marker) else text
 
     def _file_of(self, name: str, value: object) -> FileSink:
         """The file behind a value, or the URL of one."""
@@ -129,11 +156,9 @@ class JsonParser:
         return True
 
     def _last_string(self) -> str:
-        found = re.match(rb'"(?:[^"\\]|\\.)*"', self._rest[self._string_at :], re.DOTALL)
-        try:
-            return str(json.loads(found[0])) if found else ""
-        except ValueError:
-            raise MalformedBody(_MALFORMED) from None
+        found = _STRING.match(self._rest[self._string_at :])
+        self._string_at = len(self._rest)  # each is a name once
+        return str(parse_json_text(found[0])) if found else ""
 
     def _beginning(self) -> bool:
         """At the first bytes of a string: decide whether it is a file."""
@@ -142,31 +167,36 @@ class JsonParser:
             if not self._fields.is_file(self._key):
                 raise InvalidField.of(FieldError(self._key, "must not be a file"))
             self._take(head.end())
-            self._sink = self._fields.open_file(self._key)
-            self._rest += f"{self._marker}{len(self._fields.files) - 1}".encode()
-            self._state = self._file
+            self._open_file()
             return True
-        start = bytes(self._unread[:5])
+        start = bytes(self._unread[:5]).lower()
         may_be_head = start == b"data:"[: len(start)] and b"," not in self._unread
         if may_be_head and len(self._unread) < MAX_URI_HEAD_BYTES and b'"' not in self._unread:
             return False  # wait for more
         self._state = self._text
+        if not self._is_key and self._fields.text_of(self._key) is not None:
+            digits, ended, _ = bytes(self._unread[: 2 * _HEAD_DIGITS]).partition(b'"')
+            if not ended and len(digits) < 2 * _HEAD_DIGITS:
+                self._state = self._beginning
+                return False  # wait for more
+            if _begins_a_picture(digits):
+                self._open_file()
         return True
+
+    def _open_file(self) -> None:
+        """Decode what follows; a marker stands for it."""
+        self._sink = self._fields.open_file(self._key)
+        self._rest += f"{self._marker}{len(self._fields.files) - 1}".encode()
+        self._state = self._file
 
     def _text(self) -> bool:
         """Inside any other string: copy up to its end."""
-        found = _INSIDE.search(self._unread)
-        if found is None:
-            self._rest += self._take(len(self._unread))
+        found = _INSIDE.match(self._unread)  # an escape is copied whole
+        self._rest += self._take(found.end() if found else 0)
+        if not self._unread.startswith(b'"'):
             return False
-        if found[0] == b'"':
-            self._rest += self._take(found.end())
-            self._state = self._outside
-            return True
-        if len(self._unread) < found.end() + 1:
-            self._rest += self._take(found.start())
-            return False  # an escape is copied whole
-        self._rest += self._take(found.end() + 1)
+        self._rest += self._take(1)
+        self._state = self._outside
         return True
 
     def _file(self) -> bool:
@@ -199,9 +229,51 @@ class JsonParser:
         raise InvalidField.of(FieldError(self._key[:100], "is not valid base64"))
 
 
+def _begins_a_picture(digits: bytes) -> bool:
+    """Whether digits of base64 are the first ones of a picture."""
+    digits = digits.replace(b"\\/", b"/")[:_HEAD_DIGITS]
+    try:
+        head = binascii.a2b_base64(digits[: len(digits) // 4 * 4], strict_mode=True)
+    except binascii.Error:
+        return False
+    return head.startswith(_PICTURE_STARTS) or head[4:8] == b"ftyp"
+
+
+def parse_json_text(data: bytes | bytearray) -> Any:
+    """The value of a JSON text. Raises `MalformedBody`, or `InvalidField` for a name sent twice.
+
+    Strings have whole characters only, so that what quotes or stores them can write them as UTF-8.
+    """
+    try:
+        text = data.decode()
+        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        if b"\\u" in data:
+            json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise MalformedBody(_NOT_UNICODE) from None
+    except RecursionError:
+        raise MalformedBody(_NESTED) from None
+    except ValueError:
+        raise MalformedBody(_MALFORMED) from None
+    if _is_deeper(content, MAX_NESTING):
+        raise MalformedBody(_NESTED)
+    return content
+
+
+def _is_deeper(content: Any, most: int) -> bool:
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(most + 1):
+        groups = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [one for group in groups for one in group if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
+        name.encode()
         if name in found:
             raise InvalidField.of(FieldError(name[:100], "was sent more than once"))
         found[name] = value

@@ -91,7 +91,10 @@ class Links:
             except RequestFailed:
                 raise _refused(name, "cannot be fetched, or is too large") from None
             if answer.is_redirect:
-                url = urljoin(url, answer.headers.get("location", ""))
+                try:
+                    url = urljoin(url, answer.headers.get("location", ""))
+                except ValueError:  # half an IPv6 address
+                    raise _refused(name, "cannot be fetched: it redirects to no URL") from None
                 continue
             if answer.status_code != HTTPStatus.OK:
                 status = answer.status_code

@@ -25,11 +25,25 @@ STRENGTH_WITH_MASK: Final = 1.0
 TEXTS: Final = ("prompt", "negative_prompt")
 INVISIBLE: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
 """Unicode's categories of characters that show nothing: control, format, separators."""
+_IGNORABLE: Final = (
+    *("\u00ad", "\u034f", "\u061c", "\u115f\u1160", "\u17b4\u17b5", "\u180b\u180f"),
+    *("\u200b\u200f", "\u202a\u202e", "\u2060\u206f", "\u3164", "\ufe00\ufe0f", "\ufeff"),
+    *("\uffa0", "\ufff0\ufff8", "\U0001bca0\U0001bca3", "\U0001d173\U0001d17a"),
+    "\U000e0000\U000e0fff",
+)
+"""The first and last of Unicode's property Default_Ignorable_Code_Point (DerivedCoreProperties)."""
+_EMPTY: Final = frozenset("\u2800\U00016fe4\U0001d159")
+"""Symbols with an empty glyph: the braille pattern, Khitan's filler, the null notehead."""
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text shows nothing: none, spaces, line ends, zero-width characters."""
-    return all(unicodedata.category(character) in INVISIBLE for character in text)
+    """Whether a text shows nothing: none, spaces, line ends, what fonts leave out or empty."""
+    return all(
+        unicodedata.category(one) in INVISIBLE
+        or one in _EMPTY
+        or any(ends[0] <= one <= ends[-1] for ends in _IGNORABLE)
+        for one in text
+    )
 
 
 @dataclass(frozen=True, slots=True)

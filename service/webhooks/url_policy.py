@@ -7,11 +7,13 @@ of a hostile name server may be another one.
 import asyncio
 import contextlib
 import ipaddress
+import re
 import socket
 import threading
 from collections.abc import Sequence
 from typing import Final
-from urllib.parse import urlsplit
+
+import httpx
 
 from service.limits import FairShare
 
@@ -23,6 +25,12 @@ MAX_LOOKUPS: Final = 128
 MAX_UNKNOWN_LOOKUPS: Final = 96
 """Of these, for names that were never resolved before: slow ones leave capacity for the others."""
 MAX_REMEMBERED_NAMES: Final = 10_000
+
+_LAST_PORT: Final = 65535
+_NAME: Final = re.compile(
+    r"(?=.{1,253}$)(?:[a-z0-9_-]{1,63}\.)*(?!(?:[0-9]+|0x[0-9a-f]*)$)[a-z0-9_-]{1,63}"
+)
+"""A name of the DNS; what ends in a number is an address (WHATWG URL, 3.5), if anything."""
 
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 """RFC 6052: an IPv4 address in its last 32 bits."""
@@ -120,13 +128,19 @@ def is_allowed(address: Address, networks: Sequence[Network]) -> bool:
 
 def may_be_called(url: str, networks: Sequence[Network]) -> bool:
     """Whether a URL may be submitted; its name is resolved at delivery only."""
-    parts = urlsplit(url)
-    if parts.scheme != "https" or parts.username is not None or not parts.hostname:
-        return False
     try:
-        return is_allowed(ipaddress.ip_address(parts.hostname), networks)
+        target = httpx.URL(url)  # as the client that calls it reads it
+    except httpx.InvalidURL:
+        return False
+    if target.scheme != "https" or target.userinfo or b"%" in target.raw_host:
+        return False
+    if target.port is not None and not 0 < target.port <= _LAST_PORT:
+        return False
+    name = target.raw_host.decode("ascii").removesuffix(".")
+    try:
+        return is_allowed(ipaddress.ip_address(name), networks)
     except ValueError:
-        return parts.hostname != "localhost" and not parts.hostname.endswith(".localhost")
+        return bool(_NAME.fullmatch(name)) and name.rpartition(".")[2] != "localhost"
 
 
 async def resolve(

@@ -386,3 +386,37 @@ def test_a_damaged_key_is_no_key(api: Api, new_key: NewKey) -> None:
     until(lambda: api.client.get("/jobs", headers=bearer(key)).status_code == 401)
     assert api_keys.list_keys(api.redis) == []
     api.redis.hset(redis_keys.API_KEYS, record.id, record.model_dump_json())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"rights": [["a"]]},
+        {"rights": [{}]},
+        {"rights": [None, 1]},
+        {"rights": {}},
+        {"sha256": "\xe9"},
+        {"sha256": None},
+        {"created_at": float("nan")},
+        {"created_at": 1e300},
+        {"expires_at": float("inf")},
+        {"webhook_secret": 5},
+        {"id": []},
+    ],
+    ids=str,
+)
+def test_a_damaged_key_leaves_the_others_alone(
+    redis: Redis, redis_url: str, damage: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [api_keys.make_key("test", now=time.time()) for _ in range(2)]
+    for _, record in made:
+        api_keys.save(redis, record)
+    key, record = made[0]
+    broken = json.dumps(json.loads(record.model_dump_json()) | damage)
+    redis.hset(redis_keys.API_KEYS, record.id, broken)
+    found = api_keys.list_keys(redis)
+    assert made[1][1].id in {one.id for one in found}
+    assert not any(api_keys.matches(key, one) and one.scopes for one in found)
+    listed = CliRunner().invoke(keys_app, ["list", "--redis", redis_url])
+    assert (listed.exit_code, made[1][1].id in listed.output) == (0, True)
+    assert record.webhook_secret[-8:] not in capsys.readouterr().out

@@ -278,12 +278,23 @@ def test_an_offer_to_upgrade_is_ignored_and_the_body_kept(
         b"Host: a/b\r\n",
         b"Host: user@a\r\n",
         b"Host: a:port\r\n",
+        b"Host: a:65536\r\n",
+        b"Host: [::::]\r\n",
+        b"Host: [1.2.3.4]\r\n",
         b"Host: " + b"a" * 300 + b"\r\n",
         b"Host:\r\n",
     ],
 )
 def test_a_request_has_exactly_one_good_host(serve: Callable[..., Serving], lines: bytes) -> None:
     refused(serve().ask(b"GET / HTTP/1.1\r\n" + lines + b"\r\n"), 400)
+
+
+@pytest.mark.parametrize("coding", [b"gzip, chunked", b"identity, chunked", b"deflate,Chunked"])
+def test_a_transfer_coding_that_is_not_decoded_is_refused(
+    serve: Callable[..., Serving], coding: bytes
+) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: " + coding + b"\r\n\r\n"
+    refused(serve().ask(head + b"0\r\n\r\n"), 501)
 
 
 @pytest.mark.parametrize("host", [b"a", b"a.example:8000", b"[::1]:80", b"10.0.0.1", b"a_b-c.d"])

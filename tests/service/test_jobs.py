@@ -257,3 +257,9 @@ def test_positions_near_both_ends_of_a_long_queue_are_exact(api: Api) -> None:
     finally:
         api.redis.delete(queue)
         api.client.delete(f"/jobs/{job_id}")
+
+
+@pytest.mark.parametrize("number", ["1_0", "\u0660", "\uff10"])
+def test_numbers_of_a_url_are_plain_decimal_digits(api: Api, number: str) -> None:
+    for path in (f"/jobs/x/images/{number}", f"/jobs/x/maps/{number}", f"/jobs?limit={number}"):
+        problem(api.client.get(path), 422)

@@ -99,6 +99,12 @@ def seen(
             },
             ("https", "api.example", INNER),
         ),
+        ({"x-forwarded-host": "a:99999"}, ("http", "inner:8000", INNER)),
+        ({"x-forwarded-host": "[::::]"}, ("http", "inner:8000", INNER)),
+        ({"x-forwarded-host": "a", "x-forwarded-port": "99999"}, ("http", "a", INNER)),
+        ({"x-forwarded-host": "a", "x-forwarded-port": "\u0661"}, ("http", "a", INNER)),
+        ({"forwarded": 'host="[::::]"'}, ("http", "inner:8000", INNER)),
+        ({"forwarded": 'host="a:99999"'}, ("http", "inner:8000", INNER)),
     ],
 )
 def test_headers_of_trusted_proxies_count(

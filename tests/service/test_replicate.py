@@ -246,6 +246,32 @@ def test_files_are_kept_until_they_are_deleted(api: Api, calls: Calls, tmp_path:
     assert (caught.value.status, "image" in caught.value.detail) == (422, True)
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        r'{"a": "\ud800"}',
+        r'{"\ud800": 1}',
+        '{"a": ' + "[" * 500 + "]" * 500 + "}",
+        "[" * 20_000,
+        '{"a": NaN}',
+        '{"a": [-1e999]}',
+        '{"a": 1, "a": 2}',
+        "[]",
+        "{",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_metadata_that_cannot_be_kept_are_refused_before_the_file_is(
+    api: Api, metadata: str
+) -> None:
+    stored = set(api.folder.rglob("*"))
+    answer = api.client.post(
+        "/v1/files", files={"content": ("a.png", PNG)}, data={"metadata": metadata}
+    )
+    assert (answer.status_code, "metadata: " in answer.text) == (422, True), answer.text
+    assert set(api.folder.rglob("*")) == stored
+
+
 def test_one_file_too_many_replaces_the_oldest(api: Api, calls: Calls) -> None:
     first = calls.client.files.create(io.BytesIO(PNG))
     for _ in range(file_store.MAX_FILES):

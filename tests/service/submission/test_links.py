@@ -97,6 +97,19 @@ def test_a_redirect_is_checked_as_the_url_is(
     assert "public address" in refused(fetch, f"https://127.0.0.1:{receiver.port}/moved")
 
 
+@pytest.mark.parametrize("location", ["https://[::1", "https://[x]/", "//["])
+def test_a_redirect_to_no_url_is_refused(
+    fetch: Callable[..., bytes], receiver: Receiver, location: str
+) -> None:
+    receiver.pages["/moved"] = (302, {"Location": location}, b"")
+    assert "cannot be fetched" in refused(fetch, f"https://127.0.0.1:{receiver.port}/moved")
+
+
+@pytest.mark.parametrize("url", ["https://[::1", "https://[x]/a", "https://1.1.1.1:0/"])
+def test_what_is_no_url_is_refused(fetch: Callable[..., bytes], url: str) -> None:
+    assert "public address" in refused(fetch, url)
+
+
 def test_what_is_too_large_or_missing_is_refused(
     fetch: Callable[..., bytes], receiver: Receiver
 ) -> None:

@@ -155,7 +155,15 @@ def test_a_wrong_combination_is_named(
     assert set(wrong(texts, **files)) == named
 
 
-@pytest.mark.parametrize("blank", ["", "  ", "\n\t\r\n", "\u200b\u200d\ufeff", "\u3000 \u2028\0"])
+INVISIBLE = [
+    *("\u3164", "\uffa0", "\u2800", "\u034f", "\ufe0f", "\u180b", "\u115f", "\u17b4", "\u2065"),
+    *("\ufff0", "\U0001d159", "\U0001d173", "\U000e0100", "\U000e0fff \u3164"),
+]
+
+
+@pytest.mark.parametrize(
+    "blank", ["", "  ", "\n\t\r\n", "\u200b\u200d\ufeff", "\u3000 \u2028\0", *INVISIBLE]
+)
 def test_a_text_that_shows_nothing_is_none(blank: str) -> None:
     made = request({"prompt": blank, "negative_prompt": blank})
     assert (made.prompt, made.negative_prompt) == ("", "")
@@ -204,3 +212,39 @@ def test_a_request_reads_back_as_it_was_written() -> None:
     again = GenerateRequest.model_validate_json(made.model_dump_json())
     assert fields_of(again) == fields_of(made)
     assert again.loras == {"pencil": 0.5, "ink": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        (field, text)
+        for field in ("ip_scale", "image_weights", "steps", "guidance_scale", "seed", "ip_end")
+        for text in (
+            "\u0661",
+            "0_1",
+            "1_0",
+            "\uff11",
+            "1\u00b2",
+            "0x1",
+            "nan",
+            "inf",
+            "1\u3000",
+            "--1",
+        )
+    ],
+)
+def test_numbers_in_a_form_are_plain_decimal_digits(field: str, text: str) -> None:
+    for texts in (text, f"1,{text}", f"{text},1"):
+        with pytest.raises(InvalidField) as caught:
+            parse_form(GenerateRequest, {field: texts})
+        assert [error.field for error in caught.value.errors] == [field]
+
+
+@pytest.mark.parametrize("text", ["1", " 1", "1.0", "+1", "01"])
+def test_plain_numbers_in_a_form_are_taken(text: str) -> None:
+    fields = dict.fromkeys(("ip_scale", "image_weights", "steps", "guidance_scale", "seed"), text)
+    sent: Any = parse_form(GenerateRequest, fields)
+    assert (sent.ip_scale, sent.image_weights, sent.steps, sent.seed) == ((1.0,), (1.0,), 1, 1)
+    assert (
+        parse_form(GenerateRequest, {"guidance_scale": "1e1"}).model_dump()["guidance_scale"] == 10
+    )
