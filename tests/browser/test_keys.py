@@ -38,6 +38,7 @@ def test_it_asks_for_a_key_and_keeps_it_in_its_tab(
     dialog.get_by_label("Key").fill(key)
     dialog.get_by_role("button", name="Use this key").click()
     expect(dialog).to_have_count(0)
+    expect(page.get_by_role("button", name="Generate")).to_be_focused()
     generate(page)
     finished(page)
     page.reload()

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from playwright.sync_api import Page, Request, Route, expect
 
 from service.core.picture_metadata import read_recipe
@@ -42,6 +42,12 @@ PASTE = """async () => {
   document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
 }"""
 
+TWICE = """() => {
+  const keys = { key: "Enter", ctrlKey: true, bubbles: true, cancelable: true };
+  for (let times = 0; times < 2; times++)
+    document.activeElement.dispatchEvent(new KeyboardEvent("keydown", keys));
+}"""
+
 
 def test_from_a_dropped_file_to_the_picture(page: Page, service: Service) -> None:
     expect(page.get_by_role("heading", name="Make a picture from a picture")).to_be_visible()
@@ -66,18 +72,22 @@ def test_from_a_dropped_file_to_the_picture(page: Page, service: Service) -> Non
     assert made["prompt"] == "on a teal background"
 
 
-def test_the_keyboard_alone_makes_a_picture(page: Page) -> None:
+def test_the_keyboard_alone_makes_a_picture(page: Page, service: Service) -> None:
     button = page.get_by_role("button", name="Use the example red star")
     button.wait_for()
     while not button.evaluate("(one) => one === document.activeElement"):
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.get_by_alt_text("Image prompt: red-star.png")).to_be_visible()
+    expect(page.locator("#f-image")).to_be_focused()
     page.get_by_label("Text", exact=True).focus()
     page.keyboard.type("on a pink background")
     setting(page, "steps", 4)
-    page.keyboard.press("Control+Enter")
+    before = len(service.client.get("/jobs?limit=100").json()["jobs"])
+    page.evaluate(TWICE)
     finished(page)
+    assert len(service.client.get("/jobs?limit=100").json()["jobs"]) == before + 1
+    expect(page.locator("#f-steps")).to_be_focused()
 
 
 def test_a_picture_is_pasted_anywhere(page: Page) -> None:
@@ -132,8 +142,10 @@ def test_a_running_job_shows_previews_and_can_be_canceled(page: Page, service: S
     job_id = long_job(page)
     expect(page.get_by_role("progressbar")).to_be_visible()
     accessible(page)
+    expect(page.get_by_role("region", name="Result")).to_be_focused()
     page.get_by_role("button", name="Cancel", exact=True).click()
     expect(page.get_by_role("status")).to_have_text("Canceled")
+    expect(page.get_by_role("button", name="Generate")).to_be_focused()
     accessible(page)
     assert service.job(job_id)["status"] == "canceled"
 
@@ -302,7 +314,16 @@ def test_it_fits_a_phone(make_visitor: Callable[..., Visitor], service: Service)
     setting(page, "steps", 4)
     page.get_by_role("button", name="Generate").tap()
     expect(finished(page)).to_be_in_viewport()
-    accessible(page)
+    page.locator(".job details").first.wait_for()
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    for width in (390, 320):
+        page.set_viewport_size({"width": width, "height": 740})
+        accessible(page)
+        title = page.locator(".bar h1").bounding_box()
+        links = page.locator(".bar nav").bounding_box()
+        assert title is not None
+        assert links is not None
+        assert title["x"] + title["width"] <= links["x"]
 
 
 def test_a_field_that_the_server_declares_appears_by_itself(page: Page) -> None:
@@ -351,17 +372,35 @@ def test_a_mask_is_painted_on_an_init_image(page: Page, service: Service) -> Non
     drop(page, page.locator(".drop", has=page.locator("#f-init_image")), ("base.png", RING))
     page.get_by_role("button", name="Paint a mask").click()
     expect(page.get_by_role("application", name="Mask")).to_be_focused()
-    page.keyboard.press("Space")
+    page.get_by_role("slider", name="Brush").press("End")
+    page.get_by_role("application", name="Mask").press("Space")
     accessible(page)
     page.get_by_role("button", name="Use this mask").click()
-    page.get_by_role("button", name="Edit the mask").wait_for()
+    expect(page.get_by_role("button", name="Edit the mask")).to_be_focused()
     setting(page, "steps", 4)
+    setting(page, "seed", 1)
     accessible(page)
     job = service.succeeded(generate(page))
     assert job["input"]["mask_image"] is not None
+    assert not job.get("warnings")
     made = Image.open(io.BytesIO(service.image(job["id"]))).convert("RGB")
     ring = Image.open(io.BytesIO(RING)).convert("RGB").resize(made.size)
     assert made.getpixel((3, 3)) == pytest.approx(ring.getpixel((3, 3)), abs=24)
+    middle = tuple(side * share // 8 for share in (3, 5) for side in made.size)
+    changed = ImageStat.Stat(ImageChops.difference(made, ring).crop(middle))
+    assert max(changed.mean) > 10
     finished(page)
     page.get_by_role("button", name="Use as init image").click()
     expect(page.get_by_alt_text("Init image: imageprompt-")).to_be_visible()
+
+
+def test_the_focus_stays_beside_a_picture_that_is_removed(page: Page) -> None:
+    page.get_by_role("button", name="Generate").wait_for()
+    add = page.locator("#f-image")
+    for name in ("one.png", "two.png", "three.png"):
+        drop(page, page.locator(".drop").first, (name, STAR))
+        expect(page.get_by_alt_text(f"Image prompt: {name}")).to_be_visible()
+    for name, successor in (("two.png", "three.png"), ("three.png", "one.png"), ("one.png", None)):
+        page.get_by_role("button", name=f"Remove {name}").click()
+        after = page.get_by_role("button", name=f"Remove {successor}") if successor else add
+        expect(after).to_be_focused()

@@ -1,14 +1,13 @@
 /** Small dialogs: the API key, and a dropped picture that was made here. */
 
-import { useEffect, useRef, useState } from "../vendor/hooks.js";
+import { useState } from "../vendor/hooks.js";
 import { apiKey, setApiKey } from "./api.js";
 import { Button, html } from "./elements.js";
+import { useModal } from "./focus.js";
 import { forgetAll } from "./store.js";
 
-/** A modal dialog, opened when it appears. */
 function Modal({ id, title, onClose, children }) {
-  const dialog = useRef();
-  useEffect(() => dialog.current.showModal(), []);
+  const dialog = useModal();
   return html`<dialog ref=${dialog} aria-labelledby=${id} onClose=${onClose}><h2 id=${id}>${title}</h2>${children}</dialog>`;
 }
 

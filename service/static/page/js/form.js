@@ -137,7 +137,7 @@ export function Form({
       <//>
     </div>
     <div class="panel-foot">
-      <button class="button primary generate" type="submit" disabled=${sending} aria-keyshortcuts="Control+Enter">${sending ? "Sending…" : "Generate"}</button>
+      <button class="button primary generate" type="submit" aria-disabled=${sending ? "true" : undefined} aria-keyshortcuts="Control+Enter">${sending ? "Sending…" : "Generate"}</button>
       <${Button} kind="plain" label="Clear" onClick=${onClear} />
     </div>
   </form>`;

@@ -5,6 +5,7 @@ import { useCallback, useEffect, useMemo, useRef, useState } from "../vendor/hoo
 import { apiKey, cancelJob, generate, getJson, Problem } from "./api.js";
 import { KeyDialog, MadeHereDialog } from "./dialogs.js";
 import { Button, html, Icon } from "./elements.js";
+import { focusField, isFocusLost } from "./focus.js";
 import { Form } from "./form.js";
 import { History } from "./history.js";
 import { isFinal, useJob } from "./job.js";
@@ -88,6 +89,8 @@ function App({ schema, examples, hasConsole }) {
   const [state, change, setState] = useForm(schema);
   const [jobId, setJobId] = useState(jobInUrl);
   const [sending, setSending] = useState(false);
+  /** Known at once, before the page is drawn anew. */
+  const isSending = useRef(false);
   const [canceling, setCanceling] = useState(false);
   const [problem, setProblem] = useState(null);
   const [dialog, setDialog] = useState(null);
@@ -117,15 +120,24 @@ function App({ schema, examples, hasConsole }) {
     );
   }, []);
 
+  /** To what comes of a request, unless whoever sent it is busy elsewhere. */
+  const lead = () =>
+    setTimeout(() => {
+      if (isFocusLost() || document.activeElement.matches(".generate"))
+        stage.current.focus({ preventScroll: true });
+    });
   const fail = (error) => {
     if (!(error instanceof Problem)) throw error;
     setProblem(error);
     if (error.status === 401) setDialog({ kind: "key", message: error.detail });
     const [first] = error.errors;
     if (first) focusField(first.field);
+    else if (error.status !== 401) lead();
   };
 
   const send = async (what) => {
+    if (isSending.current) return;
+    isSending.current = true;
     setSending(true);
     setProblem(null);
     if (matchMedia("(max-width: 55rem)").matches) stage.current.scrollIntoView({ block: "start" });
@@ -146,13 +158,16 @@ function App({ schema, examples, hasConsole }) {
         });
       }
       open((await generate(formData(fields))).id);
+      lead();
     } catch (error) {
       fail(error);
     } finally {
+      isSending.current = false;
       setSending(false);
     }
   };
   const cancel = async () => {
+    if (canceling) return;
     setCanceling(true);
     await cancelJob(jobId).catch(fail);
     setCanceling(false);
@@ -256,7 +271,7 @@ function App({ schema, examples, hasConsole }) {
       <${Form} state=${state} schema=${schema} errors=${errors} change=${change} adders=${adders} offered=${offered} example=${example}
         sending=${sending} onSubmit=${() => send(state)} onClear=${() => setState(emptyState())} onPaint=${(what) => setDialog({ kind: "painter", what })} />
       <div class="side">
-        <section class="stage" ref=${stage} aria-label="Result" aria-busy=${running || sending ? "true" : "false"}>
+        <section class="stage" ref=${stage} tabindex="-1" aria-label="Result" aria-busy=${running || sending ? "true" : "false"}>
           <p class="visually-hidden" role="status">${sending ? "Sending" : spoken(job)}</p>
           ${
             shownProblem &&
@@ -316,22 +331,6 @@ function MaskPainter({ what, state, schema, onSave, onClose }) {
         ];
   return html`<${Painter} title=${title} hint=${hint} url=${what.kind === "init" ? init.url : null} full=${size}
     mask=${picture.mask} onSave=${onSave} onClose=${onClose} />`;
-}
-
-/** Move the focus to the control of a field, out of whatever it is folded into. */
-function focusField(name) {
-  setTimeout(() => {
-    const owner = name.startsWith("image_")
-      ? "image"
-      : name.startsWith("control_")
-        ? "control_image"
-        : name;
-    const control = document.getElementById(`f-${name}`) ?? document.getElementById(`f-${owner}`);
-    for (let box = control?.closest("details"); box; box = box.parentElement.closest("details"))
-      box.open = true;
-    control?.focus({ preventScroll: true });
-    control?.scrollIntoView({ block: "center" });
-  });
 }
 
 /** Until the form is known the page stays as it was sent: its header alone. */

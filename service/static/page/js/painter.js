@@ -2,6 +2,7 @@
 
 import { useEffect, useMemo, useRef, useState } from "../vendor/hooks.js";
 import { Button, html } from "./elements.js";
+import { useModal } from "./focus.js";
 
 const MOST_UNDO = 20;
 /** A mask is painted on at most so many pixels a side, and sent in the size of its picture. */
@@ -51,7 +52,7 @@ export function Painter({ title, hint, url, full, mask, onSave, onClose }) {
     const ratio = Math.min(1, MOST_SIDE / Math.max(...full));
     return full.map((side) => Math.max(1, Math.round(ratio * side)));
   }, full);
-  const dialog = useRef();
+  const dialog = useModal();
   const canvas = useRef();
   const input = useRef();
   const undo = useRef([]);
@@ -62,7 +63,6 @@ export function Painter({ title, hint, url, full, mask, onSave, onClose }) {
   const context = () => canvas.current.getContext("2d", { willReadFrequently: true });
 
   useEffect(() => {
-    dialog.current.showModal();
     canvas.current.focus();
     if (mask?.file) load(context(), mask.file);
   }, []);

@@ -2,6 +2,7 @@
 
 import { useRef, useState } from "../vendor/hooks.js";
 import { Button, FieldError, html, Icon } from "./elements.js";
+import { useSuccessor } from "./focus.js";
 import { Field } from "./inputs.js";
 
 const touches = matchMedia("(pointer: coarse)").matches;
@@ -11,6 +12,7 @@ export function DropZone({ id, label, hint, accept, multiple = true, large, inva
   const [over, setOver] = useState(0);
   const input = useRef();
   const camera = useRef();
+  const element = useSuccessor(".card button");
   const take = (event) => {
     onFiles([...event.target.files]);
     event.target.value = "";
@@ -21,7 +23,7 @@ export function DropZone({ id, label, hint, accept, multiple = true, large, inva
     setOver(0);
     onFiles([...event.dataTransfer.files]);
   };
-  return html`<div class=${`drop ${large ? "large" : ""} ${over > 0 ? "over" : ""} ${invalid ? "invalid" : ""}`}
+  return html`<div class=${`drop ${large ? "large" : ""} ${over > 0 ? "over" : ""} ${invalid ? "invalid" : ""}`} ref=${element}
       onDragEnter=${() => setOver((depth) => depth + 1)} onDragLeave=${() => setOver((depth) => depth - 1)}
       onDragOver=${(event) => event.preventDefault()} onDrop=${drop}>
     <button type="button" id=${id} class="drop-button" aria-describedby=${invalid ? `${id}-error` : undefined}
@@ -49,8 +51,13 @@ const replaced = (list, index, patch) =>
   list.map((one, at) => (at === index ? { ...one, ...patch } : one));
 const removed = (list, index) => list.filter((_, at) => at !== index);
 
+/** The button that removes the picture after this one or, of the last one, that before it. */
+const neighbour = (card) =>
+  (card.nextElementSibling ?? card.previousElementSibling)?.querySelector(".icon-only");
+
 function Card({ picture, title, onRemove, children }) {
-  return html`<li class="card">
+  const element = useSuccessor(".drop-button", neighbour);
+  return html`<li class="card" ref=${element}>
     <${Thumb} picture=${picture} alt=${`${title}: ${picture.name}`} />
     <div class="card-body">
       <div class="card-head"><span class="file-name" title=${picture.name}>${picture.name}</span>
@@ -60,6 +67,9 @@ function Card({ picture, title, onRemove, children }) {
     </div>
   </li>`;
 }
+
+/** Focus the button before one that goes away as it is pressed. */
+const before = (event) => event.currentTarget.previousElementSibling.focus();
 
 const weightField = {
   name: "weight",
@@ -72,8 +82,9 @@ const weightField = {
 };
 
 function Examples({ names, onPick }) {
+  const element = useSuccessor(".drop-button");
   if (!names.length) return null;
-  return html`<div class="examples"><span>Or try</span>
+  return html`<div class="examples" ref=${element}><span>Or try</span>
     ${names.map(
       ([
         name,
@@ -124,7 +135,7 @@ export function ImagePrompts({
           schema.has("image_mask") &&
           html`<div class="row"><${Button} icon="brush" kind="small" label=${image.mask ? "Edit where it acts" : "Limit where it acts"}
             onClick=${() => onPaint({ kind: "image", index })} />
-          ${image.mask && html`<${Button} kind="small plain" label="Everywhere" onClick=${() => set(index, { mask: null })} />`}</div>`
+          ${image.mask && html`<${Button} kind="small plain" label="Everywhere" onClick=${(event) => (before(event), set(index, { mask: null }))} />`}</div>`
         }
       <//>`,
       )}</ul>`
@@ -204,7 +215,7 @@ export function InitImage({ state, schema, errors, change, onFiles, onPaint }) {
           schema.has("mask_image") &&
           html`<div class="row"><${Button} icon="brush" kind="small" label=${init.mask ? "Edit the mask" : "Paint a mask"}
             onClick=${() => onPaint({ kind: "init" })} disabled=${!init.url} />
-          ${init.mask && html`<${Button} kind="small plain" label="Remove the mask" onClick=${() => set({ mask: null })} />`}</div>`
+          ${init.mask && html`<${Button} kind="small plain" label="Remove the mask" onClick=${(event) => (before(event), set({ mask: null }))} />`}</div>`
         }
       <//></ul>
       ${part("strength", "strength")}

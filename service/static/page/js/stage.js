@@ -3,6 +3,7 @@
 import { useEffect, useState } from "../vendor/hooks.js";
 import { apiKey } from "./api.js";
 import { Button, copyText, count, duration, html, Icon } from "./elements.js";
+import { useSuccessor } from "./focus.js";
 import { isFinal, usePictures } from "./job.js";
 import { Thumb } from "./pictures.js";
 import { entries, stateOf } from "./request.js";
@@ -92,6 +93,7 @@ const shape = ({ width, height }) => ({
 });
 
 function Progress({ view, preview, interrupted, onCancel, canceling }) {
+  const element = useSuccessor(".generate");
   const { step, total } = view.progress;
   const waits = view.status === "queued";
   const ahead = view.queue_position
@@ -106,10 +108,10 @@ function Progress({ view, preview, interrupted, onCancel, canceling }) {
   return html`<div class="canvas" style=${shape(view.input)}>
       ${preview ? html`<img src=${preview} alt="Preview" />` : html`<div class=${`shimmer ${waits ? "waits" : ""}`}></div>`}
     </div>
-    <div class="progress">
+    <div class="progress" ref=${element}>
       <progress max=${total} value=${waits ? undefined : step} aria-label="Progress"></progress>
       <div class="row spread"><span>${text}</span><span class="muted">${eta}</span></div>
-      <${Button} icon="cancel" label=${canceling ? "Canceling…" : "Cancel"} disabled=${canceling} onClick=${onCancel} />
+      <${Button} icon="cancel" label=${canceling ? "Canceling…" : "Cancel"} aria-disabled=${canceling ? "true" : undefined} onClick=${onCancel} />
     </div>`;
 }
 
