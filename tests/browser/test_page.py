@@ -31,6 +31,7 @@ from tests.stack import Service
 
 STAR = (ROOT / "examples" / "red-star.png").read_bytes()
 RING = (ROOT / "examples" / "blue-ring.png").read_bytes()
+SQUARE = (ROOT / "examples" / "green-square.png").read_bytes()
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 
 PASTE = """async () => {
@@ -48,10 +49,23 @@ TWICE = """() => {
     document.activeElement.dispatchEvent(new KeyboardEvent("keydown", keys));
 }"""
 
+PAINTED = """(wanted) => {
+  const canvas = document.querySelector(".easel canvas");
+  const context = canvas.getContext("2d");
+  const at = (share) => context.getImageData(share * canvas.width, canvas.height / 2, 1, 1).data[3];
+  return String([at(0.25), at(0.75)]) === String(wanted);
+}"""
+
 
 def test_from_a_dropped_file_to_the_picture(page: Page, service: Service) -> None:
     expect(page.get_by_role("heading", name="Make a picture from a picture")).to_be_visible()
     accessible(page)
+    form = page.get_by_role("form", name="Request")
+    for phrase in ("Accept", "lambda", "name:scale", "server's", "default (def", "CLIP", "Init"):
+        expect(form).not_to_contain_text(phrase)
+    examples = page.locator(".examples").first
+    expect(examples.get_by_role("img")).to_have_count(4)
+    assert examples.locator("span").evaluate("(one) => one.getClientRects().length") == 1
     drop(page, page.locator(".drop").first, ("star.png", STAR))
     expect(page.get_by_alt_text("Image prompt: star.png")).to_be_visible()
     page.get_by_label("Text", exact=True).fill("on a teal background")
@@ -65,6 +79,9 @@ def test_from_a_dropped_file_to_the_picture(page: Page, service: Service) -> Non
     expect(result.get_by_alt_text("on a teal background")).to_be_visible()
     expect(result.get_by_alt_text("Image prompt")).to_be_visible()
     expect(page.get_by_role("status")).to_have_text("Done: 1 picture")
+    buttons = result.locator(".result .row > *").all()
+    assert len({button.evaluate("(one) => one.offsetTop") for button in buttons}) == 1
+    assert len(buttons) == 4
     data = Path(download.value.path()).read_bytes()
     assert data == service.image(job_id)
     made = read_recipe(Image.open(io.BytesIO(data)))
@@ -99,19 +116,21 @@ def test_a_picture_is_pasted_anywhere(page: Page) -> None:
 def test_an_error_stands_at_the_field_that_it_names(page: Page, service: Service) -> None:
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#f-image")).to_be_focused()
-    expect(page.locator("#f-image-error")).to_contain_text("required")
+    expect(page.locator("#f-image-error")).to_contain_text("Add a picture")
     accessible(page)
     example(page)
     expect(page.get_by_role("alert")).to_have_count(0)
     setting(page, "steps", 999)
-    setting(page, "width", 8)
+    setting(page, "width", 100)
     page.locator("details.fold").last.evaluate("(fold) => { fold.open = false }")
     page.get_by_role("button", name="Generate").click()
     steps = page.locator("#f-steps")
     expect(steps).to_have_attribute("aria-invalid", "true")
     described = steps.get_attribute("aria-describedby") or ""
     errors = [page.locator(f"#{one}") for one in described.split() if one.endswith("-error")]
-    expect(errors[0]).to_contain_text("less than or equal")
+    expect(errors[0]).to_have_text("Steps must be at most 100")
+    summary = page.get_by_role("alert").get_by_role("listitem")
+    expect(summary.filter(has_text="Width")).to_have_text("Width must be a multiple of 8")
     expect(steps).to_be_visible()
     expect(page.locator("#f-steps, #f-width").and_(page.locator(":focus"))).to_have_count(1)
     accessible(page)
@@ -124,7 +143,9 @@ def test_a_file_that_is_no_picture_is_refused_where_it_was_added(page: Page) -> 
     drop(page, page.locator(".drop").first, ("notes.png", b"not a picture"))
     expect(page.get_by_text("notes.png")).to_be_visible()
     page.get_by_role("button", name="Generate").click()
-    expect(page.get_by_role("alert")).to_contain_text("image")
+    expect(page.get_by_role("alert")).to_contain_text("notes.png is not a picture")
+    expect(page.locator("#f-image-error")).to_contain_text("notes.png is not a picture")
+    expect(page.get_by_role("button", name="Try again")).to_have_count(0)
     accessible(page)
 
 
@@ -270,12 +291,30 @@ def test_a_request_can_be_copied_as_code_that_runs(
     page: Page, service: Service, tmp_path: Path
 ) -> None:
     example(page)
+    for name, picture in (("one.png", RING), ("red-star.png", SQUARE)):
+        drop(page, page.locator("main"), (name, picture))
+        expect(page.get_by_alt_text(f"Image prompt: {name}").last).to_be_visible()
+    page.get_by_role("button", name="Remove one.png").click()
+    start = page.locator(".drop", has=page.locator("#f-init_image"))
+    drop(page, start, ("base.png", RING))
+    for opener, tool in (("Paint a mask", "Fill"), ("Limit where it acts", "Invert")):
+        page.get_by_role("button", name=opener).first.click()
+        page.get_by_role("application", name="Mask").press("Space")
+        page.get_by_role("button", name=tool).click()
+        page.get_by_role("button", name="Use this mask").click()
+        expect(page.get_by_role("dialog")).to_have_count(0)
     page.get_by_label("Text", exact=True).fill('it\'s "$on" a pink background; @home')
     setting(page, "seed", 5)
     setting(page, "steps", 4)
     asked = service.succeeded(generate(page))["input"]
-    (tmp_path / "red-star.png").write_bytes(STAR)
     page.get_by_text("This request as code").click()
+    expect(page.get_by_text("the code calls this one red-star-2.png")).to_be_visible()
+    for link in page.locator(".code a").all():
+        with page.expect_download() as download:
+            link.click()
+        download.value.save_as(tmp_path / download.value.suggested_filename)
+    named = {"base.png", "image-mask.png", "init-mask.png", "white-mask.png"}
+    assert {path.name for path in tmp_path.iterdir()} - named == {"red-star.png", "red-star-2.png"}
     for language, command in {
         "curl": ["bash", "request"],
         "Python": [str(ROOT / ".venv" / "bin" / "python"), "request"],
@@ -300,10 +339,27 @@ def test_the_history_leads_back_to_a_job(page: Page, service: Service) -> None:
     assert job_of(page) == job_id
     page.get_by_role("button", name="Reuse these settings").click()
     expect(page.locator("#f-seed")).to_have_value("3")
-    expect(page.get_by_text("Not in this browser")).to_be_visible()
+    expect(page.get_by_text("Not in this browser.")).to_be_visible()
     accessible(page)
     page.go_back()
     expect(page.get_by_role("heading", name="Make a picture from a picture")).to_be_visible()
+    for _ in range(13):
+        service.submit(image=STAR, steps=1)
+    page.reload()
+    page.get_by_role("button", name="Show more").click()
+    entries = page.locator(".entry")
+    expect(entries.nth(13)).to_be_visible()
+    shown = entries.count()
+    page.set_viewport_size({"width": 1280, "height": 480})  # it has to scroll
+    entries.last.click()
+    finished(page)
+    expect(entries.last).to_be_in_viewport()
+    for _ in range(2):
+        page.wait_for_load_state("networkidle")
+        expect(entries).to_have_count(shown)
+        expect(entries.last).to_have_attribute("aria-current", "true")
+        expect(page.locator(".entry[aria-current]")).to_have_count(1)
+        page.reload()
 
 
 def test_it_fits_a_phone(make_visitor: Callable[..., Visitor], service: Service) -> None:
@@ -336,17 +392,17 @@ def test_a_field_that_the_server_declares_appears_by_itself(page: Page) -> None:
         del form["schema"]["properties"]["init_image"]
         route.fulfill(response=answer, body=json.dumps(form))
 
-    page.get_by_role("button", name="Start from a picture").wait_for()
+    page.get_by_role("button", name="Choose a picture to start from").wait_for()
     expect(page.locator("#f-eta")).to_have_count(0)
     page.route("**/form.json", declare)
     page.reload()
     setting(page, "eta", 0.5)
-    expect(page.get_by_role("button", name="Start from a picture")).to_have_count(0)
+    expect(page.locator("#f-init_image")).to_have_count(0)
     example(page)
     with page.expect_request("**/generate") as sent:
         page.get_by_role("button", name="Generate").click()
     assert re.search(rb'name="eta"\r\n\r\n0.5\r\n', sent.value.post_data_buffer or b"")
-    expect(page.get_by_role("alert")).to_contain_text("eta")
+    expect(page.get_by_role("alert")).to_contain_text("Eta")
 
 
 def test_each_adapter_in_use_has_a_strength_of_its_own(page: Page, service: Service) -> None:
@@ -390,8 +446,38 @@ def test_a_mask_is_painted_on_an_init_image(page: Page, service: Service) -> Non
     changed = ImageStat.Stat(ImageChops.difference(made, ring).crop(middle))
     assert max(changed.mean) > 10
     finished(page)
-    page.get_by_role("button", name="Use as init image").click()
-    expect(page.get_by_alt_text("Init image: imageprompt-")).to_be_visible()
+    expect(page.get_by_role("region", name="Result").get_by_alt_text("Mask")).to_be_visible()
+    page.get_by_role("button", name="Start from this").click()
+    expect(page.get_by_alt_text("Picture to start from: imageprompt-")).to_be_visible()
+
+
+def test_a_mask_is_loaded_as_the_service_reads_it(page: Page) -> None:
+    start = page.locator(".drop", has=page.locator("#f-init_image"))
+    page.get_by_role("button", name="Generate").wait_for()
+    drop(page, start, ("photo.heic", b"\0\0\0\x18ftypheic, which no Chromium shows"))
+    paint = page.get_by_role("button", name="Paint a mask")
+    expect(page.get_by_text("This browser cannot show this file")).to_be_visible()
+    expect(paint).to_be_disabled()
+    page.get_by_role("button", name="Remove photo.heic").click()
+    drop(page, start, ("base.png", RING))
+    paint.click()
+    dialog = page.get_by_role("dialog", name="Paint a mask")
+
+    def load(mask: Image.Image, left: int, right: int) -> None:
+        """The opacities of what is painted at both sides."""
+        file = io.BytesIO()
+        mask.save(file, "PNG")
+        sent = {"name": "mask.png", "mimeType": "image/png", "buffer": file.getvalue()}
+        dialog.locator("input[type=file]").set_input_files([sent])  # type: ignore[list-item]
+        page.wait_for_function(PAINTED, arg=[left, right])
+
+    halves = Image.new("L", (64, 64))
+    halves.paste(255, (32, 0, 64, 64))
+    load(halves, 0, 255)
+    load(Image.merge("RGBA", [halves] * 4), 255, 0)
+    text = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"not a picture"}
+    dialog.locator("input[type=file]").set_input_files([text])  # type: ignore[list-item]
+    expect(dialog.get_by_role("alert")).to_contain_text("notes.txt is not a picture")
 
 
 def test_the_focus_stays_beside_a_picture_that_is_removed(page: Page) -> None:
@@ -404,3 +490,16 @@ def test_the_focus_stays_beside_a_picture_that_is_removed(page: Page) -> None:
         page.get_by_role("button", name=f"Remove {name}").click()
         after = page.get_by_role("button", name=f"Remove {successor}") if successor else add
         expect(after).to_be_focused()
+    drop(page, page.locator(".drop").first, *((f"{number}.png", STAR) for number in range(11)))
+    expect(page.get_by_text("At most 8 pictures: 3 were left out.")).to_be_visible()
+    expect(page.locator(".card")).to_have_count(8)
+
+
+def test_the_colour_scheme_is_told(page: Page) -> None:
+    button = page.get_by_role("button", name="Colours")
+    seen = set()
+    for name in ("as the system's", "light", "dark", "as the system's"):
+        expect(button).to_have_accessible_name(f"Colours: {name}")
+        seen.add(button.locator("path").get_attribute("d"))
+        button.click()
+    assert len(seen) == 3

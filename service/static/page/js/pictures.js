@@ -40,10 +40,14 @@ export function DropZone({ id, label, hint, accept, multiple = true, large, inva
 }
 
 /** A picture's preview; a stand-in where this browser lacks the file or cannot decode it. */
-export function Thumb({ picture, alt }) {
+export function Thumb({ picture, alt, onBroken }) {
   const [shows, setShows] = useState(true);
+  const fail = () => {
+    setShows(false);
+    onBroken?.();
+  };
   return picture.url && shows
-    ? html`<img class="thumb" src=${picture.url} alt=${alt} onError=${() => setShows(false)} />`
+    ? html`<img class="thumb" src=${picture.url} alt=${alt} onError=${fail} />`
     : html`<div class="thumb missing" role="img" aria-label=${`${alt}, no preview`}><${Icon} name="image" /></div>`;
 }
 
@@ -51,14 +55,17 @@ const replaced = (list, index, patch) =>
   list.map((one, at) => (at === index ? { ...one, ...patch } : one));
 const removed = (list, index) => list.filter((_, at) => at !== index);
 
+/** What is said of files that were just added here. */
+const Note = ({ text }) => text && html`<p class="help" role="alert">${text}</p>`;
+
 /** The button that removes the picture after this one or, of the last one, that before it. */
 const neighbour = (card) =>
   (card.nextElementSibling ?? card.previousElementSibling)?.querySelector(".icon-only");
 
-function Card({ picture, title, onRemove, children }) {
+function Card({ picture, title, onBroken, onRemove, children }) {
   const element = useSuccessor(".drop-button", neighbour);
   return html`<li class="card" ref=${element}>
-    <${Thumb} picture=${picture} alt=${`${title}: ${picture.name}`} />
+    <${Thumb} picture=${picture} alt=${`${title}: ${picture.name}`} onBroken=${onBroken} />
     <div class="card-body">
       <div class="card-head"><span class="file-name" title=${picture.name}>${picture.name}</span>
         <${Button} icon="cancel" kind="icon-only" quiet=${`Remove ${picture.name}`} onClick=${onRemove} /></div>
@@ -101,6 +108,7 @@ export function ImagePrompts({
   state,
   schema,
   errors,
+  notes,
   examples,
   change,
   onFiles,
@@ -146,6 +154,7 @@ export function ImagePrompts({
       label=${images.length ? "Add another" : touches ? "Choose a picture" : "Drop a picture here"}
       hint=${images.length ? "" : touches ? "that the result should follow" : "or click to choose one, or paste"} />`
     }
+    <${Note} text=${notes.image} />
     <${FieldError} id="f-image-error" message=${error} />
     ${!images.length && html`<${Examples} names=${examples} onPick=${onExample} />`}`;
 }
@@ -166,7 +175,16 @@ const CONTROL_LABELS = {
 };
 
 /** ControlNet maps, each with its type, strength, part of the denoising and preprocessing. */
-export function ControlMaps({ state, schema, errors, examples, change, onFiles, onExample }) {
+export function ControlMaps({
+  state,
+  schema,
+  errors,
+  notes,
+  examples,
+  change,
+  onFiles,
+  onExample,
+}) {
   const { controls } = state;
   const most = schema.fields.control_image.most;
   const error = errors.control_image;
@@ -194,12 +212,13 @@ export function ControlMaps({ state, schema, errors, examples, change, onFiles, 
       html`<${DropZone} id="f-control_image" accept=${schema.accept} multiple=${most > 1} invalid=${Boolean(error)} onFiles=${onFiles}
       label=${controls.length ? "Add another map" : "Add a control map"} hint=${controls.length ? "" : "an outline, a pose, a depth map"} />`
     }
+    <${Note} text=${notes.control_image} />
     <${FieldError} id="f-control_image-error" message=${error} />
     ${!controls.length && html`<${Examples} names=${examples} onPick=${onExample} />`}`;
 }
 
 /** The picture to start from, how much of it changes, and the mask painted on it. */
-export function InitImage({ state, schema, errors, change, onFiles, onPaint }) {
+export function InitImage({ state, schema, errors, notes, change, onFiles, onPaint }) {
   const { init } = state;
   const error = errors.init_image ?? errors.mask_image;
   const set = (patch) => change({ init: { ...init, ...patch } });
@@ -210,23 +229,25 @@ export function InitImage({ state, schema, errors, change, onFiles, onPaint }) {
   return html`
     ${
       init &&
-      html`<ul class="cards"><${Card} picture=${init} title="Init image" onRemove=${() => change({ init: null })}>
+      html`<ul class="cards"><${Card} picture=${init} key=${init.id} title="Picture to start from" onBroken=${() => set({ shows: false })} onRemove=${() => change({ init: null })}>
         ${
           schema.has("mask_image") &&
           html`<div class="row"><${Button} icon="brush" kind="small" label=${init.mask ? "Edit the mask" : "Paint a mask"}
-            onClick=${() => onPaint({ kind: "init" })} disabled=${!init.url} />
+            onClick=${() => onPaint({ kind: "init" })} disabled=${!init.url || init.shows === false} />
           ${init.mask && html`<${Button} kind="small plain" label="Remove the mask" onClick=${(event) => (before(event), set({ mask: null }))} />`}</div>`
         }
+        ${init.shows === false && html`<p class="help">This browser cannot show this file, so no mask can be painted on it. Convert it to PNG or JPEG first.</p>`}
       <//></ul>
       ${part("strength", "strength")}
       ${init.mask && part("mask_blur", "blur")}`
     }
-    ${!init && html`<${DropZone} id="f-init_image" accept=${schema.accept} multiple=${false} invalid=${Boolean(error)} onFiles=${onFiles} label="Start from a picture" hint="to change it, or a part of it" />`}
+    ${!init && html`<${DropZone} id="f-init_image" accept=${schema.accept} multiple=${false} invalid=${Boolean(error)} onFiles=${onFiles} label="Choose a picture to start from" hint="to change it, or a part of it" />`}
+    <${Note} text=${notes.init_image} />
     <${FieldError} id="f-init_image-error" message=${error} />`;
 }
 
 /** Pictures that the result should not look like. */
-export function NegativeImages({ state, schema, errors, change, onFiles }) {
+export function NegativeImages({ state, schema, errors, notes, change, onFiles }) {
   const { negatives } = state;
   return html`
     ${
@@ -241,5 +262,6 @@ export function NegativeImages({ state, schema, errors, change, onFiles }) {
       html`<${DropZone} id="f-negative_image" accept=${schema.accept} invalid=${Boolean(errors.negative_image)} onFiles=${onFiles}
       label="Add a picture to avoid" />`
     }
+    <${Note} text=${notes.negative_image} />
     <${FieldError} id="f-negative_image-error" message=${errors.negative_image} />`;
 }
