@@ -110,11 +110,12 @@ function App({ schema, examples, hasConsole }) {
   );
 
   const open = useCallback((id) => {
-    history.pushState(null, "", id ? `#job=${id}` : location.pathname);
+    setProblem(null);
+    if (id === jobInUrl()) return;
+    history.pushState(null, "", `#job=${id}`);
     // Until the job is there: or what is below, and was clicked, would jump.
     stage.current.style.minHeight = `${stage.current.offsetHeight}px`;
     setJobId(id);
-    setProblem(null);
     setCanceling(false);
   }, []);
   useEffect(() => {
