@@ -25,6 +25,7 @@ from service.core.errors import (
     InvalidField,
     ServiceError,
     Stopping,
+    reason,
 )
 from service.core.redis_server import explain, is_full, is_read_only
 from service.core.storage import StorageError
@@ -125,7 +126,7 @@ def install(app: FastAPI, renderers: Mapping[str, Renderer]) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        fields = [FieldError(str(cause["loc"][-1]), str(cause["msg"])) for cause in error.errors()]
+        fields = [FieldError(str(cause["loc"][-1]), reason(cause)) for cause in error.errors()]
         return respond(InvalidField.of(*fields), request.state.request_id, renderer(request))
 
     async def on_unavailable(request: Request, error: Exception) -> Response:

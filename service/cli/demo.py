@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from imageprompt import Client, ClientError, Job
 from service.cli.generate import finished, write_json
@@ -162,7 +162,8 @@ def _submit(client: Client, job: DemoJob) -> Job:
 
 def _table(jobs: Mapping[str, Job]) -> Table:
     stages = ("queue", "encode", "denoise", "decode", "upload", "total")
-    table = Table("job", "batch", "cache", *stages, title="Seconds per stage")
+    title = Column("job", no_wrap=True)
+    table = Table(title, "batch", "cache", *stages, title="Seconds per stage")
     for demo_job in DEMO_JOBS:
         metrics = jobs[demo_job.name].raw["metrics"]
         seconds = (f"{metrics[f'{stage}_seconds']:.2f}" for stage in stages)

@@ -108,7 +108,7 @@ def command(declaration: Declaration = GenerateRequest) -> Callable[..., None]:
             if len(named) < limit.at_least:
                 raise typer.BadParameter(f"{name.upper()} or {_url_option(name)} is needed")
             options[name] = named or None
-        options["output_format"] = options["output_format"] or _format(out)
+        options["output_format"] = _format(out, options["output_format"])
         with connect(url, key) as client:
             job = run(client, options, label=out.name)
             for number, target in enumerate(targets(out, len(job.images))):
@@ -155,12 +155,6 @@ def _upload_parameters(declaration: Declaration) -> list[inspect.Parameter]:
     required, optional = [], []
     for name, limit in marked(declaration, Files).items():
         text = _help(declaration.model_fields[name].description)
-        option = typer.Option(
-            _url_option(name),
-            help="The same by its https URL, where the operator allows that; files come first.",
-            metavar="URL",
-        )
-        optional.append(_keyword(f"{name}_url", Annotated[list[str] | None, option]))
         if limit.at_least:
             argument = typer.Argument(help=text, exists=True, dir_okay=False, metavar=name.upper())
             parameter = inspect.Parameter(
@@ -170,11 +164,17 @@ def _upload_parameters(declaration: Declaration) -> list[inspect.Parameter]:
                 default=None,
             )
             required.append(parameter)
-            continue
-        long = f"--{name.replace('_', '-')}"
-        names = dict.fromkeys((long, long.removesuffix("-image")))
-        option = typer.Option(*names, help=text, exists=True, dir_okay=False)
-        optional.append(_keyword(name, Annotated[list[Path] | None, option]))
+        else:
+            long = f"--{name.replace('_', '-')}"
+            names = dict.fromkeys((long, long.removesuffix("-image")))
+            option = typer.Option(*names, help=text, exists=True, dir_okay=False)
+            optional.append(_keyword(name, Annotated[list[Path] | None, option]))
+        by_url = typer.Option(
+            _url_option(name),
+            help=f"`{name}` by https URL, where the operator allows that; files come first.",
+            metavar="URL",
+        )
+        optional.append(_keyword(f"{name}_url", Annotated[list[str] | None, by_url]))
     return [*required, *optional]
 
 
@@ -208,13 +208,15 @@ def _help(description: str | None) -> str:
     return (description or "").replace("`", "")
 
 
-def _format(out: Path) -> OutputFormat:
+def _format(out: Path, asked: OutputFormat | None) -> OutputFormat:
     kinds = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-    kind = kinds.get(out.suffix.lower())
+    kind = kinds.get(out.suffix.lower(), asked)
     if kind is None:
         raise typer.BadParameter(
             f"--out: {out.name} must end in one of {', '.join(kinds)}, or set --output-format"
         )
+    if asked not in (None, kind):
+        raise typer.BadParameter(f"--out: {out.name} is no name of a {asked} file")
     return OutputFormat(kind)
 
 
@@ -231,7 +233,7 @@ def again(
             help="The files that it was made from, in any order; they are told by their content.",
             exists=True,
             dir_okay=False,
-            metavar="[IMAGE]...",
+            metavar="IMAGE",
         ),
     ] = None,
     *,

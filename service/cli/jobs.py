@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
 
 from imageprompt import Client, Job
 from service.cli.up import API_URL, DATA, KEY
@@ -29,7 +27,6 @@ Key = Annotated[
     ),
 ]
 JobId = Annotated[str, typer.Argument(help="The job's id.")]
-console = Console()
 
 
 def connect(url: str | None, key: str | None) -> Client:
@@ -61,18 +58,17 @@ def jobs(
     key: Key = None,
 ) -> None:
     """List your jobs, newest first."""
-    table = Table(Column("id", no_wrap=True), "status", "created", "model", "pictures", "seed")
     with connect(url, key) as client:
         for job in islice(client.jobs(), limit):
-            table.add_row(*_row(job))
-    console.print(table)
+            typer.echo(_line(job))
 
 
-def _row(job: Job) -> tuple[str, ...]:
+def _line(job: Job) -> str:
+    """Whole in every terminal and pipe: nothing is cut off."""
     sent: dict[str, Any] = job.raw["input"]
     created = str(job.raw["created_at"])[:19].replace("T", " ")
-    pictures = str(len(job.images) or "")
-    return job.id, job.status, created, str(sent["model"]), pictures, str(sent["seed"])
+    about = f"{sent['model']}  seed {sent['seed']}  pictures {len(job.images)}"
+    return f"{job.id}  {job.status:<10}  {created}  {about}"
 
 
 def show(job_id: JobId, *, url: Url = None, key: Key = None) -> None:
@@ -88,7 +84,7 @@ def cancel(job_id: JobId, *, url: Url = None, key: Key = None) -> None:
 
 
 def delete(
-    job_ids: Annotated[list[str], typer.Argument(help="The jobs' ids.", metavar="JOB_ID...")],
+    job_ids: Annotated[list[str], typer.Argument(help="The jobs' ids.", metavar="JOB_ID")],
     *,
     url: Url = None,
     key: Key = None,

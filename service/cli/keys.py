@@ -25,8 +25,16 @@ from service.core.settings import load_settings
 
 DAY_SECONDS = 24 * 3600
 
-app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer()
 console = Console()
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """Create, list and revoke API keys."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
 
 RedisUrl = Annotated[
     str | None,

@@ -73,10 +73,12 @@ def up(
     with running(
         data, port=port, workers=workers, console=console, fsync_always=fsync_always
     ) as service:
-        console.print(f"[bold green]ready[/] at [bold]{service.url}[/]  (docs: {service.url}/docs)")
-        console.print(f"data and logs in {data.resolve()}; Ctrl-C stops everything")
+        console.print(f"[bold green]ready[/]: the page at [bold]{service.url}[/]")
+        console.print(f"API console: {service.url}/docs", soft_wrap=True)
+        console.print(f"data and logs in {data.resolve()}; Ctrl-C stops everything", soft_wrap=True)
+        command = sys.argv[0] if "/" in sys.argv[0] else "imageprompt"
         where = "" if data == DATA else f" --redis $(cat {service.redis_url_file})"
-        console.print(f"API keys: imageprompt keys create NAME{where}", style="dim")
+        console.print(f"API keys: {command} keys create NAME{where}", style="dim", soft_wrap=True)
         service.run()
         console.print("stopping: running jobs finish or are requeued for the next start")
 

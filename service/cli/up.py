@@ -54,6 +54,8 @@ STABLE_SECONDS: Final = 60.0
 """A child that has run for so long is restarted without a growing pause."""
 CONFIGURATION_WRONG: Final = 2
 DRAIN_SECONDS: Final = 10.0
+OWN: Final = frozenset({"host", "port", "redis_url", "storage_url"})
+"""Settings of a cluster that have no effect here."""
 API_GRACE_SECONDS: Final = 10.0
 """Uploads in progress get no longer than this when a user stops the service."""
 
@@ -153,19 +155,10 @@ class AllInOne:
     def __init__(
         self, data: Path, *, port: int, workers: int, console: Console, fsync_always: bool = False
     ) -> None:
-        """Raise `StartError` where `port` is taken."""
+        """Raise `StartError` where a setting is wrong."""
         self._console = console
-        self.port = port or processes.free_port()
-        self.url = f"http://{HOST}:{self.port}"
+        self.url = f"http://{HOST}:{port}"
         self._stopping = False
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, self.port))
-            except OSError:
-                raise StartError(
-                    f"port {self.port} is in use; choose another one with --port"
-                ) from None
         logs = data / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         redis = RedisServer(
@@ -182,7 +175,7 @@ class AllInOne:
         environment = {
             **os.environ,
             "IMAGEPROMPT_HOST": HOST,
-            "IMAGEPROMPT_PORT": str(self.port),
+            "IMAGEPROMPT_PORT": str(port),
             "IMAGEPROMPT_REDIS_URL": redis.url,
             "IMAGEPROMPT_STORAGE_URL": (data / "storage").resolve().as_uri(),
             "IMAGEPROMPT_DRAIN_SECONDS": str(drain),
@@ -270,7 +263,7 @@ class AllInOne:
 def _graces(console: Console) -> tuple[float, float]:
     """How long workers and API may take to end: as set, or shorter than in a cluster.
 
-    Names settings that do not exist. Raises `StartError` where one is wrong.
+    Names settings that do not exist or have no effect here. Raises `StartError` where one is wrong.
     """
     for variable in unknown_variables():
         console.print(f"[yellow]unknown setting is ignored:[/] {variable}", soft_wrap=True)
@@ -278,11 +271,26 @@ def _graces(console: Console) -> tuple[float, float]:
         settings = load_settings()
     except ConfigurationError as error:
         raise StartError(str(error)) from None
+    for name in sorted(OWN & settings.model_fields_set):
+        console.print(
+            f"[yellow]IMAGEPROMPT_{name.upper()} is not used:[/] `up` has its own", soft_wrap=True
+        )
     chosen = settings.model_dump(include=settings.model_fields_set)
     return (
         chosen.get("drain_seconds", DRAIN_SECONDS),
         chosen.get("grace_seconds", API_GRACE_SECONDS),
     )
+
+
+def _usable(port: int) -> int:
+    """The port, or a free one for 0. Raises `StartError` where it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise StartError(f"port {port} is in use; choose another one with --port") from None
+    return port or processes.free_port()
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
@@ -301,6 +309,7 @@ def running(
 
     Call it from the main thread: it handles SIGTERM and SIGINT meanwhile.
     """
+    port = _usable(port)
     data.mkdir(parents=True, exist_ok=True)
     with (data / "lock").open("w") as lock:
         try:

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from service.core.errors import ConfigurationError
+from service.core.errors import ConfigurationError, reason
 from service.core.param_types import IpTarget, Name, Preprocessor, SchedulerName
 
 
@@ -261,11 +261,13 @@ def load_catalog(path: Path) -> Catalog:
         raise ConfigurationError(f"IMAGEPROMPT_MODELS names {path}, which does not exist") from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} is empty, or no mapping with `default` and `models`")
     try:
         catalog = Catalog.model_validate(content)
     except ValidationError as error:
         causes = "; ".join(
-            f"{'.'.join(str(part) for part in cause['loc'])}: {cause['msg']}"
+            f"{'.'.join(map(str, cause['loc']))}: {reason(cause)}".removeprefix(": ")
             for cause in error.errors()
         )
         raise ConfigurationError(f"{path}: {causes}") from None

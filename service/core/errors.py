@@ -6,7 +6,7 @@ message; the one handler in `service/problems.py` renders it, and OpenAPI shows 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 URN = "urn:imageprompt:error:"
 
@@ -307,3 +307,8 @@ class EngineFault(JobFailed):
 
 class ConfigurationError(Exception):
     """Raised when settings, `models.yaml` or model files do not fit together at start-up."""
+
+
+def reason(cause: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors says, without the name of the exception class before it."""
+    return str(cause["msg"]).removeprefix("Value error, ")

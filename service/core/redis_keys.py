@@ -82,10 +82,13 @@ URL_SECRETS = f"{PREFIX}url_secrets"
 """Hash: the secrets that sign URLs, by their ids."""
 
 OUTBOX = f"{PREFIX}outbox"
-"""Sorted set: ids of ended jobs whose webhook is still to be delivered, by when it is due."""
+"""Sorted set: webhooks that are still to be delivered, by when they are due.
+
+An entry is the job's id for its end, and `ID:start` or `ID:output` for what comes before it.
+"""
 
 OUTBOX_ATTEMPTS = f"{OUTBOX}:attempts"
-"""Hash: how often each of them was tried."""
+"""Hash: how often each of them was tried, by its entry."""
 
 DEADLINES = f"{PREFIX}deadlines"
 """Sorted set: ids of jobs that wait for their first worker, by when they expire."""

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from service.core.errors import FieldError, InvalidField, MalformedBody
+from service.core.errors import FieldError, InvalidField, MalformedBody, reason
 from service.core.upload_types import UploadKind
 
 
@@ -208,7 +208,7 @@ def _checked(read: Callable[[], BaseModel]) -> BaseModel:
             field, *inner = cause["loc"]
             place = f" (number {inner[0] + 1})" if inner and isinstance(inner[0], int) else ""
             name = str(field)[:100]
-            wrong.setdefault(name, FieldError(name, f"{cause['msg']}{place}"))
+            wrong.setdefault(name, FieldError(name, f"{reason(cause)}{place}"))
     raise InvalidField.of(*wrong.values())
 
 

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.core.errors import ConfigurationError
+from service.core.errors import ConfigurationError, reason
 
 API_KEY = re.compile(r"ip_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 """An API key: its id and its secret part."""
@@ -282,7 +282,7 @@ def load_settings() -> Settings:
     except ValidationError as error:
         causes = [
             # Of a list, what follows is the place of the wrong item.
-            f"{_variable(str(cause['loc'][0]))}: {cause['msg']}"
+            f"{_variable(str(cause['loc'][0]))}: {reason(cause)}"
             for cause in error.errors(include_input=False, include_url=False)
         ]
         raise ConfigurationError("; ".join(causes)) from None

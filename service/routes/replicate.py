@@ -85,14 +85,21 @@ def translate(form: Form, sent: Any, model: str) -> Form:
     renamed = {"num_images": sent.num_outputs, "steps": sent.num_inference_steps}
     values |= {name: value for name, value in renamed.items() if value is not None}
     if webhook := sent.webhook or sent.webhook_completed:
-        if sent.webhook_events_filter and "completed" not in sent.webhook_events_filter:
-            message = "must have 'completed': a webhook is sent when a prediction has ended"
+        if set(sent.webhook_events_filter) == {"logs"}:
+            message = "must have an event beside 'logs', of which no webhook is sent"
             raise InvalidField.of(FieldError("webhook_events_filter", message))
         values["webhook_url"] = webhook
     files = dict(form.files)
     if urls := files.pop("image_url", None):
         files["image"] = [*files.get("image", ()), *urls]
-    return Form(GenerateRequest, values, is_json=True, files=files, size_bytes=form.size_bytes)
+    return Form(
+        GenerateRequest,
+        values,
+        is_json=True,
+        files=files,
+        size_bytes=form.size_bytes,
+        webhook_events=sent.webhook_events_filter,
+    )
 
 
 def version_of(catalog: Catalog, model: str) -> str:
@@ -137,7 +144,7 @@ def _prediction(
         "version": version_of(catalog, model),
         "status": _STATUSES.get(view.status, view.status.value),
         "input": view.input,
-        "output": output if view.status is Status.SUCCEEDED else None,
+        "output": output or None,
         "logs": _progress(step, total) if step else "",
         "error": error,
         "metrics": {"predict_time": view.metrics.total_seconds, **view.metrics.model_dump()},

@@ -57,6 +57,8 @@ class Form:
     is_json: bool = False
     files: dict[str, list[Upload]] = field(default_factory=dict)
     size_bytes: int = 0
+    webhook_events: tuple[str, ...] = ()
+    """What webhooks tell of, where a facade offers more than the end."""
     opened: ExitStack = field(default_factory=ExitStack)
     """What closes the files."""
 

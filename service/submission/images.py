@@ -215,7 +215,7 @@ class _Look:
     def _has_clear_pixels(self, opened: Image.Image) -> bool:
         """Whether any pixel is more than half transparent."""
         alphas = (self._alpha(opened.crop(box), box) for box in png.strips(opened.size))
-        return any(alpha is not None and alpha.getextrema()[0] < HALF for alpha in alphas)
+        return any(alpha is not None and any(alpha.histogram()[:HALF]) for alpha in alphas)
 
     def _strip(
         self, opened: Image.Image, box: tuple[int, int, int, int], *, by_alpha: bool

@@ -159,7 +159,7 @@ async def submit(
             )
             if claim is not None:
                 await idempotency.renew(claim)
-            also = partial(_write_beside, job, claim, idempotency, origin)
+            also = partial(_write_beside, job, claim, idempotency, origin, form.webhook_events)
             found = await queue.add(job, also=also, undo=undo)
             undo.pop_all()
     except ServiceError as error:
@@ -175,6 +175,7 @@ def _write_beside(
     claim: IdempotencyClaim | None,
     idempotency: Idempotency,
     origin: Origin,
+    webhook_events: tuple[str, ...],
     pipeline: Any,
 ) -> None:
     """Add to the transaction that creates a job."""
@@ -185,6 +186,8 @@ def _write_beside(
         pipeline.hset(redis_keys.job(job.id), "webhook", origin.base_url)
         if origin.webhook_payload is not None:
             pipeline.hset(redis_keys.job(job.id), "webhook_payload", origin.webhook_payload)
+        if webhook_events:
+            pipeline.hset(redis_keys.job(job.id), "webhook_events", " ".join(webhook_events))
 
 
 async def _reserve(

@@ -1,1 +1,1 @@
-"""Webhooks: signed notifications of ended jobs, from a durable outbox."""
+"""Webhooks: signed notifications of what happened to jobs, from a durable outbox."""

@@ -6,6 +6,9 @@ A slow receiver occupies slots of its own host only, and slots are shared fairly
 that neither one host nor one owner with many host names delays the others. An entry without a free
 slot is deferred; of one owner's deferred entries a few a second come up again, so that a long
 backlog does not hide the entries of others.
+
+Of one job a webhook waits until those of earlier events are out of the outbox. Those are tried
+again soon, and not once the end waits for them: they keep it back for seconds, not for hours.
 """
 
 import asyncio
@@ -29,7 +32,7 @@ from standardwebhooks.webhooks import Webhook
 
 from service.api_keys import ANONYMOUS, ApiKey
 from service.core import redis_keys
-from service.core.job import Job
+from service.core.job import Job, JobMetrics, Status
 from service.core.metrics import ApiMetrics
 from service.jobs.views import job_view
 from service.limits import FairShare
@@ -50,6 +53,10 @@ CLAIM_SECONDS: Final = 60
 TIMEOUT_SECONDS: Final = 15.0
 """For the whole attempt: name lookup, connection, TLS and response."""
 
+START: Final = "start"
+EARLIER_EVENTS: Final = (START, "output")
+"""What a webhook may tell of before the job's end, in the order in which it happens."""
+
 Payload = Callable[[Job, str, Signer | None], str]
 """The body for a job, given the URL of the service and what signs its links."""
 Payloads = Mapping[str, Payload]
@@ -59,9 +66,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Outbox:
-    """The webhooks that are still to be delivered, by the ids of their jobs.
+    """The webhooks that are still to be delivered; `redis_keys.OUTBOX` tells what an entry is.
 
-    An entry is added by the transition that ends its job. A process that takes an entry owns it for
+    An entry is added by the transition that it tells of. A process that takes an entry owns it for
     `CLAIM_SECONDS`; if that process dies, the entry is due again: delivery is at least once.
     Methods raise `redis.RedisError` where Redis is unavailable.
     """
@@ -73,28 +80,33 @@ class Outbox:
         self._remove = redis.register_script(redis_keys.load_script("outbox_remove"))
 
     async def take(self, limit: int) -> list[tuple[str, int]]:
-        """Claim entries that are due: (job id, number of this attempt from 1)."""
+        """Claim entries that are due: (entry, number of this attempt from 1)."""
         answer: Any = await self._take(
             keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[limit, CLAIM_SECONDS]
         )
         return [(str(answer[at]), int(answer[at + 1])) for at in range(0, len(answer), 2)]
 
-    async def retry(self, job_id: str, seconds: float) -> None:
+    async def holds(self, entries: Sequence[str]) -> bool:
+        """Whether one of them is still to be delivered."""
+        scores = [await self._redis.zscore(redis_keys.OUTBOX, entry) for entry in entries]
+        return any(score is not None for score in scores)
+
+    async def retry(self, entry: str, seconds: float) -> None:
         """Make an entry due again later, after an attempt that failed."""
         await self._postpone(
-            keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[job_id, seconds, 0]
+            keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[entry, seconds, 0]
         )
 
-    async def defer(self, job_id: str, seconds: float) -> None:
+    async def defer(self, entry: str, seconds: float) -> None:
         """Make an entry due again later, without counting an attempt."""
         await self._postpone(
-            keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[job_id, seconds, -1]
+            keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[entry, seconds, -1]
         )
 
-    async def remove(self, job_id: str) -> None:
+    async def remove(self, entry: str) -> None:
         """Remove an entry for good."""
         # A script: a full Redis refuses transactions, even those that only delete.
-        await self._remove(keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[job_id])
+        await self._remove(keys=[redis_keys.OUTBOX, redis_keys.OUTBOX_ATTEMPTS], args=[entry])
 
 
 class DeliveryOutcome(StrEnum):
@@ -185,8 +197,8 @@ class Delivery:
 
     async def step(self) -> None:
         """Start to deliver what is due, as far as slots are free. Raises `redis.RedisError`."""
-        for job_id, attempt in await self._outbox.take(MAX_CONCURRENT - len(self._running)):
-            task = asyncio.create_task(self._deliver(job_id, attempt))
+        for entry, attempt in await self._outbox.take(MAX_CONCURRENT - len(self._running)):
+            task = asyncio.create_task(self._deliver(entry, attempt))
             self._running.add(task)
             task.add_done_callback(self._ended)
 
@@ -203,45 +215,53 @@ class Delivery:
         await asyncio.gather(*self._running, return_exceptions=True)
         await self._sender.close()
 
-    async def _deliver(self, job_id: str, attempt: int) -> None:
+    async def _deliver(self, entry: str, attempt: int) -> None:
         if attempt > MAX_ATTEMPTS:  # every attempt so far has ended with its process
-            await self._finish(job_id, attempt, DeliveryOutcome.FAILED)
+            await self._finish(entry, attempt, DeliveryOutcome.FAILED)
             return
         try:
-            await self._attempt(job_id, attempt)
+            await self._attempt(entry, attempt)
         except RedisError:
             raise
         except Exception:
             # A record that cannot be read, for example: it must not be tried for ever.
-            log.exception("a webhook delivery failed", job_id=job_id, attempt=attempt)
-            await self._finish(job_id, attempt, DeliveryOutcome.FAILED)
+            log.exception("a webhook delivery failed", **_named(entry), attempt=attempt)
+            await self._finish(entry, attempt, DeliveryOutcome.FAILED)
 
-    async def _attempt(self, job_id: str, attempt: int) -> None:
+    async def _attempt(self, entry: str, attempt: int) -> None:
+        job_id, _, event = entry.partition(":")
         fields: Any = await self._redis.hgetall(redis_keys.job(job_id))
         job = Job.read(fields) if fields else None
         secret = None if job is None else await self._secret(job.owner)
         if job is None or secret is None or job.request.webhook_url is None:
-            await self._outbox.remove(job_id)  # the job or its key was deleted meanwhile
+            await self._outbox.remove(entry)  # the job or its key was deleted meanwhile
+            return
+        if event and attempt > 1 and await self._outbox.holds([job_id]):
+            await self._outbox.remove(entry)  # the end is told instead
+            return
+        if "webhook_events" in fields and await self._outbox.holds(_earlier(job_id, event)):
+            await self._outbox.defer(entry, self._seconds_until_due(job.owner))
             return
         host = urlsplit(job.request.webhook_url).hostname or ""
         if self._host_slots[host] >= MAX_CONCURRENT_PER_HOST or not self._owner_slots.take(
             job.owner
         ):
-            await self._outbox.defer(job_id, self._seconds_until_due(job.owner))
+            await self._outbox.defer(entry, self._seconds_until_due(job.owner))
             return
         self._host_slots[host] += 1
         try:
             signer = None if job.owner == ANONYMOUS else await self._signed_urls.signer(job.owner)
             payload = self._payloads.get(fields.get("webhook_payload", ""), _body)
-            body = payload(job, fields.get("webhook", ""), signer)
+            body = payload(_at(job, event), fields.get("webhook", ""), signer)
+            message_id = f"msg_{entry.replace(':', '_')}"
             outcome = await self._sender.send(
-                job.request.webhook_url, f"msg_{job_id}", body, secret, owner=job.owner
+                job.request.webhook_url, message_id, body, secret, owner=job.owner
             )
         finally:
             self._owner_slots.release(job.owner)
             self._host_slots[host] -= 1
             self._host_slots += Counter()  # drops the zeros
-        await self._finish(job_id, attempt, outcome)
+        await self._finish(entry, attempt, outcome)
 
     def _seconds_until_due(self, owner: str) -> float:
         """Seconds until the next of an owner's deferred entries becomes due."""
@@ -252,16 +272,17 @@ class Delivery:
         )
         return self._due_again[owner] - now
 
-    async def _finish(self, job_id: str, attempt: int, outcome: DeliveryOutcome) -> None:
+    async def _finish(self, entry: str, attempt: int, outcome: DeliveryOutcome) -> None:
         if outcome is DeliveryOutcome.DEFERRED:
-            await self._outbox.defer(job_id, DEFER_SECONDS)
+            await self._outbox.defer(entry, DEFER_SECONDS)
             return
         self._metrics.webhooks.labels(outcome.value).inc()
         if outcome is DeliveryOutcome.FAILED and attempt < MAX_ATTEMPTS:
-            await self._outbox.retry(job_id, RETRY_DELAYS_SECONDS[attempt - 1] * self._jitter())
+            delay = RETRY_DELAYS_SECONDS[0 if ":" in entry else attempt - 1]
+            await self._outbox.retry(entry, delay * self._jitter())
             return
-        log.info("webhook ended", job_id=job_id, outcome=outcome.value, attempts=attempt)
-        await self._outbox.remove(job_id)
+        log.info("webhook ended", **_named(entry), outcome=outcome.value, attempts=attempt)
+        await self._outbox.remove(entry)
 
     async def _secret(self, owner: str) -> str | None:
         if owner == ANONYMOUS:
@@ -269,6 +290,28 @@ class Delivery:
             return None if secret is None else secret.get_secret_value()
         text: Any = await self._redis.hget(redis_keys.API_KEYS, owner)
         return None if text is None else ApiKey.model_validate_json(text).webhook_secret
+
+
+def _named(entry: str) -> dict[str, str]:
+    """An entry in the log: `event` is the name of the line itself."""
+    job_id, _, event = entry.partition(":")
+    return {"job_id": job_id, "webhook_event": event or "completed"}
+
+
+def _earlier(job_id: str, event: str) -> list[str]:
+    """The entries of what happens to a job before an event."""
+    known = EARLIER_EVENTS[: EARLIER_EVENTS.index(event)] if event else EARLIER_EVENTS
+    return [f"{job_id}:{one}" for one in known]
+
+
+def _at(job: Job, event: str) -> Job:
+    """The job as it stood at an event before its end, however late that is told."""
+    if not event:
+        return job
+    then: dict[str, Any] = {"status": Status.PROCESSING, "completed_at": None, "error": None}
+    if event == START:
+        then |= {"images": (), "maps": (), "step": 0, "warnings": (), "metrics": JobMetrics()}
+    return job.model_copy(update=then)
 
 
 def _body(job: Job, base: str, signer: Signer | None) -> str:

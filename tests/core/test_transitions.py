@@ -271,6 +271,52 @@ def test_an_overdue_job_ends_without_a_worker(redis: Redis, transitions: Transit
     assert transitions.overdue(9) == []
 
 
+@pytest.mark.parametrize(
+    ("wanted", "at_start", "at_end"),
+    [
+        (None, [], [""]),
+        ("start output completed", [":start"], [":output", ""]),
+        ("output logs", [], [":output"]),
+        ("start", [":start"], []),
+    ],
+)
+def test_a_transition_adds_the_webhooks_that_the_job_asked_for(
+    redis: Redis,
+    transitions: Transitions,
+    wanted: str | None,
+    at_start: list[str],
+    at_end: list[str],
+) -> None:
+    job_id = new_job(redis, transitions)
+    redis.hset(redis_keys.job(job_id), "webhook", "https://example.org")
+    if wanted is not None:
+        redis.hset(redis_keys.job(job_id), "webhook_events", wanted)
+
+    def added() -> set[str]:
+        entries = redis.zrange(redis_keys.OUTBOX, 0, -1)
+        redis.delete(redis_keys.OUTBOX)
+        return {entry.decode().removeprefix(job_id) for entry in entries}
+
+    first, second = claim_of(job_id), claim_of(job_id)
+    for _ in range(2):  # repeated after a lost answer
+        assert transitions.claim(first, "w")
+    assert added() == set(at_start)
+    assert transitions.hand_back(first)
+    assert transitions.claim(second, "w")
+    assert added() == set(), "it starts once"
+    assert transitions.succeed(second, (IMAGE,), METRICS, 1)
+    assert added() == set(at_end)
+
+
+def test_a_job_that_failed_has_no_output_to_tell_of(redis: Redis, transitions: Transitions) -> None:
+    job_id, fields = new_job(redis, transitions), {"webhook": "u", "webhook_events": "output"}
+    redis.hset(redis_keys.job(job_id), mapping=fields)
+    claim = claim_of(job_id)
+    assert transitions.claim(claim, "w")
+    assert transitions.fail(claim, ERROR, METRICS)
+    assert redis.zcard(redis_keys.OUTBOX) == 0
+
+
 @pytest.fixture
 def ended() -> list[tuple[str, str]]:
     """Model and final state of every end that was counted."""
@@ -370,8 +416,9 @@ def test_an_erased_job_leaves_no_count_of_its_webhooks(
     redis: Redis, transitions: Transitions
 ) -> None:
     job_id = new_job(redis, transitions)
-    redis.zadd(redis_keys.OUTBOX, {job_id: 1})
-    redis.hset(redis_keys.OUTBOX_ATTEMPTS, job_id, 3)
+    for entry in (job_id, f"{job_id}:start", f"{job_id}:output"):
+        redis.zadd(redis_keys.OUTBOX, {entry: 1})
+        redis.hset(redis_keys.OUTBOX_ATTEMPTS, entry, 3)
     transitions.erase(job_id, "me")
     forget(open_queue("q", redis), job_id)
     assert redis.keys("imageprompt:*") == []

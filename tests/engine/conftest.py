@@ -246,6 +246,7 @@ def mask(side: str) -> Image.Image:
     """White on one side, black elsewhere."""
     drawn = Image.new("RGB", (SIZE, SIZE))
     boxes = {"left": (0, 0, 28, 64), "right": (28, 0, 64, 64), "middle": (20, 12, 50, 44)}
+    boxes["nothing"] = (0, 0, 0, 0)
     drawn.paste("white", boxes[side])
     return drawn
 

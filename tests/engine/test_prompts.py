@@ -7,7 +7,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from service.core.catalog import Catalog
 from service.core.params import GenerateRequest
-from tests.engine.conftest import Stepper, job, request
+from tests.engine.conftest import Stepper, job, request, uploads
 from workers.engine.engine import Engine
 from workers.engine.models.prompts import MAX_CHUNKS, fragments
 
@@ -117,6 +117,11 @@ def test_a_window_without_a_step_is_told(stepper: Stepper) -> None:
     assert codes(stepper, wanted) == ["window-without-step"] * 2
     wanted = request(guidance_start=0.1, guidance_end=0.2)
     assert codes(stepper, wanted) == ["window-without-step"]
+
+
+def test_a_mask_that_lets_an_image_prompt_act_nowhere_is_told(stepper: Stepper) -> None:
+    wanted = request(images=2, image_mask=uploads("left", "nothing"))
+    assert codes(stepper, wanted) == ["mask-without-white"]
 
 
 def test_what_has_no_effect_is_told(stepper: Stepper) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,46 @@ def test_up_names_wrong_settings_before_it_starts_anything(tmp_path: Path) -> No
     assert not list((tmp_path / "data" / "logs").iterdir())
 
 
+def test_up_says_what_it_does_not_use_and_what_is_wrong_with_its_models(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").touch()
+    settings = {
+        "IMAGEPROMPT_REDIS_URL": "redis://example.com",
+        "IMAGEPROMPT_MODELS": str(tmp_path / "models.yaml"),
+    }
+    refused = run("up", "--port", "0", folder=tmp_path, settings=settings)
+    unused, wrong = refused.stderr.splitlines()
+    assert refused.returncode == 1
+    assert unused == "IMAGEPROMPT_REDIS_URL is not used: `up` has its own"
+    assert "models.yaml is empty" in wrong
+
+
+def test_up_leaves_nothing_where_its_port_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        refused = run("up", "--port", str(other.getsockname()[1]), folder=tmp_path)
+    assert refused.returncode == 1
+    assert "is in use; choose another one with --port" in refused.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_servers_packages_the_command_says_what_it_needs(tmp_path: Path) -> None:
+    """As after `pip install .`, which installs the Python client."""
+    lacking = (
+        "import sys; sys.modules['typer'] = None; from imageprompt.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", lacking],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("imageprompt: the command line needs the package typer")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.fixture
 def here(api: Api, tmp_path: Path) -> Path:
     """A folder as a running `imageprompt up` leaves it."""
@@ -63,6 +104,15 @@ def test_without_a_command_it_prints_its_help(tmp_path: Path) -> None:
     assert "Exit status: 0 for success, 2 for wrong usage" in bare.stdout
     assert run("--version", folder=tmp_path).stdout == f"imageprompt {__version__}\n"
     assert run("nonsense", folder=tmp_path).returncode == 2
+    keys = run("keys", folder=tmp_path)
+    assert (keys.returncode, keys.stderr) == (0, "")
+    assert " revoke " in keys.stdout
+
+
+def test_a_picture_is_not_written_under_the_name_of_another_format(here: Path) -> None:
+    refused = run(*("generate", "in.png", "-o", "out.png", "--output-format", "webp"), folder=here)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "out.png is no name of a webp file" in refused.stderr
 
 
 def test_a_port_that_is_none_is_wrong_usage(tmp_path: Path) -> None:
@@ -84,8 +134,8 @@ def test_a_job_is_listed_shown_canceled_and_deleted(api: Api, here: Path) -> Non
     job_id = api.post().json()["id"]
     listed = run("jobs", "--limit", "1", folder=here)
     assert listed.returncode == 0, listed.stderr
-    assert job_id in listed.stdout
-    assert "queued" in listed.stdout
+    assert listed.stdout.startswith(f"{job_id}  queued      20"), "whole also in a pipe"
+    assert listed.stdout.count("\n") == 1
     assert json.loads(run("show", job_id, folder=here).stdout)["id"] == job_id
     assert run("cancel", job_id, folder=here).stdout == f"{job_id}  canceled\n"
     assert run("delete", job_id, folder=here).stdout == f"{job_id}  deleted\n"

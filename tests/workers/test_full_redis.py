@@ -31,7 +31,8 @@ def test_every_move_of_an_accepted_job_works(
     add_job, redis: Redis, queue, read, transitions: Transitions, leases: Leases
 ) -> None:
     jobs = [add_job() for _ in range(5)]
-    redis.hset(redis_keys.job(jobs[0].id), "webhook", "{}")
+    webhook = {"webhook": "https://example.org/", "webhook_events": "start completed"}
+    redis.hset(redis_keys.job(jobs[0].id), mapping=webhook)
     redis_kinds.fill(redis)
     with pytest.raises(ResponseError) as refused:
         add_job()
@@ -63,7 +64,8 @@ def test_every_move_of_an_accepted_job_works(
         "canceled",
         "queued",
     ]
-    assert redis.zrange(redis_keys.OUTBOX, 0, -1) == [jobs[0].id.encode()]
+    told = [f"{jobs[0].id}:start".encode(), jobs[0].id.encode()]
+    assert redis.zrange(redis_keys.OUTBOX, 0, -1) == told
 
 
 def test_a_worker_stays_registered(redis: Redis) -> None:

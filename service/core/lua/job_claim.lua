@@ -21,7 +21,10 @@ if redis.call('HINCRBY', JOB, 'attempt', 1) > tonumber(ARGV[5]) then
   finish('failed', retention, tombstone, {error = ARGV[8], ended_by = token})
   return ended('failed')
 end
-redis.call('HSETNX', JOB, 'started_at', time_text)
+if not started then
+  redis.call('HSET', JOB, 'started_at', time_text)
+  add_webhook('start')
+end
 redis.call('HSET', JOB, 'status', 'processing', 'fence', token, 'worker', ARGV[4], 'step', 0)
 emit_status('processing')
 return 'claimed'

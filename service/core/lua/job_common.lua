@@ -48,6 +48,14 @@ local function ended_by(token)
   return token ~= '' and redis.call('HGET', JOB, 'ended_by') == token
 end
 
+-- A webhook of what has happened to the job, where it asked for one: its end unless it named others.
+local function add_webhook(event)
+  if redis.call('HEXISTS', JOB, 'webhook') == 0 then return end
+  local wanted = redis.call('HGET', JOB, 'webhook_events') or 'completed'
+  if not string.find(wanted, event, 1, true) then return end
+  redis.call('ZADD', OUTBOX, now, event == 'completed' and ID or ID .. ':' .. event)
+end
+
 -- A script that ends a job begins with a removal: Redis refuses a script's writes for lack of memory
 -- only until its first write, and what frees memory counts as one. So jobs also end on a full Redis.
 local function finish(final_status, retention_seconds, tombstone_seconds, fields)
@@ -57,7 +65,8 @@ local function finish(final_status, retention_seconds, tombstone_seconds, fields
   redis.call('HSET', JOB, 'status', final_status, 'completed_at', time_text,
              'expires_at', string.format('%.6f', now + retention_seconds))
   for name, value in pairs(fields) do redis.call('HSET', JOB, name, value) end
-  if redis.call('HEXISTS', JOB, 'webhook') == 1 then redis.call('ZADD', OUTBOX, now, ID) end
+  if final_status == 'succeeded' then add_webhook('output') end
+  add_webhook('completed')
   emit_status(final_status)
   emit('done', cjson.encode({status = final_status}))
   redis.call('EXPIRE', JOB, retention_seconds)

@@ -1,6 +1,6 @@
 -- Makes a webhook due later, if it is still in the outbox.
--- KEYS: 1 outbox: job ids by when they are due, 2 attempts by job id
--- ARGV: 1 job id, 2 seconds until it is due, 3 change of the attempts
+-- KEYS: 1 outbox: entries by when they are due, 2 attempts by entry
+-- ARGV: 1 entry, 2 seconds until it is due, 3 change of the attempts
 -- A removal first, so that it works on a full Redis as well (see job_common).
 redis.call('HDEL', KEYS[2], '')
 if redis.call('ZSCORE', KEYS[1], ARGV[1]) then

@@ -8,11 +8,14 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import pytest
 import redis.asyncio as aioredis
+import replicate
 from pydantic import SecretStr
 from redis import Redis
 from replicate.prediction import Prediction
@@ -22,7 +25,7 @@ from standardwebhooks.webhooks import Webhook
 from service import api_keys
 from service.core import redis_keys
 from service.core.catalog import load_catalog
-from service.core.job import Job, JobMetrics, Status
+from service.core.job import Job, JobMetrics, Status, StoredImage
 from service.core.metrics import ApiMetrics
 from service.core.queue import enqueue, open_queue
 from service.core.settings import ROOT
@@ -43,6 +46,11 @@ from tests.running import Running, until
 from tests.service.conftest import PNG, WEBHOOK_SECRET, Api
 from tests.service.webhooks.conftest import NAME, Receiver, trusting
 
+IMAGE = StoredImage(
+    key="results/a/0.png", content_type="image/png", width=8, height=8, seed=1, sha256="ab" * 32
+)
+EVERY_EVENT = {"webhook_payload": PAYLOAD, "webhook_events": "start output logs completed"}
+
 
 @dataclass
 class Desk:
@@ -53,8 +61,8 @@ class Desk:
     transitions: Transitions
     metrics: ApiMetrics = field(default_factory=ApiMetrics)
 
-    def end_job(self, webhook_url: str, owner: str = "anonymous", **fields: str) -> str:
-        """A job that has just succeeded."""
+    def start_job(self, webhook_url: str, owner: str = "anonymous", **fields: str) -> Claim:
+        """A job that a worker has just claimed."""
         job = Job(
             id=str(uuid.uuid4()),
             owner=owner,
@@ -71,8 +79,13 @@ class Desk:
         )
         claim = Claim(job.id, "t")
         assert self.transitions.claim(claim, "w")
-        assert self.transitions.succeed(claim, (), JobMetrics(), 5)
-        return job.id
+        return claim
+
+    def end_job(self, webhook_url: str, owner: str = "anonymous", **fields: str) -> str:
+        """A job that has just succeeded."""
+        claim = self.start_job(webhook_url, owner, **fields)
+        assert self.transitions.succeed(claim, (IMAGE,), JobMetrics(), 5)
+        return claim.job_id
 
     def deliver(
         self, sender: Callable[[], Sender], done: Callable[[], object], jitter: float = 0.0
@@ -116,7 +129,9 @@ def test_a_prediction_is_reported_as_replicates_client_reads_it(
     secret = WebhookSigningSecret(key=WEBHOOK_SECRET)
     Webhooks.validate(headers=headers, body=body.decode(), secret=secret, tolerance=300)
     prediction = Prediction(**json.loads(body))
-    assert (prediction.id, prediction.status, prediction.output) == (job_id, "succeeded", [])
+    assert (prediction.id, prediction.status) == (job_id, "succeeded")
+    [picture] = prediction.output
+    assert picture.startswith(f"https://api.example/jobs/{job_id}/images/0")
     wrong = WebhookSigningSecret(key="whsec_d3Jvbmc=")
     with pytest.raises(InvalidSignatureError):
         Webhooks.validate(headers=headers, body=body.decode(), secret=wrong)
@@ -329,6 +344,63 @@ def test_a_deleted_job_is_told_of_no_more(desk: Desk, receiver: Receiver) -> Non
     assert receiver.seen == []
 
 
+def told(receiver: Receiver) -> list[tuple[str, bool, bool]]:
+    """Of each webhook, as Replicate's client reads it: status, whether it has output, an end."""
+    predictions = [Prediction(**payload) for payload in verified(receiver)]
+    return [(one.status, bool(one.output), one.completed_at is not None) for one in predictions]
+
+
+def test_every_event_that_was_asked_for_is_told_in_its_order(
+    desk: Desk, receiver: Receiver
+) -> None:
+    """Also where nothing was sent before the job had ended."""
+    receiver.delay_seconds = 0.5
+    job_id = desk.end_job(receiver.url, **EVERY_EVENT)
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    expected = [
+        ("processing", False, False),
+        ("processing", True, False),
+        ("succeeded", True, True),
+    ]
+    assert told(receiver) == expected
+    ids = [headers["webhook-id"] for _, headers, _ in receiver.seen]
+    assert ids == [f"msg_{job_id}_start", f"msg_{job_id}_output", f"msg_{job_id}"]
+
+
+def test_a_start_is_told_while_the_job_runs_and_again_where_it_failed(
+    desk: Desk, receiver: Receiver
+) -> None:
+    receiver.answers = [500, 500, 200]
+    claim = desk.start_job(receiver.url, **EVERY_EVENT)
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    assert told(receiver) == [("processing", False, False)] * 3
+    assert desk.transitions.hand_back(claim)
+    assert desk.transitions.claim(Claim(claim.job_id, "another"), "w")
+    assert desk.waiting == 0, "it starts once"
+
+
+def test_a_start_that_failed_does_not_hold_up_the_end(desk: Desk, receiver: Receiver) -> None:
+    receiver.answers = [500, 200]
+    claim = desk.start_job(receiver.url, webhook_payload=PAYLOAD, webhook_events="start completed")
+    entry = f"{claim.job_id}:start"
+
+    def is_due_much_later() -> bool:
+        return bool(desk.redis.zscore(redis_keys.OUTBOX, entry) > time.time() + 300)
+
+    desk.deliver(trusting(receiver), is_due_much_later, jitter=100.0)
+    assert desk.transitions.cancel(claim.job_id) is Status.CANCELED
+    desk.redis.zadd(redis_keys.OUTBOX, {entry: 0})
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    assert told(receiver) == [("processing", False, False), ("canceled", False, True)]
+
+
+def test_an_output_alone_is_sent_again_after_the_end(desk: Desk, receiver: Receiver) -> None:
+    receiver.answers = [500, 200]
+    desk.end_job(receiver.url, webhook_payload=PAYLOAD, webhook_events="output")
+    desk.deliver(trusting(receiver), lambda: not desk.waiting)
+    assert told(receiver) == [("processing", True, False)] * 2
+
+
 @pytest.fixture
 def calling_api(
     api: Api, make_api: Callable[..., Running], receiver: Receiver
@@ -368,3 +440,27 @@ def test_a_running_api_calls_back(api: Api, receiver: Receiver, calling_api: Run
     )
     payload = verified(receiver)[0]
     assert (payload["type"], payload["data"]["id"]) == ("job.canceled", job_id)
+
+
+def test_a_running_api_tells_of_the_events_that_replicates_client_asks_for(
+    desk: Desk, make_api: Callable[..., Running], receiver: Receiver, tmp_path: Path
+) -> None:
+    settings = {"redis_url": desk.url, "storage_url": tmp_path.as_uri()}
+    settings |= {"webhook_secret": WEBHOOK_SECRET, "webhook_networks": '["127.0.0.0/8"]'}
+    with make_api(**settings, SSL_CERT_FILE=str(receiver.certificate)) as running:
+        client = replicate.Client(base_url=running.url, api_token="any while no key exists")
+        with closing(client._client):
+            prediction = client.predictions.create(
+                model="imageprompt/shapes",
+                input={"prompt": "a red star"},
+                webhook=receiver.url,
+                webhook_events_filter=["start", "output", "completed"],
+            )
+        assert desk.waiting == 0
+        claim = Claim(prediction.id, "t")
+        assert desk.transitions.claim(claim, "w")
+        until(lambda: receiver.seen, what="the start")
+        assert desk.transitions.succeed(claim, (IMAGE,), JobMetrics(), 5)
+        until(lambda: not desk.waiting, what="the end")
+    assert {payload["id"] for payload in verified(receiver)} == {prediction.id}
+    assert [status for status, _, _ in told(receiver)] == ["processing", "processing", "succeeded"]

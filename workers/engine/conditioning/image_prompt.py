@@ -156,6 +156,11 @@ class ImagePrompts(Conditioning):
         if all(image.mask is None for image in inputs.images):
             bias = _bias(weights, kv.shape[1], model)
             return [_segment(job, kv, nothing, bias, scale, None)]
+        if any(image.mask is not None and not image.mask.any() for image in inputs.images):
+            job.warn(
+                "mask-without-white",
+                "an `image_mask` is white nowhere, so its image prompt has no effect",
+            )
         strongest = max(weights)
         return [
             _segment(job, kv[index : index + 1], nothing, None, scale * (weight / strongest), mask)
