@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 from service import api_keys
-from tests.browser.conftest import Visitor, accessible, example, finished, generate, setting
+from tests.browser.conftest import Visitor, accessible, example, finished, job_of, setting
 from tests.running import redis_client, until
 from tests.stack import Service
 
@@ -33,12 +33,16 @@ def test_it_asks_for_a_key_and_keeps_it_in_its_tab(
     setting(page, "steps", 4)
     page.get_by_role("button", name="Generate").click()
     dialog = page.get_by_role("dialog", name="API key")
-    expect(dialog).to_contain_text("Authorization: Bearer KEY")
+    expect(dialog).to_contain_text("This service needs an API key. Ask its operator for one.")
     accessible(page)
+    dialog.get_by_label("Key").fill("wrong")
+    dialog.get_by_role("button", name="Use this key").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("This API key is not valid")
     dialog.get_by_label("Key").fill(key)
     dialog.get_by_role("button", name="Use this key").click()
     expect(dialog).to_have_count(0)
-    generate(page)
+    job_of(page)
+    expect(page.get_by_role("region", name="Result")).to_be_focused()
     finished(page)
     page.reload()
     finished(page)

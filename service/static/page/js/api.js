@@ -17,7 +17,15 @@ export class Problem extends Error {
     super(detail);
     Object.assign(this, { status, title, detail, errors, retryAfter, instance });
   }
+
+  /** Whether the same request may go well later. */
+  get mayPass() {
+    return this.status === 0 || this.status === 429 || this.status >= 500;
+  }
 }
+
+const KEY_WANTED = "This service needs an API key. Ask its operator for one.";
+const KEY_UNKNOWN = "This API key is not valid. Ask the service's operator for one.";
 
 const unreachable = () =>
   new Problem({
@@ -26,7 +34,7 @@ const unreachable = () =>
     detail: "The service does not answer. Check the connection and try again.",
   });
 
-async function problemOf(response) {
+async function problemOf(response, key) {
   const retryAfter = Number(response.headers.get("Retry-After")) || null;
   const plain = {
     status: response.status,
@@ -34,12 +42,13 @@ async function problemOf(response) {
     detail: response.statusText,
   };
   const body = await response.json().catch(() => ({}));
-  return new Problem({ ...plain, ...body, retryAfter });
+  const problem = new Problem({ ...plain, ...body, retryAfter });
+  if (problem.status === 401) problem.detail = key ? KEY_UNKNOWN : KEY_WANTED;
+  return problem;
 }
 
 /** Send a request; `path` is relative to the service's root. Throws `Problem`. */
-export async function call(path, { headers = {}, ...options } = {}) {
-  const key = apiKey();
+export async function call(path, { headers = {}, key = apiKey(), ...options } = {}) {
   const all = key ? { ...headers, Authorization: `Bearer ${key}` } : headers;
   let response;
   try {
@@ -47,11 +56,21 @@ export async function call(path, { headers = {}, ...options } = {}) {
   } catch (error) {
     throw error.name === "AbortError" ? error : unreachable();
   }
-  if (!response.ok) throw await problemOf(response);
+  if (!response.ok) throw await problemOf(response, key);
   return response;
 }
 
 export const getJson = async (path, options) => (await call(path, options)).json();
+
+/** Why a key is refused, or `null`; one that may not list jobs may have other rights. */
+export async function keyProblem(key) {
+  try {
+    await call("jobs?limit=1", { key });
+  } catch (problem) {
+    if (problem.status !== 403) return problem;
+  }
+  return null;
+}
 
 /** Bytes of a picture of a job; from the service itself, since the page may ask no other host. */
 export const getPicture = async (path) => (await call(`${path}?redirect=false`)).blob();

@@ -1,33 +1,36 @@
 /** Small dialogs: the API key, and a dropped picture that was made here. */
 
-import { useEffect, useRef, useState } from "../vendor/hooks.js";
-import { apiKey, setApiKey } from "./api.js";
+import { useState } from "../vendor/hooks.js";
+import { apiKey, keyProblem, setApiKey } from "./api.js";
 import { Button, html } from "./elements.js";
+import { useModal } from "./focus.js";
 import { forgetAll } from "./store.js";
 
-/** A modal dialog, opened when it appears. */
 function Modal({ id, title, onClose, children }) {
-  const dialog = useRef();
-  useEffect(() => dialog.current.showModal(), []);
+  const dialog = useModal();
   return html`<dialog ref=${dialog} aria-labelledby=${id} onClose=${onClose}><h2 id=${id}>${title}</h2>${children}</dialog>`;
 }
 
 export function KeyDialog({ message, onDone, onClose }) {
   const [key, setKey] = useState(apiKey());
   const [forgotten, setForgotten] = useState(false);
-  const save = (event) => {
+  const [said, setSaid] = useState(message);
+  const save = async (event) => {
     event.preventDefault();
+    const problem = await keyProblem(key.trim());
+    setSaid(problem?.detail);
+    if (problem) return;
     setApiKey(key.trim());
     onDone();
   };
   return html`<${Modal} id="key-title" title="API key" onClose=${onClose}>
     <form onSubmit=${save}>
-      ${message && html`<p class="field-error" id="key-error">${message}</p>`}
+      ${said && html`<p class="field-error" role="alert" id="key-error">${said}</p>`}
       <div class="field"><label for="key">Key</label>
-        <input id="key" type="password" autocomplete="off" spellcheck="false" value=${key} aria-describedby="key-help"
+        <input id="key" type="password" autocomplete="off" spellcheck="false" required value=${key} aria-describedby=${said ? "key-error key-help" : "key-help"}
           onInput=${(event) => setKey(event.target.value)} /></div>
       <p class="help" id="key-help">Kept in this tab until it is closed, and sent to this service alone.
-        Whoever runs the service makes one with <code>imageprompt keys create NAME</code>.</p>
+        Its operator makes one with <code>imageprompt keys create NAME</code>.</p>
       <div class="row end">
         ${apiKey() && html`<${Button} label="Remove the key" onClick=${() => (setApiKey(""), onDone())} />`}
         <button class="button primary" type="submit">Use this key</button>

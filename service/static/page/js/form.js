@@ -11,11 +11,11 @@ function Group({ id, title, children }) {
 }
 
 /** Settings that few people need, unfolded as soon as something in them is set or wrong. */
-function Fold({ title, set, children }) {
+function Fold({ title, set, wrong = null, children }) {
   const details = useRef();
   useEffect(() => {
-    if (set > 0) details.current.open = true;
-  }, [set > 0]);
+    if (set > 0 || wrong) details.current.open = true;
+  }, [set > 0, wrong]);
   return html`<details class="fold" ref=${details}><summary>${title}${set > 0 && html` <span class="badge">${set} set</span>`}</summary>
     <div class="fold-body">${children}</div></details>`;
 }
@@ -62,6 +62,7 @@ export function Form({
   state,
   schema,
   errors,
+  notes,
   change,
   adders,
   offered,
@@ -95,12 +96,11 @@ export function Form({
   const manyModels = schema.models.models.length > 1;
   const adapters = schema.field("adapter", state);
   const advanced = schema.advancedFields();
-  const setCount = (names) =>
-    names.filter((name) => name in state.values).length +
-    names.filter((name) => errors[name]).length;
-  const parts = { state, schema, errors, change };
-  const prompt = { ...schema.field("prompt", state), help: "", label: "Text" };
-  const negative = { ...schema.field("negative_prompt", state), help: "", label: "Avoid" };
+  const setCount = (names) => names.filter((name) => name in state.values).length;
+  const areWrong = ["lora", ...advanced].some((name) => errors[name]);
+  const parts = { state, schema, errors, notes, change };
+  const prompt = { ...schema.field("prompt", state), help: "" };
+  const negative = { ...schema.field("negative_prompt", state), help: "" };
   return html`<form class="panel" aria-label="Request" noValidate onSubmit=${submit} onKeyDown=${keys}>
     <div class="panel-body">
       ${
@@ -124,20 +124,20 @@ export function Form({
         html`<${Group} id="control-title" title="Structure">
         <${ControlMaps} ...${parts} examples=${offered.maps} onFiles=${adders.controls} onExample=${example(adders.controls)} /><//>`
       }
-      ${schema.has("init_image") && html`<${Group} id="init-title" title="Init image"><${InitImage} ...${parts} onFiles=${adders.init} onPaint=${onPaint} /><//>`}
+      ${schema.has("init_image") && html`<${Group} id="init-title" title="Start from a picture"><${InitImage} ...${parts} onFiles=${adders.init} onPaint=${onPaint} /><//>`}
       <${Group} id="output-title" title="Output"><div class="grid">${fields(schema.mainFields())}</div><//>
       ${
         schema.has("negative_image") &&
         html`<${Fold} title="Pictures to avoid" set=${state.negatives.length}>
         <${NegativeImages} ...${parts} onFiles=${adders.negatives} /><//>`
       }
-      <${Fold} title="More settings" set=${setCount(advanced) + Object.keys(state.loras).length}>
+      <${Fold} title="More settings" set=${setCount(advanced) + Object.keys(state.loras).length} wrong=${areWrong ? errors : null}>
         <${Loras} state=${state} schema=${schema} error=${errors.lora} change=${change} />
         ${fields(advanced)}
       <//>
     </div>
     <div class="panel-foot">
-      <button class="button primary generate" type="submit" disabled=${sending} aria-keyshortcuts="Control+Enter">${sending ? "Sending…" : "Generate"}</button>
+      <button class="button primary generate" type="submit" aria-disabled=${sending ? "true" : undefined} aria-keyshortcuts="Control+Enter">${sending ? "Sending…" : "Generate"}</button>
       <${Button} kind="plain" label="Clear" onClick=${onClear} />
     </div>
   </form>`;

@@ -3,8 +3,11 @@
 import { useEffect, useRef, useState } from "../vendor/hooks.js";
 import { getJson, getPicture } from "./api.js";
 import { Button, html, Icon } from "./elements.js";
+import { useSuccessor } from "./focus.js";
 
 const AT_ONCE = 12;
+/** How many are shown, kept in this tab. */
+const SHOWN = "imageprompt.history";
 
 /** The first picture of a job once its place is in view. */
 function useThumb(job, element) {
@@ -56,28 +59,47 @@ function Entry({ job, current, onOpen }) {
   </li>`;
 }
 
+function More({ onClick }) {
+  const element = useSuccessor("li:last-child > .entry");
+  return html`<div ref=${element}><${Button} label="Show more" onClick=${onClick} /></div>`;
+}
+
 /** `changed` is another value whenever the list may have changed. */
 export function History({ current, changed, onOpen, onKey }) {
   const [jobs, setJobs] = useState(null);
   const [next, setNext] = useState(null);
   const [problem, setProblem] = useState(null);
-  const load = async (query, before) => {
+  /** Show the jobs of `query` and following pages until there are enough, after those `before`. */
+  const load = async (query, before, isEnough) => {
     try {
-      const page = await getJson(`jobs${query}`);
-      setJobs([...before, ...page.jobs]);
-      setNext(page.next && new URL(page.next).search);
+      let found = before;
+      let rest = query;
+      do {
+        const page = await getJson(`jobs${rest}`);
+        found = [...found, ...page.jobs];
+        rest = page.next && new URL(page.next).search;
+      } while (rest && !isEnough(found));
+      setJobs(found);
+      sessionStorage.setItem(SHOWN, found.length);
+      setNext(rest);
       setProblem(null);
     } catch (error) {
       setProblem(error);
     }
   };
-  useEffect(() => void load(`?limit=${AT_ONCE}`, []), [changed]);
+  useEffect(() => {
+    const least = Number(sessionStorage.getItem(SHOWN));
+    const has = (list) => list.some(({ id }) => id === current);
+    const isAmong = has(jobs ?? []);
+    const isEnough = (found) => found.length >= least && (has(found) || !isAmong);
+    load(`?limit=${AT_ONCE}`, [], isEnough);
+  }, [changed]);
   return html`<section class="history" aria-labelledby="history-title">
     <h2 id="history-title">Your jobs</h2>
     ${problem && html`<p class="help">${problem.status === 401 ? "This service needs an API key." : problem.detail}</p>`}
     ${problem?.status === 401 && html`<${Button} icon="key" label="Enter an API key" onClick=${onKey} />`}
     ${jobs?.length === 0 && html`<p class="help">Nothing yet. What you make will stand here.</p>`}
     ${jobs?.length > 0 && html`<ul class="entries">${jobs.map((job) => html`<${Entry} key=${job.id} job=${job} current=${job.id === current} onOpen=${() => onOpen(job.id)} />`)}</ul>`}
-    ${next && html`<${Button} label="Show more" onClick=${() => load(next, jobs)} />`}
+    ${next && html`<${More} onClick=${() => load(next, jobs, () => true)} />`}
   </section>`;
 }

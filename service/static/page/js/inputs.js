@@ -1,6 +1,7 @@
 /** Controls that the schema of a field decides: range, number, choice, switch and text. */
 
 import { FieldError, html } from "./elements.js";
+import { CHOICES } from "./words.js";
 
 const LONG_TEXT = 300;
 /** A range with more steps than this would be a slider that nobody can set. */
@@ -55,12 +56,13 @@ function NumberInput({ id, field, value, error, onChange }) {
 }
 
 function Choice({ id, field, value, error, onChange }) {
-  const first = field.fallback === undefined ? "Default" : `${field.fallback} (default)`;
+  const said = (choice) => CHOICES[field.name]?.[choice] ?? choice;
+  const first = field.fallback === undefined ? "Default" : `${said(field.fallback)} (default)`;
   const others = field.choices.filter((choice) => choice !== field.fallback);
   return html`<select ...${described(id, field, error)} value=${shown(value)}
       onChange=${(event) => onChange(event.target.value || undefined)}>
     <option value="">${first}</option>
-    ${others.map((choice) => html`<option key=${choice} value=${choice}>${choice}</option>`)}
+    ${others.map((choice) => html`<option key=${choice} value=${choice}>${said(choice)}</option>`)}
   </select>`;
 }
 

@@ -2,31 +2,33 @@
 
 import { render } from "../vendor/preact.js";
 import { useCallback, useEffect, useMemo, useRef, useState } from "../vendor/hooks.js";
+import { useAdders } from "./adding.js";
 import { apiKey, cancelJob, generate, getJson, Problem } from "./api.js";
 import { KeyDialog, MadeHereDialog } from "./dialogs.js";
 import { Button, html, Icon } from "./elements.js";
+import { focusField, isFocusLost } from "./focus.js";
 import { Form } from "./form.js";
 import { History } from "./history.js";
 import { isFinal, useJob } from "./job.js";
-import { readSettings } from "./metadata.js";
 import { Painter } from "./painter.js";
 import {
-  asControl,
   asImage,
-  asInit,
   emptyState,
+  fileNames,
   entries,
   formData,
-  isComplete,
+  missing,
   pictureOf,
   remembered,
   stateOf,
 } from "./request.js";
 import { Schema } from "./schema.js";
 import { Empty, Job, ProblemBox, spoken } from "./stage.js";
+import { readable } from "./words.js";
 
 const FORM = "imageprompt.form";
-const THEMES = ["auto", "light", "dark"];
+const THEMES = { auto: "as the system's", light: "light", dark: "dark" };
+const NO_PROMPTS = new Set(["mask", "outline"]);
 const assets = new URL("../", import.meta.url);
 
 const jobInUrl = () => new URLSearchParams(location.hash.slice(1)).get("job");
@@ -43,19 +45,23 @@ function examplesOf(names, schema) {
     name.replace(/\.\w+$/, "").replaceAll("-", " "),
     new URL(`examples/${name}`, assets).href,
   ]);
-  const isMap = ([, title]) => types.has(title.split(" ").at(-1));
-  return { images: all.filter((one) => !isMap(one)), maps: all.filter(isMap) };
+  const kind = ([, title]) => title.split(" ").at(-1);
+  return {
+    images: all.filter((one) => !NO_PROMPTS.has(kind(one))),
+    maps: all.filter((one) => types.has(kind(one))),
+  };
 }
 
 function Theme() {
   const [theme, setTheme] = useState(document.documentElement.dataset.theme);
   const choose = () => {
-    const next = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+    const names = Object.keys(THEMES);
+    const next = names[(names.indexOf(theme) + 1) % names.length];
     document.documentElement.dataset.theme = next;
     localStorage.setItem("imageprompt.theme", next);
     setTheme(next);
   };
-  return html`<${Button} icon="moon" kind="plain" quiet=${`Colours: ${theme}`} onClick=${choose} />`;
+  return html`<${Button} icon=${theme} kind="plain" quiet=${`Colours: ${THEMES[theme]}`} onClick=${choose} />`;
 }
 
 /** What the form holds, and what is said of it; kept in this tab over a reload. */
@@ -88,6 +94,8 @@ function App({ schema, examples, hasConsole }) {
   const [state, change, setState] = useForm(schema);
   const [jobId, setJobId] = useState(jobInUrl);
   const [sending, setSending] = useState(false);
+  /** Known at once, before the page is drawn anew. */
+  const isSending = useRef(false);
   const [canceling, setCanceling] = useState(false);
   const [problem, setProblem] = useState(null);
   const [dialog, setDialog] = useState(null);
@@ -102,9 +110,12 @@ function App({ schema, examples, hasConsole }) {
   );
 
   const open = useCallback((id) => {
-    history.pushState(null, "", id ? `#job=${id}` : location.pathname);
-    setJobId(id);
     setProblem(null);
+    if (id === jobInUrl()) return;
+    history.pushState(null, "", `#job=${id}`);
+    // Until the job is there: or what is below, and was clicked, would jump.
+    stage.current.style.minHeight = `${stage.current.offsetHeight}px`;
+    setJobId(id);
     setCanceling(false);
   }, []);
   useEffect(() => {
@@ -117,44 +128,52 @@ function App({ schema, examples, hasConsole }) {
     );
   }, []);
 
-  const fail = (error) => {
+  /** To what comes of a request, unless whoever sent it is busy elsewhere. */
+  const lead = () =>
+    setTimeout(() => {
+      if (isFocusLost() || document.activeElement.matches(".generate"))
+        stage.current.focus({ preventScroll: true });
+    });
+  /** `refused` is the request that it was about, if any. */
+  const fail = (error, refused = null) => {
     if (!(error instanceof Problem)) throw error;
+    const names = refused ? fileNames(refused) : {};
+    error.errors = error.errors.map((one) => readable(one, refused ?? state, schema, names));
     setProblem(error);
-    if (error.status === 401) setDialog({ kind: "key", message: error.detail });
+    if (error.status === 401) setDialog({ kind: "key", message: error.detail, refused });
     const [first] = error.errors;
     if (first) focusField(first.field);
+    else if (error.status !== 401) lead();
   };
 
   const send = async (what) => {
+    if (isSending.current) return;
+    isSending.current = true;
     setSending(true);
     setProblem(null);
+    setNotes({});
     if (matchMedia("(max-width: 55rem)").matches) stage.current.scrollIntoView({ block: "start" });
     try {
       const fields = await entries(what, schema);
-      if (!isComplete(fields)) {
-        throw new Problem({
-          status: 422,
-          title: "A file is missing",
-          detail: "",
-          errors: [
-            {
-              field: "image",
-              message:
-                "Some pictures are not in this browser. Remove them and add their files again.",
-            },
-          ],
-        });
+      const field = missing(fields);
+      if (field) {
+        const message = "is not in this browser; remove it and add its file again";
+        const errors = [{ field, message }];
+        throw new Problem({ status: 422, title: "A file is missing", detail: "", errors });
       }
       open((await generate(formData(fields))).id);
+      lead();
     } catch (error) {
-      fail(error);
+      fail(error, what);
     } finally {
+      isSending.current = false;
       setSending(false);
     }
   };
   const cancel = async () => {
+    if (canceling) return;
     setCanceling(true);
-    await cancelJob(jobId).catch(fail);
+    await cancelJob(jobId).catch((error) => fail(error));
     setCanceling(false);
   };
   const restore = async (input) => setState(await stateOf(input, schema));
@@ -164,31 +183,13 @@ function App({ schema, examples, hasConsole }) {
     await send(same);
   };
 
-  const addImages = async (files, take = true) => {
-    const most = schema.fields.image.most;
-    for (const file of files.filter((one) => one.type.startsWith("image/") || !one.type)) {
-      const settings = take ? await readSettings(file) : null;
-      const picture = await pictureOf(file);
-      if (settings) setDialog({ kind: "made-here", settings, picture });
-      else change(({ images }) => ({ images: [...images, asImage(picture)].slice(0, most) }));
-    }
-    setProblem(null);
-  };
-  const add = (key, as, most) => async (files) => {
-    const pictures = await Promise.all(files.map((file) => pictureOf(file)));
-    change((before) =>
-      key === "init"
-        ? { init: as(pictures[0]) }
-        : { [key]: [...before[key], ...pictures.map(as)].slice(0, most) },
-    );
-    setProblem(null);
-  };
-  const adders = {
-    images: addImages,
-    controls: add("controls", asControl, schema.fields.control_image?.most),
-    negatives: add("negatives", (one) => one, schema.fields.negative_image?.most),
-    init: add("init", asInit),
-  };
+  const { adders, notes, setNotes } = useAdders({
+    schema,
+    state,
+    change,
+    onAdded: () => setProblem(null),
+    onMadeHere: (settings, picture) => setDialog({ kind: "made-here", settings, picture }),
+  });
   const example = (adder) => async (name) => {
     const answer = await fetch(new URL(`examples/${name}`, assets));
     await adder([new File([await answer.blob()], name, { type: "image/png" })]);
@@ -197,7 +198,7 @@ function App({ schema, examples, hasConsole }) {
   useEffect(() => {
     const paste = (event) => {
       const files = [...(event.clipboardData?.files ?? [])];
-      if (files.length) addImages(files);
+      if (files.length) adders.images(files);
     };
     const over = (event) => {
       if (!event.dataTransfer?.types.includes("Files")) return;
@@ -207,7 +208,7 @@ function App({ schema, examples, hasConsole }) {
     const leave = (event) => event.relatedTarget === null && setDragging(false);
     const drop = (event) => {
       over(event);
-      addImages([...event.dataTransfer.files]);
+      adders.images([...event.dataTransfer.files]);
     };
     const end = () => setDragging(false);
     const listeners = [
@@ -226,13 +227,17 @@ function App({ schema, examples, hasConsole }) {
 
   const view = job.view;
   const running = view && !isFinal(view);
+  useEffect(() => {
+    if (view || job.problem) stage.current.style.minHeight = "";
+  }, [view?.id, job.problem]);
   const percent = running ? Math.round((100 * view.progress.step) / view.progress.total) : null;
   useEffect(() => {
     document.title = running ? `${percent} % · imageprompt` : "imageprompt";
   }, [running, percent]);
 
   const painted = async (blob) => {
-    const mask = await pictureOf(new File([blob], "mask.png", { type: "image/png" }));
+    const name = `${dialog.what.kind}-mask.png`;
+    const mask = await pictureOf(new File([blob], name, { type: "image/png" }));
     if (dialog.what.kind === "init") change(({ init }) => ({ init: { ...init, mask } }));
     else
       change(({ images }) => ({
@@ -241,6 +246,12 @@ function App({ schema, examples, hasConsole }) {
     setDialog(null);
   };
   const close = () => setDialog(null);
+  const keyIsSet = () => {
+    close();
+    setProblem(null);
+    setKeyed(keyed + 1);
+    if (dialog.refused && apiKey()) send(dialog.refused);
+  };
   const shownProblem = problem ?? job.problem;
 
   return html`
@@ -253,15 +264,15 @@ function App({ schema, examples, hasConsole }) {
       </nav>
     </header>
     <main class=${dragging ? "dragging" : ""}>
-      <${Form} state=${state} schema=${schema} errors=${errors} change=${change} adders=${adders} offered=${offered} example=${example}
-        sending=${sending} onSubmit=${() => send(state)} onClear=${() => setState(emptyState())} onPaint=${(what) => setDialog({ kind: "painter", what })} />
+      <${Form} state=${state} schema=${schema} errors=${errors} notes=${notes} change=${change} adders=${adders} offered=${offered} example=${example}
+        sending=${sending} onSubmit=${() => send(state)} onClear=${() => (setState(emptyState()), setNotes({}))} onPaint=${(what) => setDialog({ kind: "painter", what })} />
       <div class="side">
-        <section class="stage" ref=${stage} aria-label="Result" aria-busy=${running || sending ? "true" : "false"}>
+        <section class="stage" ref=${stage} tabindex="-1" aria-label="Result" aria-busy=${running || sending ? "true" : "false"}>
           <p class="visually-hidden" role="status">${sending ? "Sending" : spoken(job)}</p>
           ${
             shownProblem &&
             html`<${ProblemBox} problem=${shownProblem} onField=${focusField} onKey=${() => setDialog({ kind: "key" })}
-            onRetry=${problem && problem.status !== 422 ? () => send(state) : null} />`
+            onRetry=${problem?.mayPass ? () => send(state) : null} />`
           }
           ${sending && html`<div class="sending"><progress aria-label="Sending"></progress><p>Sending…</p></div>`}
           ${!sending && !view && !shownProblem && !jobId && html`<${Empty} example=${offered.images.length > 0} onExample=${() => example(adders.images)(offered.images.at(-1)[0])} />`}
@@ -270,7 +281,7 @@ function App({ schema, examples, hasConsole }) {
             view &&
             html`<${Job} key=${view.id} job=${job} schema=${schema} canceling=${canceling} onCancel=${cancel} onAgain=${again}
             onInit=${(blob, name) => adders.init([new File([blob], name, { type: blob.type })])}
-            onPrompt=${(blob, name) => addImages([new File([blob], name, { type: blob.type })], false)}
+            onPrompt=${(blob, name) => adders.images([new File([blob], name, { type: blob.type })], false)}
             onSettings=${() => restore(view.input)} />`
           }
         </section>
@@ -280,7 +291,7 @@ function App({ schema, examples, hasConsole }) {
     ${
       dialog?.kind === "key" &&
       html`<${KeyDialog} message=${dialog.message} onClose=${close}
-      onDone=${() => (close(), setProblem(null), setKeyed(keyed + 1))} />`
+      onDone=${keyIsSet} />`
     }
     ${
       dialog?.kind === "made-here" &&
@@ -297,7 +308,10 @@ function MaskPainter({ what, state, schema, onSave, onClose }) {
   const { init } = state;
   useEffect(() => {
     if (what.kind === "init")
-      createImageBitmap(init.file).then(({ width, height }) => setSize([width, height]));
+      createImageBitmap(init.file).then(
+        ({ width, height }) => setSize([width, height]),
+        onClose, // it is said beside the picture, which cannot be shown either
+      );
     else
       setSize(
         ["width", "height"].map((name) =>
@@ -315,23 +329,7 @@ function MaskPainter({ what, state, schema, onSave, onClose }) {
           state.images[what.index],
         ];
   return html`<${Painter} title=${title} hint=${hint} url=${what.kind === "init" ? init.url : null} full=${size}
-    mask=${picture.mask} onSave=${onSave} onClose=${onClose} />`;
-}
-
-/** Move the focus to the control of a field, out of whatever it is folded into. */
-function focusField(name) {
-  setTimeout(() => {
-    const owner = name.startsWith("image_")
-      ? "image"
-      : name.startsWith("control_")
-        ? "control_image"
-        : name;
-    const control = document.getElementById(`f-${name}`) ?? document.getElementById(`f-${owner}`);
-    for (let box = control?.closest("details"); box; box = box.parentElement.closest("details"))
-      box.open = true;
-    control?.focus({ preventScroll: true });
-    control?.scrollIntoView({ block: "center" });
-  });
+    mask=${picture.mask} clears=${what.kind === "init"} onSave=${onSave} onClose=${onClose} />`;
 }
 
 /** Until the form is known the page stays as it was sent: its header alone. */

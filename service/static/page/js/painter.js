@@ -2,6 +2,7 @@
 
 import { useEffect, useMemo, useRef, useState } from "../vendor/hooks.js";
 import { Button, html } from "./elements.js";
+import { useModal } from "./focus.js";
 
 const MOST_UNDO = 20;
 /** A mask is painted on at most so many pixels a side, and sent in the size of its picture. */
@@ -29,29 +30,35 @@ function maskOf(painted, width, height) {
   return new Promise((resolve) => out.toBlob(resolve, "image/png"));
 }
 
-/** Paint the white parts of an existing mask. */
-async function load(context, file) {
-  const bitmap = await createImageBitmap(file);
+/**
+ * Paint what an existing mask marks, as the service reads it: what is transparent where `clears`
+ * and the file has anything transparent, otherwise what is white, over black.
+ */
+async function load(context, file, clears) {
   const { width, height } = context.canvas;
-  context.drawImage(bitmap, 0, 0, width, height);
-  const pixels = context.getImageData(0, 0, width, height);
-  const [red, green, blue] = [0x4f, 0x46, 0xe5];
-  for (let at = 0; at < pixels.data.length; at += 4) {
-    pixels.data.set([red, green, blue, pixels.data[at]], at);
+  const mask = canvasOf(width, height).getContext("2d");
+  mask.drawImage(await createImageBitmap(file), 0, 0, width, height);
+  const pixels = mask.getImageData(0, 0, width, height);
+  const { data } = pixels;
+  const byAlpha = clears && data.some((value, at) => at % 4 === 3 && value < 255);
+  for (let at = 0; at < data.length; at += 4) {
+    const [red, green, blue, alpha] = data.subarray(at, at + 4);
+    const light = (0.299 * red + 0.587 * green + 0.114 * blue) * (alpha / 255);
+    data.set([0x4f, 0x46, 0xe5, byAlpha ? 255 - alpha : light], at);
   }
   context.putImageData(pixels, 0, 0);
 }
 
 /**
  * A dialog that paints a mask over the picture at `url`, or over nothing. `full` is its width and
- * height in pixels; `onSave` gets the PNG.
+ * height in pixels; `onSave` gets the PNG. `clears` is for a mask that may mark by transparency.
  */
-export function Painter({ title, hint, url, full, mask, onSave, onClose }) {
+export function Painter({ title, hint, url, full, mask, clears, onSave, onClose }) {
   const [width, height] = useMemo(() => {
     const ratio = Math.min(1, MOST_SIDE / Math.max(...full));
     return full.map((side) => Math.max(1, Math.round(ratio * side)));
   }, full);
-  const dialog = useRef();
+  const dialog = useModal();
   const canvas = useRef();
   const input = useRef();
   const undo = useRef([]);
@@ -59,12 +66,12 @@ export function Painter({ title, hint, url, full, mask, onSave, onClose }) {
   const [size, setSize] = useState(Math.max(8, Math.round(Math.min(width, height) / 8)));
   const [erases, setErases] = useState(false);
   const [cursor, setCursor] = useState(null);
+  const [problem, setProblem] = useState(null);
   const context = () => canvas.current.getContext("2d", { willReadFrequently: true });
 
   useEffect(() => {
-    dialog.current.showModal();
     canvas.current.focus();
-    if (mask?.file) load(context(), mask.file);
+    if (mask?.file) load(context(), mask.file, clears);
   }, []);
 
   const remember = () => {
@@ -117,9 +124,17 @@ export function Painter({ title, hint, url, full, mask, onSave, onClose }) {
     } else return;
     event.preventDefault();
   };
-  const loadFile = (event) => {
+  const loadFile = async (event) => {
+    const [file] = event.target.files;
+    event.target.value = "";
     remember();
-    load(context(), event.target.files[0]);
+    try {
+      await load(context(), file, clears);
+      setProblem(null);
+    } catch {
+      undo.current.pop();
+      setProblem(`${file.name} is not a picture that this browser can read.`);
+    }
   };
   const all = (operation) => () => {
     remember();
@@ -160,6 +175,7 @@ export function Painter({ title, hint, url, full, mask, onSave, onClose }) {
       <${Button} kind="small" label="Clear" onClick=${all("destination-out")} />
       <${Button} kind="small" label="Invert" onClick=${all("xor")} />
     </div>
+    ${problem && html`<p class="field-error" role="alert">${problem}</p>`}
     <div class="row end">
       <${Button} label="Cancel" onClick=${() => dialog.current.close()} />
       <${Button} kind="primary" label="Use this mask" onClick=${save} />

@@ -2,6 +2,7 @@
 
 import { useRef, useState } from "../vendor/hooks.js";
 import { Button, FieldError, html, Icon } from "./elements.js";
+import { useSuccessor } from "./focus.js";
 import { Field } from "./inputs.js";
 
 const touches = matchMedia("(pointer: coarse)").matches;
@@ -11,6 +12,7 @@ export function DropZone({ id, label, hint, accept, multiple = true, large, inva
   const [over, setOver] = useState(0);
   const input = useRef();
   const camera = useRef();
+  const element = useSuccessor(".card button");
   const take = (event) => {
     onFiles([...event.target.files]);
     event.target.value = "";
@@ -21,7 +23,7 @@ export function DropZone({ id, label, hint, accept, multiple = true, large, inva
     setOver(0);
     onFiles([...event.dataTransfer.files]);
   };
-  return html`<div class=${`drop ${large ? "large" : ""} ${over > 0 ? "over" : ""} ${invalid ? "invalid" : ""}`}
+  return html`<div class=${`drop ${large ? "large" : ""} ${over > 0 ? "over" : ""} ${invalid ? "invalid" : ""}`} ref=${element}
       onDragEnter=${() => setOver((depth) => depth + 1)} onDragLeave=${() => setOver((depth) => depth - 1)}
       onDragOver=${(event) => event.preventDefault()} onDrop=${drop}>
     <button type="button" id=${id} class="drop-button" aria-describedby=${invalid ? `${id}-error` : undefined}
@@ -38,10 +40,14 @@ export function DropZone({ id, label, hint, accept, multiple = true, large, inva
 }
 
 /** A picture's preview; a stand-in where this browser lacks the file or cannot decode it. */
-export function Thumb({ picture, alt }) {
+export function Thumb({ picture, alt, onBroken }) {
   const [shows, setShows] = useState(true);
+  const fail = () => {
+    setShows(false);
+    onBroken?.();
+  };
   return picture.url && shows
-    ? html`<img class="thumb" src=${picture.url} alt=${alt} onError=${() => setShows(false)} />`
+    ? html`<img class="thumb" src=${picture.url} alt=${alt} onError=${fail} />`
     : html`<div class="thumb missing" role="img" aria-label=${`${alt}, no preview`}><${Icon} name="image" /></div>`;
 }
 
@@ -49,9 +55,17 @@ const replaced = (list, index, patch) =>
   list.map((one, at) => (at === index ? { ...one, ...patch } : one));
 const removed = (list, index) => list.filter((_, at) => at !== index);
 
-function Card({ picture, title, onRemove, children }) {
-  return html`<li class="card">
-    <${Thumb} picture=${picture} alt=${`${title}: ${picture.name}`} />
+/** What is said of files that were just added here. */
+const Note = ({ text }) => text && html`<p class="help" role="alert">${text}</p>`;
+
+/** The button that removes the picture after this one or, of the last one, that before it. */
+const neighbour = (card) =>
+  (card.nextElementSibling ?? card.previousElementSibling)?.querySelector(".icon-only");
+
+function Card({ picture, title, onBroken, onRemove, children }) {
+  const element = useSuccessor(".drop-button", neighbour);
+  return html`<li class="card" ref=${element}>
+    <${Thumb} picture=${picture} alt=${`${title}: ${picture.name}`} onBroken=${onBroken} />
     <div class="card-body">
       <div class="card-head"><span class="file-name" title=${picture.name}>${picture.name}</span>
         <${Button} icon="cancel" kind="icon-only" quiet=${`Remove ${picture.name}`} onClick=${onRemove} /></div>
@@ -60,6 +74,9 @@ function Card({ picture, title, onRemove, children }) {
     </div>
   </li>`;
 }
+
+/** Focus the button before one that goes away as it is pressed. */
+const before = (event) => event.currentTarget.previousElementSibling.focus();
 
 const weightField = {
   name: "weight",
@@ -72,8 +89,9 @@ const weightField = {
 };
 
 function Examples({ names, onPick }) {
+  const element = useSuccessor(".drop-button");
   if (!names.length) return null;
-  return html`<div class="examples"><span>Or try</span>
+  return html`<div class="examples" ref=${element}><span>Or try</span>
     ${names.map(
       ([
         name,
@@ -90,6 +108,7 @@ export function ImagePrompts({
   state,
   schema,
   errors,
+  notes,
   examples,
   change,
   onFiles,
@@ -124,7 +143,7 @@ export function ImagePrompts({
           schema.has("image_mask") &&
           html`<div class="row"><${Button} icon="brush" kind="small" label=${image.mask ? "Edit where it acts" : "Limit where it acts"}
             onClick=${() => onPaint({ kind: "image", index })} />
-          ${image.mask && html`<${Button} kind="small plain" label="Everywhere" onClick=${() => set(index, { mask: null })} />`}</div>`
+          ${image.mask && html`<${Button} kind="small plain" label="Everywhere" onClick=${(event) => (before(event), set(index, { mask: null }))} />`}</div>`
         }
       <//>`,
       )}</ul>`
@@ -135,6 +154,7 @@ export function ImagePrompts({
       label=${images.length ? "Add another" : touches ? "Choose a picture" : "Drop a picture here"}
       hint=${images.length ? "" : touches ? "that the result should follow" : "or click to choose one, or paste"} />`
     }
+    <${Note} text=${notes.image} />
     <${FieldError} id="f-image-error" message=${error} />
     ${!images.length && html`<${Examples} names=${examples} onPick=${onExample} />`}`;
 }
@@ -155,7 +175,16 @@ const CONTROL_LABELS = {
 };
 
 /** ControlNet maps, each with its type, strength, part of the denoising and preprocessing. */
-export function ControlMaps({ state, schema, errors, examples, change, onFiles, onExample }) {
+export function ControlMaps({
+  state,
+  schema,
+  errors,
+  notes,
+  examples,
+  change,
+  onFiles,
+  onExample,
+}) {
   const { controls } = state;
   const most = schema.fields.control_image.most;
   const error = errors.control_image;
@@ -183,12 +212,13 @@ export function ControlMaps({ state, schema, errors, examples, change, onFiles, 
       html`<${DropZone} id="f-control_image" accept=${schema.accept} multiple=${most > 1} invalid=${Boolean(error)} onFiles=${onFiles}
       label=${controls.length ? "Add another map" : "Add a control map"} hint=${controls.length ? "" : "an outline, a pose, a depth map"} />`
     }
+    <${Note} text=${notes.control_image} />
     <${FieldError} id="f-control_image-error" message=${error} />
     ${!controls.length && html`<${Examples} names=${examples} onPick=${onExample} />`}`;
 }
 
 /** The picture to start from, how much of it changes, and the mask painted on it. */
-export function InitImage({ state, schema, errors, change, onFiles, onPaint }) {
+export function InitImage({ state, schema, errors, notes, change, onFiles, onPaint }) {
   const { init } = state;
   const error = errors.init_image ?? errors.mask_image;
   const set = (patch) => change({ init: { ...init, ...patch } });
@@ -199,23 +229,25 @@ export function InitImage({ state, schema, errors, change, onFiles, onPaint }) {
   return html`
     ${
       init &&
-      html`<ul class="cards"><${Card} picture=${init} title="Init image" onRemove=${() => change({ init: null })}>
+      html`<ul class="cards"><${Card} picture=${init} key=${init.id} title="Picture to start from" onBroken=${() => set({ shows: false })} onRemove=${() => change({ init: null })}>
         ${
           schema.has("mask_image") &&
           html`<div class="row"><${Button} icon="brush" kind="small" label=${init.mask ? "Edit the mask" : "Paint a mask"}
-            onClick=${() => onPaint({ kind: "init" })} disabled=${!init.url} />
-          ${init.mask && html`<${Button} kind="small plain" label="Remove the mask" onClick=${() => set({ mask: null })} />`}</div>`
+            onClick=${() => onPaint({ kind: "init" })} disabled=${!init.url || init.shows === false} />
+          ${init.mask && html`<${Button} kind="small plain" label="Remove the mask" onClick=${(event) => (before(event), set({ mask: null }))} />`}</div>`
         }
+        ${init.shows === false && html`<p class="help">This browser cannot show this file, so no mask can be painted on it. Convert it to PNG or JPEG first.</p>`}
       <//></ul>
       ${part("strength", "strength")}
       ${init.mask && part("mask_blur", "blur")}`
     }
-    ${!init && html`<${DropZone} id="f-init_image" accept=${schema.accept} multiple=${false} invalid=${Boolean(error)} onFiles=${onFiles} label="Start from a picture" hint="to change it, or a part of it" />`}
+    ${!init && html`<${DropZone} id="f-init_image" accept=${schema.accept} multiple=${false} invalid=${Boolean(error)} onFiles=${onFiles} label="Choose a picture to start from" hint="to change it, or a part of it" />`}
+    <${Note} text=${notes.init_image} />
     <${FieldError} id="f-init_image-error" message=${error} />`;
 }
 
 /** Pictures that the result should not look like. */
-export function NegativeImages({ state, schema, errors, change, onFiles }) {
+export function NegativeImages({ state, schema, errors, notes, change, onFiles }) {
   const { negatives } = state;
   return html`
     ${
@@ -230,5 +262,6 @@ export function NegativeImages({ state, schema, errors, change, onFiles }) {
       html`<${DropZone} id="f-negative_image" accept=${schema.accept} invalid=${Boolean(errors.negative_image)} onFiles=${onFiles}
       label="Add a picture to avoid" />`
     }
+    <${Note} text=${notes.negative_image} />
     <${FieldError} id="f-negative_image-error" message=${errors.negative_image} />`;
 }

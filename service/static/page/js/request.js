@@ -56,14 +56,17 @@ export const asInit = (picture) => ({
   blur: undefined,
 });
 
+let white;
 /** A mask that excludes nothing, for image prompts without one beside others that have one. */
-async function whiteMask() {
+const whiteMask = () => (white ??= makeWhiteMask());
+
+async function makeWhiteMask() {
   const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 64 });
   const context = canvas.getContext("2d");
   context.fillStyle = "#fff";
   context.fillRect(0, 0, 64, 64);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-  return { file: blob, name: "all.png", sha256: await sha256(blob) };
+  return pictureOf(new File([blob], "white-mask.png", { type: "image/png" }));
 }
 
 const adapterOf = (image, state, schema) =>
@@ -138,9 +141,23 @@ export async function entries(state, schema) {
   return found.map(([name, value]) => [name, typeof value === "object" ? value : String(value)]);
 }
 
-/** Whether every picture's file is here. */
-export const isComplete = (fields) =>
-  fields.every(([, value]) => typeof value === "string" || value.file !== null);
+/** The names of a request's files, by field. */
+export const fileNames = ({ images, negatives, controls, init }) => ({
+  image: images.map(({ name }) => name),
+  image_mask: images.map(({ mask }) => mask?.name),
+  negative_image: negatives.map(({ name }) => name),
+  control_image: controls.map(({ name }) => name),
+  init_image: init ? [init.name] : [],
+  mask_image: init?.mask ? [init.mask.name] : [],
+});
+
+/** The first picture whose file is not here, as the service would name it; `null` if all are. */
+export function missing(fields) {
+  const lost = fields.find(([, value]) => typeof value !== "string" && value.file === null);
+  if (!lost) return null;
+  const [name] = lost;
+  return `${name}[${fields.filter((one) => one[0] === name).indexOf(lost)}]`;
+}
 
 export function formData(fields) {
   const form = new FormData();
@@ -182,13 +199,14 @@ export async function stateOf(input, schema) {
     );
   const number = (value, fallback) =>
     value === undefined || value === null ? fallback : Number(value);
-  const [images, masks] = [await pictures("image"), await pictures("image_mask", "mask")];
+  const [images, masks] = [await pictures("image"), await pictures("image_mask", "image-mask")];
   const adapters = listOf(input.image_adapter);
+  const whole = masks.length ? await whiteMask() : null;
   state.images = images.map((picture, index) => ({
     ...asImage(picture),
     weight: number(at(input.image_weights, index), 1),
     adapter: new Set(adapters).size > 1 ? at(adapters, index) : "",
-    mask: masks[index] ?? null,
+    mask: masks[index] && masks[index].sha256 !== whole.sha256 ? masks[index] : null,
   }));
   state.negatives = await pictures("negative_image", "negative");
   state.controls = (await pictures("control_image", "control")).map((picture, index) => ({
@@ -200,7 +218,7 @@ export async function stateOf(input, schema) {
     preprocess: at(input.control_preprocess, index) ?? "none",
   }));
   const [init] = await pictures("init_image", "init");
-  const [mask] = await pictures("mask_image", "mask");
+  const [mask] = await pictures("mask_image", "init-mask");
   if (init)
     state.init = {
       ...asInit(init),

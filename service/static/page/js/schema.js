@@ -5,23 +5,8 @@
  * among the advanced settings.
  */
 
-/** Names in words, where those of the contract alone would not do. */
-const LABELS = {
-  clip_skip: "CLIP layers skipped",
-  crop: "Fit of image prompts",
-  guidance_end: "Guidance ends at",
-  guidance_scale: "Guidance",
-  guidance_start: "Guidance starts at",
-  ip_end: "Image acts until",
-  ip_scale: "Strength of the image",
-  ip_start: "Image acts from",
-  ip_target: "Take from the image",
-  lora: "LoRAs",
-  num_images: "Pictures",
-  output_format: "File format",
-  sigmas: "Noise schedule",
-  webhook_url: "Webhook URL",
-};
+import { HELP, LABELS, words } from "./words.js";
+
 /** Shown beside the image prompts, in this order. */
 const IMAGE_FIELDS = ["ip_target"];
 /** Shown as the main settings, in this order. */
@@ -53,8 +38,6 @@ const OWN_PLACE = new Set([
   "lora",
 ]);
 
-const words = (name) => name.replaceAll("_", " ").replace(/^./, (letter) => letter.toUpperCase());
-
 /** A step that a slider over this span can be set by. */
 const stepOf = (span) => (span > 20 ? 1 : span > 2 ? 0.1 : 0.05);
 
@@ -71,7 +54,7 @@ function fieldOf(name, schema) {
     name,
     kind,
     label: LABELS[name] ?? words(name),
-    help: (schema.description ?? "").replaceAll("`", ""),
+    help: HELP[name] ?? (schema.description ?? "").replaceAll("`", ""),
     listed,
     most: schema.maxItems ?? (listed ? 8 : 1),
     minimum: found.minimum ?? schema.items?.minimum,
@@ -96,6 +79,11 @@ export class Schema {
 
   has(name) {
     return name in this.fields;
+  }
+
+  /** What the page calls a field. */
+  label(name) {
+    return this.fields[name]?.label ?? words(name);
   }
 
   model(name) {
@@ -155,6 +143,7 @@ export class Schema {
       ip_end: 1,
       guidance_start: 0,
       guidance_end: 1,
+      output_format: "png",
     };
     own.fallback ??= fixed[name];
     return own;

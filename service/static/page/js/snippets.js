@@ -5,6 +5,23 @@ const shell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 const fileName = (name) => (/[";,\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name);
 const quote = JSON.stringify;
 
+/**
+ * The fields with a name of its own for each different file, since code reads files by their
+ * names, on some disks whatever their case. `called` is the name before.
+ */
+export function withOwnNames(fields) {
+  const taken = new Map();
+  return fields.map(([field, value]) => {
+    if (isText([field, value])) return [field, value];
+    const [, stem, ending = ""] = /^(.*?)(\.[^.]*)?$/.exec(value.name);
+    let name = value.name;
+    const isAnothers = () => (taken.get(name.toLowerCase()) ?? value.sha256) !== value.sha256;
+    for (let number = 2; isAnothers(); number++) name = `${stem}-${number}${ending}`;
+    taken.set(name.toLowerCase(), value.sha256);
+    return [field, { ...value, name, called: value.name }];
+  });
+}
+
 function curl(url, fields, withKey) {
   const lines = [`curl -sS --fail-with-body ${shell(url)}`];
   if (withKey) lines.push('-H "Authorization: Bearer $IMAGEPROMPT_KEY"');
@@ -67,7 +84,7 @@ function javascript(url, fields, withKey) {
   ].join("\n");
 }
 
-/** `[title, text]` of each language. `fields` are those of `entries`. */
+/** `[title, text]` of each language. `fields` are those of `withOwnNames`. */
 export function snippets(fields, withKey) {
   const url = new URL("generate", document.baseURI).href;
   return [

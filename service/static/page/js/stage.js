@@ -3,10 +3,11 @@
 import { useEffect, useState } from "../vendor/hooks.js";
 import { apiKey } from "./api.js";
 import { Button, copyText, count, duration, html, Icon } from "./elements.js";
+import { useSuccessor } from "./focus.js";
 import { isFinal, usePictures } from "./job.js";
 import { Thumb } from "./pictures.js";
 import { entries, stateOf } from "./request.js";
-import { snippets } from "./snippets.js";
+import { snippets, withOwnNames } from "./snippets.js";
 
 /** What a screen reader is told: states, and progress by the quarter. */
 export function spoken({ view, interrupted, problem }) {
@@ -42,8 +43,8 @@ export function ProblemBox({ problem, fields, onField, onKey, onRetry }) {
     ${
       listed.length
         ? html`<ul>${listed.map(
-            ({ field, message }) => html`<li key=${field}>
-          <button type="button" class="link" onClick=${() => onField(field)}>${field}</button>: ${message}</li>`,
+            ({ field, message }) => html`<li key=${message}>
+          <button type="button" class="link" onClick=${() => onField(field)}>${message}</button></li>`,
           )}</ul>`
         : html`<p>${problem.detail}</p>`
     }
@@ -68,16 +69,22 @@ function usePrompts(input, schema) {
   return state;
 }
 
+/** A mask is shown where this browser has it. */
+const maskOf = ({ mask }, title) => (mask?.url ? [[title, mask]] : []);
+
 function Prompts({ input, state, maps }) {
   if (!state) return null;
   const pictures = [
-    ...state.images.map((picture) => ["Image prompt", picture]),
+    ...state.images.flatMap((picture) => [
+      ["Image prompt", picture],
+      ...maskOf(picture, "Where it acts"),
+    ]),
     ...state.controls.map((picture) => ["Control map", picture]),
     ...maps
       .filter((map) => map?.url)
       .map((map, index) => ["Map used", { ...map, id: `map-${index}` }]),
-    ...(state.init ? [["Init image", state.init]] : []),
-    ...state.negatives.map((picture) => ["Negative image", picture]),
+    ...(state.init ? [["Started from", state.init], ...maskOf(state.init, "Mask")] : []),
+    ...state.negatives.map((picture) => ["Picture to avoid", picture]),
   ];
   return html`<div class="prompts">
     ${pictures.map(([kind, picture]) => html`<figure key=${picture.id}><${Thumb} picture=${picture} alt=${kind} /><figcaption>${kind}</figcaption></figure>`)}
@@ -92,6 +99,7 @@ const shape = ({ width, height }) => ({
 });
 
 function Progress({ view, preview, interrupted, onCancel, canceling }) {
+  const element = useSuccessor(".generate");
   const { step, total } = view.progress;
   const waits = view.status === "queued";
   const ahead = view.queue_position
@@ -106,10 +114,10 @@ function Progress({ view, preview, interrupted, onCancel, canceling }) {
   return html`<div class="canvas" style=${shape(view.input)}>
       ${preview ? html`<img src=${preview} alt="Preview" />` : html`<div class=${`shimmer ${waits ? "waits" : ""}`}></div>`}
     </div>
-    <div class="progress">
+    <div class="progress" ref=${element}>
       <progress max=${total} value=${waits ? undefined : step} aria-label="Progress"></progress>
       <div class="row spread"><span>${text}</span><span class="muted">${eta}</span></div>
-      <${Button} icon="cancel" label=${canceling ? "Canceling…" : "Cancel"} disabled=${canceling} onClick=${onCancel} />
+      <${Button} icon="cancel" label=${canceling ? "Canceling…" : "Cancel"} aria-disabled=${canceling ? "true" : undefined} onClick=${onCancel} />
     </div>`;
 }
 
@@ -129,8 +137,8 @@ function Result({ view, images, schema, onAgain, onInit, onPrompt }) {
           <span class="muted">Seed ${shown.seed} · ${shown.width} × ${shown.height}</span>
           <div class="row">
             <a class=${`button small primary ${image?.url ? "" : "disabled"}`} href=${image?.url} download=${name}><${Icon} name="download" />Download</a>
-            <${Button} icon="again" kind="small" label="Again with this seed" onClick=${() => onAgain(shown.seed)} />
-            ${image?.blob && schema.has("init_image") && html`<${Button} kind="small" label="Use as init image" onClick=${() => onInit(image.blob, name)} />`}
+            <${Button} icon="again" kind="small" label="Again" quiet="Again with this seed" onClick=${() => onAgain(shown.seed)} />
+            ${image?.blob && schema.has("init_image") && html`<${Button} kind="small" label="Start from this" onClick=${() => onInit(image.blob, name)} />`}
             ${image?.blob && html`<${Button} kind="small" label="Use as image prompt" onClick=${() => onPrompt(image.blob, name)} />`}
           </div>
         </figcaption>
@@ -140,11 +148,22 @@ function Result({ view, images, schema, onAgain, onInit, onPrompt }) {
   </div>`;
 }
 
+/** The files that the code reads: masks were painted here, others may have been pasted. */
+function CodeFiles({ fields }) {
+  const files = new Map(fields.filter(([, value]) => value.name).map(([, one]) => [one.name, one]));
+  const renamed = [...files.values()].filter(({ name, called }) => name !== called);
+  return html`<p class="help">The code reads these files from its folder. Save those that are not on your disk:
+      ${[...files.values()].map(({ name, url }) => (url ? html` <a key=${name} href=${url} download=${name}>${name}</a>` : html` <span key=${name}>${name} (not in this browser)</span>`))}</p>
+    ${renamed.map(({ name, called }) => html`<p class="help" key=${name}>Another file is called ${called} too; the code calls this one ${name}.</p>`)}`;
+}
+
 function Code({ state, schema }) {
   const [fields, setFields] = useState(null);
   const [language, setLanguage] = useState("curl");
   const [copied, setCopied] = useState("");
-  useEffect(() => void (state && entries(state, schema).then(setFields)), [state]);
+  useEffect(() => {
+    if (state) entries(state, schema).then((found) => setFields(withOwnNames(found)));
+  }, [state]);
   if (!fields) return null;
   const all = snippets(fields, Boolean(apiKey()));
   const [, text] = all.find(([title]) => title === language);
@@ -161,20 +180,21 @@ function Code({ state, schema }) {
       <${Button} icon="copy" kind="small" label=${copied === language ? "Copied" : "Copy"} onClick=${copy} />
     </div>
     <pre tabindex="0" role="region" aria-label=${`The request in ${language}`}><code>${text}</code></pre>
+    <${CodeFiles} fields=${fields} />
   </details>`;
 }
 
 const HIDDEN = new Set(["prompt", "image", "image_weights", "webhook_url"]);
 
-function Settings({ view }) {
+function Settings({ view, schema }) {
   const rows = Object.entries(view.input).filter(
     ([name, value]) =>
       !HIDDEN.has(name) && value !== null && value !== "" && typeof value !== "object",
   );
   const { total_seconds: total, queue_seconds: queued } = view.metrics;
   return html`<details class="settings"><summary>Settings${total > 0 && ` · made in ${total.toFixed(1)} s`}</summary>
-    <dl>${rows.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${String(value)}</dd></div>`)}
-      ${queued > 0 && html`<div><dt>queue_seconds</dt><dd>${queued.toFixed(1)}</dd></div>`}</dl>
+    <dl>${rows.map(([name, value]) => html`<div key=${name}><dt>${schema.label(name)}</dt><dd>${String(value)}</dd></div>`)}
+      ${queued > 0 && html`<div><dt>Seconds in the queue</dt><dd>${queued.toFixed(1)}</dd></div>`}</dl>
   </details>`;
 }
 
@@ -205,7 +225,7 @@ export function Job({ job, schema, canceling, onCancel, onAgain, onInit, onPromp
       ${isFinal(view) && html`<${Button} kind="small" label="Reuse these settings" onClick=${onSettings} />`}
     </div>
     <div class="job-tools">
-      <${Settings} view=${view} />
+      <${Settings} view=${view} schema=${schema} />
       <${Code} state=${state} schema=${schema} />
     </div>
   </div>`;
