@@ -28,7 +28,7 @@ REQUEST_FORM = {
 
 def console(make_visitor: Callable[..., Visitor], service: Service, **options: Any) -> Page:
     """The console in a window that is high enough for all: it draws what comes into view."""
-    viewport = {"width": options.pop("width", 1280), "height": 40_000}
+    viewport = {"width": options.pop("width", 1280), "height": options.pop("height", 40_000)}
     visitor = make_visitor(viewport=viewport, **options)
     visitor.tolerated = {"script-src: eval "}  # a library of Scalar's asks once whether it may
     page = visitor.open(f"{service.api.url}/docs")
@@ -39,7 +39,7 @@ def console(make_visitor: Callable[..., Visitor], service: Service, **options: A
 def test_the_console_sends_a_picture_and_shows_the_job(
     make_visitor: Callable[..., Visitor], service: Service
 ) -> None:
-    page = console(make_visitor, service)
+    page = console(make_visitor, service, height=3000)
     for title in ("API keys", "Events", "Webhooks"):
         expect(page.get_by_role("heading", name=title, exact=True).first).to_be_attached()
     page.get_by_role("button", name="Test Request").first.click()
@@ -70,7 +70,7 @@ def test_axe_finds_nothing_wrong_with_the_console(
 def test_the_form_of_a_request_breaks_only_rules_that_are_known(
     make_visitor: Callable[..., Visitor], service: Service
 ) -> None:
-    page = console(make_visitor, service)
+    page = console(make_visitor, service, height=3000)
     page.get_by_role("button", name="Test Request").first.click()
     page.get_by_role("button", name="Select File").first.wait_for()
     assert set(violations(page)) == REQUEST_FORM
