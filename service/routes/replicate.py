@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -43,7 +43,7 @@ from service.jobs.store import FoundJob, read_cursor, write_cursor
 from service.jobs.views import JobView, job_view
 from service.openapi import json_schema
 from service.responses import REFERENCE
-from service.routes.answers import stored_job, whole_picture
+from service.routes.answers import shown_jobs, stored_job, whole_picture
 from service.routes.events import Subscription, stream, subscribe
 from service.routes.jobs import JobId, end_job
 from service.signed_urls import Signer
@@ -148,7 +148,7 @@ def _prediction(
 
 def _progress(step: int, total: int) -> str:
     """A line as tqdm writes it, from which clients read the progress."""
-    done = step / max(total, 1)
+    done = min(1.0, step / max(total, 1))
     return f"{done:4.0%}|{'#' * round(_BAR * done):-<{_BAR}}| {step}/{total}\n"
 
 
@@ -245,7 +245,7 @@ async def list_predictions(
     following = None
     if last is not None:
         following = f"{base_url}v1/predictions?limit={limit}&cursor={write_cursor(last)}"
-    results = [await render(found, inline=False) for found in page]
+    results = await shown_jobs(page, partial(render, inline=False))
     return page_of(results, following)
 
 

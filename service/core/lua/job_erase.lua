@@ -2,6 +2,7 @@
 -- KEYS: 1 the job's record, 2 its event stream, 3 its tombstone, 4 its owner's jobs, 5 its owner's
 --       active jobs, 6 webhook outbox, 7 attempts by job id
 -- ARGV: 1 job id
+-- include heal
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-for index = 4, 6 do redis.call('ZREM', KEYS[index], ARGV[1]) end
-redis.call('HDEL', KEYS[7], ARGV[1])
+for index = 4, 6 do heal('ZREM', KEYS[index], ARGV[1]) end
+heal('HDEL', KEYS[7], ARGV[1])
