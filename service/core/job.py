@@ -202,7 +202,8 @@ _JSON_FIELDS: dict[str, TypeAdapter[Any]] = {
 
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    kind: Any = Job.model_fields[name].annotation
+    field = Job.model_fields[name]
+    kind: Any = Annotated[field.annotation, field]
     return TypeAdapter(kind)
 
 

@@ -2,17 +2,15 @@
 
 import json
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
-import httpx
 import pytest
 from redis import Redis
 
 from service.core import redis_keys
 from service.core.job import REQUEST
-from tests.service.conftest import PNG, Api, announce_warm
+from tests.running import until
+from tests.service.conftest import Api, announce_warm
 
 QUEUE = "rq:queue:imageprompt"
 RUNNING = "rq:wip:imageprompt"
@@ -78,7 +76,7 @@ def of_another_type(redis: Redis, job_id: str) -> None:
 
 
 def tombstone_of_another_type(redis: Redis, job_id: str) -> None:
-    redis.delete(redis_keys.job(job_id))
+    redis.delete(redis_keys.job(job_id), redis_keys.tombstone(job_id))
     redis.lpush(redis_keys.tombstone(job_id), "x")
 
 
@@ -137,24 +135,48 @@ def other(api: Api) -> Iterator[str]:
     announce_warm(api.redis, row_steps_per_second=20.0)
     job_id = api.job()
     yield job_id
+    api.redis.delete(RUNNING)
     assert api.client.delete(f"/jobs/{job_id}").status_code == 204
 
 
-@damaged
 @pytest.mark.parametrize("state", ["waiting", "running"])
-def test_others_are_served_and_its_owner_can_end_and_delete_it(
-    api: Api, other: str, damage: Callable[[Redis, str], None], state: str
-) -> None:
-    job_id, member = api.job(), f"{uuid.uuid4()}:w"
-    if state == "running":
-        api.claim(job_id)
+def test_the_estimates_of_others_go_on(api: Api, other: str, state: str) -> None:
+    """All damages at once: the queue is read as a whole."""
+    jobs = []
+    for damage in DAMAGES.values():
+        jobs.append(api.job())
+        if state == "running":
+            api.claim(jobs[-1])
+            api.redis.lrem(QUEUE, 0, jobs[-1])
+            api.redis.zadd(RUNNING, {f"{jobs[-1]}:w": time.time() + 3600})
+        damage(api.redis, jobs[-1])
+    until(lambda: _running(api) == (len(jobs) if state == "running" else 0))
+    api.redis.lrem(QUEUE, 0, other)
+    api.redis.lpush(QUEUE, other)  # the oldest waiting job is in order
+    assert 0 < api.client.get(f"/jobs/{other}").json()["eta_seconds"] < 6000
+    assert api.client.delete(f"/jobs/{api.job()}").status_code == 204
+    for job_id in jobs:
+        api.client.delete(f"/jobs/{job_id}")
         api.redis.lrem(QUEUE, 0, job_id)
-        member = f"{job_id}:w"
-        api.redis.zadd(RUNNING, {member: time.time() + 3600})
+        api.redis.delete(redis_keys.job(job_id), redis_keys.tombstone(job_id))
+
+
+def _running(api: Api) -> float:
+    [line] = [
+        line
+        for line in api.client.get("/metrics").text.splitlines()
+        if line.startswith("imageprompt_running_jobs ")
+    ]
+    return float(line.split()[1])
+
+
+@damaged
+def test_others_are_served_and_its_owner_can_end_and_delete_it(
+    api: Api, other: str, damage: Callable[[Redis, str], None]
+) -> None:
+    job_id = api.job()
     damage(api.redis, job_id)
-    time.sleep(0.51)  # the queue was read before
     serves_others(api, other)
-    assert 0 < api.client.get(f"/jobs/{other}").json()["eta_seconds"] < 600
     assert api.client.get(f"/v1/predictions/{job_id}").status_code < 500
     shown = api.client.get(f"/jobs/{job_id}")
     canceled = api.client.post(f"/jobs/{job_id}/cancel")
@@ -164,7 +186,6 @@ def test_others_are_served_and_its_owner_can_end_and_delete_it(
         assert canceled.json()["id"] == job_id
     deleted = api.client.delete(f"/jobs/{job_id}").status_code
     assert deleted == (404 if shown.status_code == 404 else 204)
-    api.redis.zrem(RUNNING, member)
     api.redis.delete(redis_keys.tombstone(job_id))
     assert api.client.get(f"/jobs/{job_id}").status_code == 404
 
