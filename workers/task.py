@@ -110,9 +110,9 @@ class _Generation:
         """The fields of the record; none where the key is no record."""
         name = redis_keys.job(self._claim.job_id)
 
-        def read() -> dict[bytes, bytes]:
+        def read() -> dict[bytes | str, bytes | str]:
             try:
-                found: dict[bytes, bytes] = self._shared.redis.hgetall(name)
+                found: dict[bytes | str, bytes | str] = self._shared.redis.hgetall(name)
             except ResponseError as error:
                 if not redis_server.is_wrong_type(error):
                     raise

@@ -40,7 +40,8 @@ _UPLOADS: Final = TypeAdapter(tuple[StoredUpload, ...])
 _LONGEST_NUMBER: Final = 18
 """Digits of a whole number in a damaged request that is still shown."""
 
-Moment = Annotated[float, Field(ge=0, lt=253_402_300_800)]
+LAST_MOMENT: Final = 253_402_000_000
+Moment = Annotated[float, Field(ge=0, le=LAST_MOMENT)]
 """Seconds since the Unix epoch, in years of four digits."""
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -236,7 +237,7 @@ def _finite(text: str) -> float | None:
     return number if math.isfinite(number := float(text)) else None
 
 
-def read_number(text: object, most: float = 253_402_300_799) -> float | None:
+def read_number(text: object, most: float = LAST_MOMENT) -> float | None:
     """A number of a record from 0 to `most`; `None` where there is none."""
     try:
         number = float(text) if isinstance(text, str) else math.nan

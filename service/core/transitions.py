@@ -239,7 +239,6 @@ class Transitions:
         self._on_end(model, status)
         return status
 
-
     def _owner(self, record: str) -> str:
         """The owner of a job, which never changes; empty where the key is no record."""
         try:

@@ -42,7 +42,7 @@ def register(redis: Redis, info: WorkerInfo) -> None:
 
 
 def read(texts: Iterable[bytes | str | None]) -> list[WorkerInfo]:
-    """The live workers of registry entries; one that is damaged or of another version is skipped."""
+    """The live workers of registry entries; a damaged one or another version's is skipped."""
     found = []
     for text in texts:
         with suppress(ValidationError):
@@ -54,7 +54,11 @@ def read(texts: Iterable[bytes | str | None]) -> list[WorkerInfo]:
 def is_served(redis: Redis, model: str) -> bool:
     """Whether a live worker serves `model`. Raises `redis.RedisError`."""
     names: Any = redis.zrange(redis_keys.WORKERS, 0, -1)
-    texts: Any = redis.mget([redis_keys.worker(name.decode(errors="replace")) for name in names]) if names else []
+    texts: Any = (
+        redis.mget([redis_keys.worker(name.decode(errors="replace")) for name in names])
+        if names
+        else []
+    )
     return any(model in worker.models for worker in read(texts))
 
 

@@ -176,9 +176,7 @@ class JobStore:
             keys=[self._list, *keys], args=[POSITIONS_SEARCHED, *job_ids]
         )
         now, *found = answer
-        return [
-            _read(job_id, one, float(now)) for job_id, one in zip(job_ids, found, strict=True)
-        ]
+        return [_read(job_id, one, float(now)) for job_id, one in zip(job_ids, found, strict=True)]
 
     async def page(
         self, owner: str, *, before: tuple[float, str] | None, limit: int

@@ -1,21 +1,28 @@
 """Replicate's HTTP API: files that predictions use, and the webhook secret."""
 
-import json
 import mimetypes
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.core.errors import FieldError, InvalidField, NotFound
 from service.core.param_types import StoredUpload
 from service.core.schema import Files
-from service.dependencies import BaseUrl, MayGenerate, UseFileStore, UseReceive, UseShare
+from service.dependencies import (
+    BaseUrl,
+    MayGenerate,
+    UseFileStore,
+    UseReceive,
+    UseRedisMonitor,
+    UseShare,
+)
 from service.routes.replicate import page_of
-from service.submission.file_store import FileRecord
+from service.submission.file_store import FileRecord, Metadata
 
 router = APIRouter(include_in_schema=False)
+_METADATA: Final[TypeAdapter[dict[str, Any]]] = TypeAdapter(Metadata)
 
 
 class FileRequest(BaseModel):
@@ -32,8 +39,10 @@ async def create_file(
     base_url: BaseUrl,
     receive: UseReceive,
     files: UseFileStore,
+    redis_monitor: UseRedisMonitor,
 ) -> dict[str, Any]:
     """Keep a file for an hour, for predictions that name its URL."""
+    await redis_monitor.check_room()
     async with receive(FileRequest) as form:
         sent: Any = form.parse()
         if "content" not in form.files:
@@ -46,12 +55,9 @@ async def create_file(
 
 def _metadata(text: str) -> dict[str, Any]:
     try:
-        metadata = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        metadata = None
-    if not isinstance(metadata, dict):
-        raise InvalidField.of(FieldError("metadata", "must be a JSON object"))
-    return metadata
+        return _METADATA.validate_json(text or "{}")
+    except ValidationError:
+        raise InvalidField.of(FieldError("metadata", "must be a JSON object")) from None
 
 
 def _file(record: FileRecord, base: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What stands damaged in Redis costs one job at most, and its owner can always end and delete it."""
+"""What stands damaged in Redis costs one job at most, and its owner can end and delete it."""
 
 import json
 import time
