@@ -10,11 +10,14 @@ from typing import Any, Final
 import redis.asyncio as aioredis
 import structlog
 from anyio import CapacityLimiter, to_thread
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from service.core import redis_keys
-from service.core.redis_server import ServerInfo, explain, warn
+from service.core.errors import DependencyUnavailable
+from service.core.job import read_number
+from service.core.redis_server import ServerInfo, explain, is_wrong_type, warn
 from service.core.storage import OWNER_MARK, Storage, StorageError
+from service.problems import UNAVAILABLE_RETRY_SECONDS
 
 ORPHAN_SECONDS: Final = 3600
 """Younger uploads without a job may belong to a request that is still being processed."""
@@ -127,17 +130,28 @@ class StorageSweep:
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.hmget(redis_keys.job(job_id), "status", "expires_at")
             pipeline.time()
-            (status, expires_at), (seconds, _) = await pipeline.execute()
+            record, (seconds, _) = await pipeline.execute(raise_on_error=False)
+        if is_wrong_type(record):
+            return orphaned
+        if isinstance(record, Exception):
+            raise record
+        status, expires_at = record
         if status is None:
             return orphaned
-        return expires_at is not None and float(expires_at) <= seconds
+        ends_at = read_number(expires_at)  # a damaged record ends by its own time to live
+        return ends_at is not None and ends_at <= seconds
 
     async def _trim_owner_indexes(self) -> None:
         """Remove jobs whose record has expired from the lists of their owners."""
         seconds, _ = await self._redis.time()
         oldest = seconds - self._index_seconds
         async for index in self._redis.scan_iter(match=redis_keys.owner_jobs("*"), count=500):
-            await self._redis.zremrangebyscore(index, "-inf", oldest)
+            try:
+                await self._redis.zremrangebyscore(index, "-inf", oldest)
+            except ResponseError as error:
+                if not is_wrong_type(error):
+                    raise
+                log.warning("the list of an owner's jobs is damaged", index=index)
 
 
 class RedisMonitor:
@@ -159,6 +173,18 @@ class RedisMonitor:
                         warn(info)
                     self._info, self._read_at = info, time.monotonic()
         return self._info
+
+    async def check_room(self) -> None:
+        """Raise `DependencyUnavailable` for a Redis that takes nothing new.
+
+        What is left of its memory is for jobs that were accepted.
+        """
+        unfit = (await self.info()).unfit
+        if unfit is not None:
+            raise DependencyUnavailable(
+                f"{unfit}; no new jobs or files are accepted",
+                retry_after_seconds=UNAVAILABLE_RETRY_SECONDS,
+            )
 
     @property
     def _is_old(self) -> bool:

@@ -147,9 +147,9 @@ class Consumer(BaseWorker):
         except NoSuchJobError:
             self.leases.reject(job_id)
             return False
-        except RedisError:
-            raise
-        except Exception as error:  # noqa: BLE001  whatever a planted hash makes RQ's reader raise
+        except Exception as error:  # whatever a planted hash makes RQ's reader raise
+            if isinstance(error, RedisError) and not redis_server.is_wrong_type(error):
+                raise
             why = str(error) if isinstance(error, Rejected) else type(error).__name__
             logger.warning("job rejected", job_id=job_id, cause=why)
             self.reject(job_id)

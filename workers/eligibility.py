@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from redis import Redis
 
 from service.core import worker_registry
-from service.core.job import Job, Status
+from service.core.job import Job, Status, read_number
 from service.core.params import GenerateRequest
 from service.core.queue import server_time
 
@@ -61,11 +61,8 @@ class Eligibility:
         """Whether a worker of a newer version may read a record that this one cannot."""
         if record.get("status") not in (Status.QUEUED, Status.PROCESSING):
             return False
-        try:
-            deadline = float(record.get("deadline_at", 0))
-        except ValueError:
-            return False
-        return server_time(self._redis) <= deadline
+        deadline = read_number(record.get("deadline_at"))
+        return deadline is not None and server_time(self._redis) <= deadline
 
 
 class Quarantine:

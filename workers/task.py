@@ -17,11 +17,11 @@ from uuid import uuid4
 import structlog
 from opentelemetry.trace import Tracer
 from pydantic import ValidationError
-from redis import Redis, RedisError
+from redis import Redis, RedisError, ResponseError
 
 from service.core import redis_keys, redis_server, tracing
 from service.core.errors import EngineFault, JobFailed, StorageFailed, UnservableRequest
-from service.core.job import Job, JobError, JobMetrics, JobWarning, StoredImage
+from service.core.job import Job, JobError, JobMetrics, JobWarning, StoredImage, read_number
 from service.core.metrics import STAGES, WorkerMetrics
 from service.core.queue import server_time
 from service.core.storage import Storage, StorageError
@@ -91,7 +91,7 @@ class _Generation:
             self._log.debug("job requeued for another worker")
             self._abort.wait(REQUEUE_PAUSE_SECONDS)
             return TaskOutcome.NOT_ELIGIBLE
-        suspect = int(known.get("attempt", 0)) >= SUSPECT_ATTEMPTS
+        suspect = (read_number(known.get("attempt")) or 0) >= SUSPECT_ATTEMPTS
         with self._shared.quarantine.enter(suspect=suspect):
             if self._abort.is_set():
                 return TaskOutcome.RETURNED
@@ -107,8 +107,19 @@ class _Generation:
             return self._run(job)
 
     def _record(self) -> dict[str, str]:
-        fields = self._redis(lambda: self._shared.redis.hgetall(redis_keys.job(self._claim.job_id)))
-        return {_text(name): _text(value) for name, value in fields.items()}
+        """The fields of the record; none where the key is no record."""
+        name = redis_keys.job(self._claim.job_id)
+
+        def read() -> dict[bytes | str, bytes | str]:
+            try:
+                found: dict[bytes | str, bytes | str] = self._shared.redis.hgetall(name)
+            except ResponseError as error:
+                if not redis_server.is_wrong_type(error):
+                    raise
+                return {}
+            return found
+
+        return {_text(name): _text(value) for name, value in self._redis(read).items()}
 
     def _run(self, job: Job) -> TaskOutcome:
         self._log = self._log.bind(attempt=job.attempt, **tracing.log_fields(job.traceparent))
@@ -250,10 +261,8 @@ class _Generation:
 
     def _lost_claim(self) -> TaskOutcome:
         """Whether a job whose claim was lost has ended, or another worker has it."""
-        status = self._redis(
-            lambda: self._shared.redis.hget(redis_keys.job(self._claim.job_id), "status")
-        )
-        return TaskOutcome.LOST if status in (b"queued", b"processing") else TaskOutcome.ENDED
+        status = self._record().get("status")
+        return TaskOutcome.LOST if status in ("queued", "processing") else TaskOutcome.ENDED
 
     def _discard(self, images: tuple[StoredImage, ...]) -> None:
         for image in images:

@@ -7,17 +7,19 @@ place for is in a hash field of its own.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
 from functools import cache
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from service.core.param_types import StoredUpload, read_version_1
+from service.core.errors import Gone
+from service.core.param_types import ObjectKey, Sha256, StoredUpload, read_version_1
 from service.core.params import GenerateRequest
 
 REQUEST: Final = "request"
@@ -35,10 +37,19 @@ _V1_NESTED: Final = (
 )
 _V1_SCHEDULERS: Final = ("ddim", "euler", "dpmpp_2m", "unipc", "lcm")
 _UPLOADS: Final = TypeAdapter(tuple[StoredUpload, ...])
+_LONGEST_NUMBER: Final = 18
+"""Digits of a whole number in a damaged request that is still shown."""
+
+LAST_MOMENT: Final = 253_402_000_000
+Moment = Annotated[float, Field(ge=0, le=LAST_MOMENT)]
+"""Seconds since the Unix epoch, in years of four digits."""
+Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class UnreadableRecord(Exception):
+class UnreadableRecord(Gone):
     """Raised when a record is damaged beyond what another release could have written."""
+
+    message = "The job's record is damaged and cannot be shown; cancel and delete still work"
 
 
 class Status(StrEnum):
@@ -67,20 +78,20 @@ class EventName(StrEnum):
 
 
 class _StoredModel(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class StoredImage(_StoredModel):
     """One picture of a job in object storage. Width and height in pixels."""
 
-    key: str
-    content_type: str
-    width: int
-    height: int
-    seed: int | None = None
+    key: ObjectKey
+    content_type: Annotated[str, Field(pattern=r"^[a-z]+/[a-z0-9.+-]+$")]
+    width: Count
+    height: Count
+    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     """Of a finished picture; a control map has none."""
-    sha256: str
-    size_bytes: int | None = None
+    sha256: Sha256
+    size_bytes: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     """Of the file; release 0.1.0 did not store it."""
 
 
@@ -121,15 +132,15 @@ class Job(_StoredModel):
     owner: str
     status: Status
     request: GenerateRequest
-    created_at: float
-    started_at: float | None = None
-    completed_at: float | None = None
-    expires_at: float | None = None
+    created_at: Moment
+    started_at: Moment | None = None
+    completed_at: Moment | None = None
+    expires_at: Moment | None = None
     """When record and pictures are gone (410 from then on); set when the job ends."""
-    deadline_at: float | None = None
+    deadline_at: Moment | None = None
     """A job that has not started by then expires."""
-    step: int = 0
-    attempt: int = 0
+    step: Count = 0
+    attempt: Count = 0
     worker: str | None = None
     traceparent: str | None = None
     images: tuple[StoredImage, ...] = ()
@@ -165,18 +176,18 @@ class Job(_StoredModel):
     def read(cls, fields: dict[str, str]) -> "Job":
         """As `from_hash`, leniently: for showing or ending a job of another release.
 
-        Raises `UnreadableRecord` for a damaged one.
+        A state that this release does not know is shown as `processing`. Raises `UnreadableRecord`
+        for a damaged record.
         """
         with suppress(ValidationError):
             return cls.from_hash(fields)
         request = read_request_leniently(fields)
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"status": Status.PROCESSING, "created_at": 0.0}
         for name, text in fields.items():
             if name in cls.model_fields and name != REQUEST:
                 with suppress(ValidationError):
                     values[name] = _adapter(name).validate_python(_parsed(name, text))
-        missing = {"id", "owner", "status", "created_at"} - set(values)
-        if missing:
+        if not {"id", "owner"} <= set(values):
             raise UnreadableRecord
         return cls.model_construct(**values, request=request)
 
@@ -192,15 +203,47 @@ _JSON_FIELDS: dict[str, TypeAdapter[Any]] = {
 
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    kind: Any = Job.model_fields[name].annotation
+    field = Job.model_fields[name]
+    kind: Any = Annotated[field.annotation, field]
     return TypeAdapter(kind)
 
 
 def _parsed(name: str, text: str) -> Any:
     try:
-        return json.loads(text) if name in _JSON_FIELDS else text
+        return _load(text) if name in _JSON_FIELDS else text
     except ValueError:
         return None
+
+
+def _load(text: str) -> Any:
+    """JSON that may be damaged, without what cannot be sent to a client as JSON again.
+
+    Numbers without an end become `None`, lone surrogates question marks. Raises `ValueError`.
+    """
+    try:
+        parsed = json.loads(
+            text, parse_int=_whole, parse_float=_finite, parse_constant=lambda _: None
+        )
+        return json.loads(json.dumps(parsed, ensure_ascii=False).encode(errors="replace"))
+    except RecursionError:
+        raise ValueError from None
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if len(text) <= _LONGEST_NUMBER else None
+
+
+def _finite(text: str) -> float | None:
+    return number if math.isfinite(number := float(text)) else None
+
+
+def read_number(text: object, most: float = LAST_MOMENT) -> float | None:
+    """A number of a record from 0 to `most`; `None` where there is none."""
+    try:
+        number = float(text) if isinstance(text, str) else math.nan
+    except ValueError:
+        return None
+    return number if 0 <= number <= most else None
 
 
 def encode_field(name: str, value: object) -> str:
@@ -257,12 +300,12 @@ def read_request_leniently(fields: Mapping[str, str]) -> GenerateRequest:
     with suppress(ValidationError):
         return read_request(fields)
     try:
-        content = json.loads(fields.get(REQUEST, ""))
+        content = _load(fields.get(REQUEST, ""))
     except ValueError:
         raise UnreadableRecord from None
     if not isinstance(content, dict):
         raise UnreadableRecord
-    with suppress(AttributeError, KeyError, TypeError, ValueError):
+    with suppress(ValueError):
         content = read_version_1(content)
     values = {
         name: _value(content, name, field) for name, field in GenerateRequest.model_fields.items()
@@ -286,7 +329,7 @@ def _value(content: dict[str, Any], name: str, field: FieldInfo) -> Any:
 
 def _with_details(request: GenerateRequest, fields: Mapping[str, str]) -> GenerateRequest:
     try:
-        details = json.loads(fields.get(DETAILS, "{}"))
+        details = _load(fields.get(DETAILS, "{}"))
         maps = _UPLOADS.validate_python(details["control_image"])
     except (KeyError, TypeError, ValueError):
         return request

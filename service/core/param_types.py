@@ -118,7 +118,7 @@ class StoredRecord(BaseModel):
     """Base of what is stored as JSON: read tolerantly and never changed."""
 
     # A record may come from a newer version: fields that this one does not have are ignored.
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class StoredUpload(StoredRecord):
@@ -178,10 +178,18 @@ def joined(
 def read_version_1(record: Any) -> Any:
     """The fields of a request as release 0.1.0 stored it, with nested uploads.
 
-    Such records live for `job_retention_seconds` after an upgrade.
+    Such records live for `job_retention_seconds` after an upgrade. Raises `ValueError` where one is
+    damaged.
     """
     if not isinstance(record, dict) or "images" not in record:
         return record
+    try:
+        return _upgraded(record)
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError("must be as release 0.1.0 stored it") from None
+
+
+def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
     images, control = record["images"], record.get("control")
     record = {name: record[name] for name in record if name not in ("images", "control")}
     record |= {"image": images, "image_weights": [one.get("weight", 1) for one in images]}

@@ -29,6 +29,8 @@ _CAUSES: Final[tuple[tuple[type[Exception] | str, str], ...]] = (
         "it is a read-only replica; IMAGEPROMPT_REDIS_URL needs the primary",
     ),
     (errors.OutOfMemoryError, "it is full (maxmemory is reached)"),
+    # What Redis 7 says of a command inside a script.
+    ("can't run this command", "the user of IMAGEPROMPT_REDIS_URL lacks a permission (ACL)"),
     # Before Redis 7, what a script was refused comes as another error with the cause in its text.
     ("-READONLY ", "it is a read-only replica; IMAGEPROMPT_REDIS_URL needs the primary"),
     ("-OOM ", "it is full (maxmemory is reached)"),
@@ -77,6 +79,11 @@ def explain(error: BaseException) -> str:
 def is_full(error: object) -> bool:
     """Whether Redis refused a write for lack of memory, of a command or inside a script."""
     return isinstance(error, errors.OutOfMemoryError) or "-OOM " in str(error)
+
+
+def is_wrong_type(error: object) -> bool:
+    """Whether a key holds another type than this service writes there."""
+    return "WRONGTYPE" in str(error)
 
 
 def is_read_only(error: object) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from redis import Redis
+from redis import Redis, ResponseError
 
 from service.core import redis_keys
 from service.core.job import (
@@ -23,7 +23,7 @@ from service.core.job import (
     StoredImage,
     encode_field,
 )
-from service.core.redis_server import is_full
+from service.core.redis_server import is_full, is_wrong_type
 
 EVENTS_KEPT: Final = 500
 CLAIMED: Final = "claimed"
@@ -230,8 +230,7 @@ class Transitions:
     def _run(self, script: Any, job_id: str, *args: object) -> str:
         keys = [redis_keys.job(job_id), redis_keys.events(job_id)]
         if script is not self._hand_back:  # that ends no job
-            owner: Any = self._redis.hget(keys[0], "owner")  # it never changes
-            active = redis_keys.active_jobs(_text(owner or b""))
+            active = redis_keys.active_jobs(self._owner(keys[0]))
             keys += [active, redis_keys.DEADLINES, redis_keys.OUTBOX, redis_keys.tombstone(job_id)]
         answer = script(keys=keys, args=[job_id, EVENTS_KEPT, *args])
         if not isinstance(answer, list):
@@ -239,6 +238,16 @@ class Transitions:
         status, model = map(_text, answer)
         self._on_end(model, status)
         return status
+
+    def _owner(self, record: str) -> str:
+        """The owner of a job, which never changes; empty where the key is no record."""
+        try:
+            owner: Any = self._redis.hget(record, "owner")
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            return ""
+        return _text(owner or b"")
 
 
 def _text(answer: object) -> str:

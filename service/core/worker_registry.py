@@ -6,9 +6,9 @@ removes the entry of one that stops without unregistering, so no other clock mat
 
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redis import Redis
 
 from service.core import redis_keys
@@ -25,9 +25,9 @@ class WorkerInfo(BaseModel):
     ready: bool
     models: tuple[str, ...]
     device: str
-    slots: int
+    slots: Annotated[int, Field(ge=0, le=100_000)]
     running: int
-    row_steps_per_second: float
+    row_steps_per_second: Annotated[float, Field(ge=0, le=1e9)]
     """Measured rate of the worker at full batches; 0 until it has been measured."""
     at: float = 0.0
     """Unused; release 0.1.0 cannot read an entry without it."""
@@ -42,7 +42,7 @@ def register(redis: Redis, info: WorkerInfo) -> None:
 
 
 def read(texts: Iterable[bytes | str | None]) -> list[WorkerInfo]:
-    """The live workers of registry entries; one that another version wrote otherwise is skipped."""
+    """The live workers of registry entries; a damaged one or another version's is skipped."""
     found = []
     for text in texts:
         with suppress(ValidationError):
@@ -54,7 +54,11 @@ def read(texts: Iterable[bytes | str | None]) -> list[WorkerInfo]:
 def is_served(redis: Redis, model: str) -> bool:
     """Whether a live worker serves `model`. Raises `redis.RedisError`."""
     names: Any = redis.zrange(redis_keys.WORKERS, 0, -1)
-    texts: Any = redis.mget([redis_keys.worker(name.decode()) for name in names]) if names else []
+    texts: Any = (
+        redis.mget([redis_keys.worker(name.decode(errors="replace")) for name in names])
+        if names
+        else []
+    )
     return any(model in worker.models for worker in read(texts))
 
 

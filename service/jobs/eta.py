@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from service.core import redis_keys
 from service.core.catalog import Catalog
-from service.core.job import Job, JobMetrics, Status
+from service.core.job import Job, JobMetrics, Status, read_number
 from service.core.params import GenerateRequest
 from service.core.queue import list_key
 from service.core.worker_registry import WorkerInfo, read
@@ -40,6 +40,10 @@ _WARM_OVERHEAD_SECONDS: Final = 0.3
 _MAX_CORRECTION: Final = 3.0
 _UNREADABLE_ROWS: Final = 2.0
 _UNREADABLE_STEPS: Final = 30
+_MOST_ROWS: Final = 1e4
+_MOST_STEPS: Final = 10_000
+_MOST_OVERHEAD_SECONDS: Final = 600.0
+"""What lies beyond these in a record is no measure of other jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,16 +303,14 @@ class Estimates:
                 self._predictions.setdefault(name, (now, seconds))
             while len(self._predictions) > _JOBS_CACHED:
                 self._predictions.popitem(last=False)
-        oldest = (
-            await self._redis.hget(redis_keys.job(waiting[0]), "created_at") if waiting else None
-        )
+        oldest = await self._read_fields(waiting[:1], "created_at")
         return Snapshot(
             at=now,
             seconds_to_end=ends,
             workers_ready=len(ready),
             waiting=length if length > listed else len(waiting),
             running=len(held),
-            oldest_created_at=_number(oldest) if oldest else None,
+            oldest_created_at=read_number(oldest[0]) if oldest else None,
             horizon_seconds=max(ends.values(), default=0.0),
         )
 
@@ -316,37 +318,47 @@ class Estimates:
         """The request of a job never changes, so it is read once and cached."""
         unknown = [job_id for job_id in job_ids if job_id not in self._works]
         if unknown:
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for job_id in unknown:
-                    pipeline.hget(redis_keys.job(job_id), "request")
-                for job_id, text in zip(unknown, await pipeline.execute(), strict=True):
-                    self._works[job_id] = self._work(job_id, text)
+            texts = await self._read_fields(unknown, "request")
+            for job_id, text in zip(unknown, texts, strict=True):
+                self._works[job_id] = self._work(job_id, text)
         for job_id in job_ids:
             self._works.move_to_end(job_id)
         while len(self._works) > max(_JOBS_CACHED, len(job_ids)):
             self._works.popitem(last=False)
 
-    def _work(self, job_id: str, text: str | None) -> RemainingWork:
-        if text is None:
+    async def _read_fields(self, job_ids: Sequence[str], name: str) -> list[Any]:
+        """One field of each job's record; an error in place of one that is no record."""
+        if not job_ids:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hget(redis_keys.job(job_id), name)
+            return list(await pipeline.execute(raise_on_error=False))
+
+    def _work(self, job_id: str, text: object) -> RemainingWork:
+        if not isinstance(text, str):
             return RemainingWork(job_id, 0.0, 0)
+        # Of another release, or damaged: it counts as an ordinary job.
+        ordinary = RemainingWork(job_id, _UNREADABLE_ROWS, _UNREADABLE_STEPS)
         try:
             request = GenerateRequest.model_validate_json(text)
-        except ValidationError:  # of another release, or damaged: it counts as an ordinary job
-            return RemainingWork(job_id, _UNREADABLE_ROWS, _UNREADABLE_STEPS)
-        entry = self._catalog.models.get(request.model)
-        native = entry.defaults.width * entry.defaults.height if entry else 0
-        area = request.width * request.height / native if native else 1.0
-        return RemainingWork(job_id, area * request.row_steps / request.steps, request.steps)
+            if not 0 < request.steps <= _MOST_STEPS or request.num_images > _MOST_ROWS:
+                return ordinary
+            entry = self._catalog.models.get(request.model)
+            native = entry.defaults.width * entry.defaults.height if entry else 0
+            area = request.width * request.height / native if native else 1.0
+            rows = area * request.row_steps / request.steps
+        except (ValidationError, ArithmeticError):
+            return ordinary
+        return RemainingWork(job_id, rows, request.steps) if 0 <= rows <= _MOST_ROWS else ordinary
 
     async def _steps(self, job_ids: list[str]) -> dict[str, int]:
         """Steps that each running job has done."""
-        if not job_ids:
-            return {}
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for job_id in job_ids:
-                pipeline.hget(redis_keys.job(job_id), "step")
-            answers = await pipeline.execute()
-        return {job_id: int(_number(step)) for job_id, step in zip(job_ids, answers, strict=True)}
+        texts = await self._read_fields(job_ids, "step")
+        return {
+            job_id: int(read_number(text, most=self._works[job_id].steps) or 0)
+            for job_id, text in zip(job_ids, texts, strict=True)
+        }
 
     async def _learn_pace(self, now: float, steps: dict[str, int], warm_rate: float) -> None:
         self._pace.seed(warm_rate)
@@ -361,36 +373,28 @@ class Estimates:
                 self._pace.observe_step((rows + checkpoint.rows) / 2, seconds)
                 self._checkpoints[name] = _Checkpoint(now, step, rows)
             elif not checkpoint.step and step:
-                self._checkpoints[name] = _Checkpoint(
-                    now, step, rows
-                )  # before it, the job may not have started
+                # Before it, the job may not have started.
+                self._checkpoints[name] = _Checkpoint(now, step, rows)
         for name in ended:
             del self._checkpoints[name]
             await self._learn_end(name)
 
     async def _learn_end(self, name: str) -> None:
         """Compare the prediction for a job with its actual time."""
-        answer: Any = await self._redis.hmget(
-            redis_keys.job(name), "status", "metrics", "completed_at"
-        )
         prediction = self._predictions.pop(name, None)
-        status, metrics, completed_at = answer
+        [status] = await self._read_fields([name], "status")
         if status != Status.SUCCEEDED:
             return
+        answer: Any = await self._redis.hmget(redis_keys.job(name), "metrics", "completed_at")
+        metrics, completed_at = answer
         try:
             spent = JobMetrics.model_validate_json(metrics or "{}")
         except ValidationError:
             return
         overhead = spent.total_seconds - spent.queue_seconds - spent.denoise_seconds
-        self._pace.observe_overhead(max(0.0, overhead))
-        if prediction is not None:
+        if overhead <= _MOST_OVERHEAD_SECONDS:
+            self._pace.observe_overhead(max(0.0, overhead))
+        ended_at = read_number(completed_at)
+        if prediction is not None and ended_at is not None:
             first_at, seconds = prediction
-            self._pace.observe_end(seconds, _number(completed_at) - first_at)
-
-
-def _number(text: bytes | str | None) -> float:
-    """A number of a record; 0 where there is none."""
-    try:
-        return float(text or 0)
-    except ValueError:
-        return 0.0
+            self._pace.observe_end(seconds, ended_at - first_at)

@@ -56,6 +56,7 @@ class EventStreams:
             aioredis.BlockingConnectionPool.from_url(
                 redis_url,
                 decode_responses=True,
+                encoding_errors="replace",  # a damaged event must not break its connection
                 max_connections=limit,
                 timeout=2 * BLOCK_SECONDS,
                 socket_connect_timeout=2,

@@ -9,13 +9,14 @@ from typing import Any, Final
 import redis.asyncio as aioredis
 import structlog
 from anyio import to_thread
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from rq import Queue
 
 from service.core import redis_keys
 from service.core.errors import DependencyUnavailable, QueueFull
 from service.core.job import Job
 from service.core.queue import enqueue, forget
+from service.core.redis_server import explain, is_full, is_read_only
 from service.core.transitions import Transitions
 from service.jobs.eta import Estimates
 from service.jobs.store import FoundJob
@@ -63,15 +64,9 @@ class JobQueue:
     async def check_capacity(self) -> None:
         """Refuse early, before a body is read that could not be used.
 
-        Raises `QueueFull`, and `DependencyUnavailable` for a Redis that takes no new job: what is
-        left of its memory is for jobs that were accepted.
+        Raises `QueueFull`, and `DependencyUnavailable` for a Redis that takes no new job.
         """
-        unfit = (await self._server.info()).unfit
-        if unfit is not None:
-            raise DependencyUnavailable(
-                f"{unfit}; no new jobs are accepted",
-                retry_after_seconds=UNAVAILABLE_RETRY_SECONDS,
-            )
+        await self._server.check_room()
         if time.monotonic() < self._roomy_until:
             return
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -132,7 +127,14 @@ class JobQueue:
 
     def _expire_overdue(self) -> None:
         for job_id in self._transitions.overdue(OVERDUE_PER_STEP):
-            if self._transitions.expire(job_id):
+            try:
+                is_over = self._transitions.expire(job_id)
+            except ResponseError as error:
+                if is_full(error) or is_read_only(error):
+                    raise
+                log.warning("a job cannot be expired", job_id=job_id, cause=explain(error))
+                continue
+            if is_over:
                 forget(self._queue, job_id)
                 log.info("job expired in the queue", job_id=job_id)
 

@@ -13,16 +13,18 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import redis.asyncio as aioredis
 import structlog
+from redis.exceptions import ResponseError
 
 from service.core import redis_keys
 from service.core.errors import FieldError, Gone, InvalidField, NotFound
-from service.core.job import Job, Status, UnreadableRecord
+from service.core.job import Job, Status, UnreadableRecord, read_number
 from service.core.queue import list_key
+from service.core.redis_server import is_wrong_type
 
 POSITIONS_SEARCHED: Final = 5000
 """From each end of the queue; a search of so many takes Redis some 50 microseconds."""
@@ -58,15 +60,24 @@ class JobRecord:
     @property
     def created_at(self) -> float:
         """When the job was created (epoch); 0 in a damaged record."""
-        try:
-            return float(self.fields["created_at"])
-        except (KeyError, ValueError):
-            return 0.0
+        return read_number(self.fields.get("created_at"), most=self.now) or 0.0
+
+    @property
+    def status(self) -> Status:
+        """Its state, whatever its request is; one that this release does not know is no end."""
+        status = self.fields.get("status")
+        return Status(status) if status in set(Status) else Status.PROCESSING
 
     @property
     def is_terminal(self) -> bool:
         """Whether the job has come to its end."""
-        return self.fields.get("status") not in (Status.QUEUED, Status.PROCESSING)
+        return self.status.is_terminal
+
+    @property
+    def is_ownerless(self) -> bool:
+        """Whether it is damaged so that it does not say whose it is."""
+        owner = self.fields.get("owner", "")
+        return not owner or "\ufffd" in owner
 
     @property
     def is_expired(self) -> bool:
@@ -102,31 +113,38 @@ class JobStore:
         Raises `NotFound` for an unknown job or one of another owner, and `Gone` for an expired
         one.
         """
+        record = await self._owned(job_id, owner)
+        if record.is_expired:
+            raise Gone
+        return record
+
+    async def status(self, job_id: str, owner: str) -> Status:
+        """The state of a job however damaged it is, so that its owner can always end it.
+
+        Raises `NotFound` and `Gone` as `get`.
+        """
+        return (await self._owned(job_id, owner)).status
+
+    async def _owned(self, job_id: str, owner: str) -> JobRecord:
         if _ID.fullmatch(job_id):
             record, tombstone = await self._read(job_id)
-            if record is not None and record.fields.get("owner") == owner:
-                if record.is_expired:
-                    raise Gone
+            if record is not None and record.is_ownerless:
+                # Then the list of the owner's jobs says so.
+                if await self._lists(owner, job_id):
+                    return replace(record, fields=record.fields | {"owner": owner})
+            elif record is not None and record.fields["owner"] == owner:
                 return record
             if tombstone == owner and record is None:
                 raise Gone
         raise NotFound
 
-    async def status(self, job_id: str, owner: str) -> Status:
-        """The state of a job whatever its request is, so that its owner can always end it.
-
-        Raises `NotFound` and `Gone` as `get`.
-        """
-        if _ID.fullmatch(job_id):
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.hmget(redis_keys.job(job_id), "owner", "status")
-                pipeline.get(redis_keys.tombstone(job_id))
-                (owned_by, status), tombstone = await pipeline.execute()
-            if owned_by == owner:
-                return Status(status) if status in set(Status) else Status.PROCESSING
-            if tombstone == owner and owned_by is None:
-                raise Gone
-        raise NotFound
+    async def _lists(self, owner: str, job_id: str) -> bool:
+        try:
+            return await self._redis.zscore(redis_keys.owner_jobs(owner), job_id) is not None
+        except ResponseError as error:
+            if is_wrong_type(error):
+                return False
+            raise
 
     async def _read(self, job_id: str) -> "_Answer":
         """What Redis holds of one job, read together with others that are asked for meanwhile."""
@@ -158,7 +176,7 @@ class JobStore:
             keys=[self._list, *keys], args=[POSITIONS_SEARCHED, *job_ids]
         )
         now, *found = answer
-        return [_read(one, float(now)) for one in found]
+        return [_read(job_id, one, float(now)) for job_id, one in zip(job_ids, found, strict=True)]
 
     async def page(
         self, owner: str, *, before: tuple[float, str] | None, limit: int
@@ -167,16 +185,22 @@ class JobStore:
 
         `before` is that place of the previous page: (creation time, id) of its last job.
         """
-        highest: float | str = "+inf" if before is None else before[0]
+        highest: float | str = "(+inf" if before is None else before[0]
         index = redis_keys.owner_jobs(owner)
         # Jobs created at the same instant share a score, so some may be in the ranges of two pages.
-        ranked: Any = await self._redis.zrevrangebyscore(
-            index, highest, "-inf", start=0, num=limit + 64, withscores=True
-        )
+        try:
+            ranked: Any = await self._redis.zrevrangebyscore(
+                index, highest, "(-inf", start=0, num=limit + 64, withscores=True
+            )
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            log.warning("the list of an owner's jobs is damaged", owner=owner)
+            ranked = []
         ids = [
             (score, job_id)
             for job_id, score in ranked
-            if before is None or (score, job_id) < before
+            if (before is None or (score, job_id) < before) and _ID.fullmatch(job_id)
         ]
         chosen = ids[:limit]
         found = []
@@ -194,12 +218,12 @@ _Answer = tuple[JobRecord | None, str]
 """The record of a job, and the owner in its tombstone."""
 
 
-def _read(answer: Any, now: float) -> _Answer:
-    """A job in an answer of `job_find`."""
-    found, tombstone, ahead = answer
-    if not found:
+def _read(job_id: str, answer: Any, now: float) -> _Answer:
+    """A job in an answer of `job_find`. Its id is that of its key, whatever its record says."""
+    found, tombstone, ahead, is_damaged = answer
+    if not found and not is_damaged:
         return None, tombstone
-    fields = dict(zip(found[::2], found[1::2], strict=True))
+    fields = dict(zip(found[::2], found[1::2], strict=True)) | {"id": job_id}
     return JobRecord(fields, None if ahead < 0 else ahead, now), tombstone
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import math
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -11,11 +11,12 @@ from anyio import to_thread
 from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
+from redis.exceptions import RedisError
 from starlette.routing import request_response
 
 from service.core.errors import Busy, Gone, JobUnfinished, NoPictures, NotFound
 from service.core.job import Job, Status, StoredImage
-from service.core.storage import ObjectMissing, Storage
+from service.core.storage import ObjectMissing, Storage, StorageError
 from service.jobs.event_stream import Check, EventStreams
 from service.jobs.store import FoundJob, JobStore
 from service.jobs.views import JobView
@@ -55,7 +56,20 @@ def job_response(shown: JobView, status: int = 200) -> Response:
 
 def poll_again(eta_seconds: float | None) -> dict[str, str]:
     """`Retry-After` of a job that is not final."""
-    return {"Retry-After": str(min(MAX_POLL_SECONDS, max(1, math.ceil(eta_seconds or 1.0))))}
+    return {"Retry-After": str(math.ceil(min(MAX_POLL_SECONDS, max(1.0, eta_seconds or 1.0))))}
+
+
+async def shown_jobs(page: Sequence[FoundJob], show: Callable[[FoundJob], Awaitable[T]]) -> list[T]:
+    """Each job of a page as `show` renders it; one with a record that it cannot is left out."""
+    shown = []
+    for found in page:
+        try:
+            shown.append(await show(found))
+        except (RedisError, StorageError):
+            raise
+        except Exception:
+            log.exception("a job that cannot be shown is left out of a list", job_id=found.job.id)
+    return shown
 
 
 def is_known(etag: str, if_none_match: str) -> bool:

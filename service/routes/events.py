@@ -33,6 +33,9 @@ RETRY_MILLISECONDS: Final = 2000
 BUSY_SECONDS: Final = 10
 """`Retry-After` where no subscriber slot is free."""
 _EVENT_ID: Final = r"^[0-9]{1,19}-[0-9]{1,19}$"
+LastEventId = Annotated[
+    str | None, Header(description="Continue after this event.", pattern=_EVENT_ID)
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,33 +89,30 @@ async def subscribe(
     },
 )
 async def follow_job(
-    subscription: Annotated[Subscription, Depends(subscribe)],
-    last_event_id: Annotated[
-        str | None, Header(description="Continue after this event.", pattern=_EVENT_ID)
-    ] = None,
+    subscription: Annotated[Subscription, Depends(subscribe)], last_event_id: LastEventId = None
 ) -> Response:
     """Events `status`, `progress`, `preview`, and `done` with the whole job as the last one."""
+    return await stream(subscription, last_event_id, _frame, _done)
+
+
+async def stream(
+    subscription: Subscription,
+    last_event_id: str | None,
+    frame: Callable[[Event], str],
+    done: Callable[[Subscription, str], Awaitable[str]],
+) -> Response:
+    """The events of a job after the last one read, each as the text that `frame` makes of it.
+
+    `done` makes the last text, with the id of the last event. 204 where that was read.
+    """
     if (
         last_event_id is not None
         and subscription.found.job.status.is_terminal
         and await subscription.event_streams.is_over(subscription.found.job.id, last_event_id)
     ):
         return Response(status_code=204)  # an EventSource reconnects until it is told so
-    return stream(subscription, last_event_id or FIRST, _frame, _done)
-
-
-def stream(
-    subscription: Subscription,
-    after: str,
-    frame: Callable[[Event], str],
-    done: Callable[[Subscription, str], Awaitable[str]],
-) -> StreamingResponse:
-    """The events of a job after the one with id `after`, each as the text that `frame` makes of it.
-
-    `done` makes the last text, with the id of the last event.
-    """
     return StreamingResponse(
-        _texts(subscription, after, frame, done),
+        _texts(subscription, last_event_id or FIRST, frame, done),
         media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )

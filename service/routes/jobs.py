@@ -41,6 +41,7 @@ from service.routes.answers import (
     is_known,
     job_response,
     poll_again,
+    shown_jobs,
     unless_hung_up,
     whole_picture,
 )
@@ -68,7 +69,7 @@ async def list_jobs(
     following = None
     if last is not None:
         following = f"{base_url}jobs?limit={limit}&cursor={write_cursor(last)}"
-    return JobPage(jobs=[await show(found) for found in page], next=following)
+    return JobPage(jobs=await shown_jobs(page, show), next=following)
 
 
 @polls.get(

@@ -13,7 +13,7 @@ from functools import cache, partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from service.core.catalog import Catalog
@@ -39,13 +39,13 @@ from service.dependencies import (
     UseStorage,
     UseSubmit,
 )
-from service.jobs.event_stream import FIRST, Event
+from service.jobs.event_stream import Event
 from service.jobs.store import FoundJob, read_cursor, write_cursor
 from service.jobs.views import JobView, job_view
 from service.openapi import json_schema
 from service.responses import REFERENCE
-from service.routes.answers import stored_job, whole_picture
-from service.routes.events import Subscription, stream, subscribe
+from service.routes.answers import shown_jobs, stored_job, whole_picture
+from service.routes.events import LastEventId, Subscription, stream, subscribe
 from service.routes.jobs import JobId, end_job
 from service.signed_urls import Signer
 from service.submission.form import Form, with_files
@@ -157,7 +157,7 @@ def _prediction(
 
 def _progress(step: int, total: int) -> str:
     """A line as tqdm writes it, from which clients read the progress."""
-    done = step / max(total, 1)
+    done = min(1.0, step / max(total, 1))
     return f"{done:4.0%}|{'#' * round(_BAR * done):-<{_BAR}}| {step}/{total}\n"
 
 
@@ -260,7 +260,7 @@ async def list_predictions(
     following = None
     if last is not None:
         following = f"{base_url}v1/predictions?limit={limit}&cursor={write_cursor(last)}"
-    results = [await render(found, inline=False) for found in page]
+    results = await shown_jobs(page, partial(render, inline=False))
     return page_of(results, following)
 
 
@@ -289,8 +289,10 @@ async def cancel_prediction(
 
 @router.get("/v1/predictions/{job_id}/stream", operation_id="replicate_stream")
 async def stream_prediction(
-    subscription: Annotated[Subscription, Depends(subscribe)], render: UseRender
-) -> StreamingResponse:
+    subscription: Annotated[Subscription, Depends(subscribe)],
+    render: UseRender,
+    last_event_id: LastEventId = None,
+) -> Response:
     """Progress as `logs`, the pictures as `output`, and `done` as the last event."""
 
     def frame(event: Event) -> str:
@@ -312,7 +314,7 @@ async def stream_prediction(
         reason = json.dumps({"reason": "canceled"} if is_canceled else {})
         return "".join([*pictures, _frame("done", last, reason)])
 
-    return stream(subscription, FIRST, frame, done)
+    return await stream(subscription, last_event_id, frame, done)
 
 
 def _frame(name: str, event_id: str, data: str) -> str:

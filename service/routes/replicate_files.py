@@ -1,22 +1,29 @@
 """Replicate's HTTP API: files that predictions use, and the webhook secret."""
 
-import json
 import mimetypes
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.core.errors import FieldError, InvalidField, MalformedBody, NotFound
 from service.core.param_types import StoredUpload
 from service.core.schema import Files
-from service.dependencies import BaseUrl, MayGenerate, UseFileStore, UseReceive, UseShare
+from service.dependencies import (
+    BaseUrl,
+    MayGenerate,
+    UseFileStore,
+    UseReceive,
+    UseRedisMonitor,
+    UseShare,
+)
 from service.routes.replicate import page_of
-from service.submission.file_store import FileRecord
+from service.submission.file_store import FileRecord, Metadata
 from service.submission.json_body import parse_json_text
 
 router = APIRouter(include_in_schema=False)
+_METADATA: Final[TypeAdapter[dict[str, Any]]] = TypeAdapter(Metadata)
 
 
 class FileRequest(BaseModel):
@@ -33,8 +40,10 @@ async def create_file(
     base_url: BaseUrl,
     receive: UseReceive,
     files: UseFileStore,
+    redis_monitor: UseRedisMonitor,
 ) -> dict[str, Any]:
     """Keep a file for an hour, for predictions that name its URL."""
+    await redis_monitor.check_room()
     async with receive(FileRequest) as form:
         sent: Any = form.parse()
         if "content" not in form.files:
@@ -48,18 +57,10 @@ async def create_file(
 def _metadata(text: str) -> dict[str, Any]:
     """The object that a text is. Raises `InvalidField`."""
     try:
-        metadata = parse_json_text((text or "{}").encode())
-        json.dumps(metadata, allow_nan=False)  # 1e999 is infinite
-    except (MalformedBody, InvalidField, ValueError):
-        metadata = None
-    if not isinstance(metadata, dict):
-        raise InvalidField.of(
-            FieldError(
-                "metadata",
-                "must be a JSON object of Unicode text and finite numbers, each name once",
-            )
-        )
-    return metadata
+        return _METADATA.validate_python(parse_json_text((text or "{}").encode()))
+    except (MalformedBody, InvalidField, ValidationError):
+        message = "must be a JSON object of Unicode text and finite numbers, each name once"
+        raise InvalidField.of(FieldError("metadata", message)) from None
 
 
 def _file(record: FileRecord, base: str) -> dict[str, Any]:

@@ -3,23 +3,36 @@
 The bytes are in the storage, the records in Redis. A file is not decoded before a request uses it.
 """
 
-import time
+import json
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import redis.asyncio as aioredis
 from anyio import to_thread
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from redis.exceptions import RedisError, ResponseError
 
 from service.core import redis_keys
 from service.core.errors import NotFound
-from service.core.storage import ObjectMissing, Storage
+from service.core.job import Moment
+from service.core.redis_server import is_wrong_type
+from service.core.storage import ObjectMissing, Storage, StorageError
 from service.submission.form import Upload
 
 LIFETIME_SECONDS: Final = 3600
 MAX_FILES: Final = 64
 """Of one caller; one more replaces the oldest."""
+
+
+def _sendable(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Raise `ValueError` where it has numbers or texts that JSON cannot carry."""
+    json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode()
+    return metadata
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_sendable)]
 
 
 class FileRecord(BaseModel):
@@ -30,10 +43,11 @@ class FileRecord(BaseModel):
     id: str
     owner: str
     name: str
-    size_bytes: int
+    size_bytes: Annotated[int, Field(ge=0, lt=2**63)]
     sha256: str
-    created_at: float
-    metadata: dict[str, Any]
+    created_at: Moment
+    """By Redis' clock, as all processes see it."""
+    metadata: Metadata
 
     @property
     def created_at_text(self) -> str:
@@ -52,18 +66,20 @@ class FileStore:
     def __init__(self, redis: "aioredis.Redis", storage: Storage) -> None:
         self._redis = redis
         self._storage = storage
+        self._save = redis.register_script(redis_keys.load_script("file_save"))
 
     async def add(
         self, upload: Upload, *, owner: str, share: str, metadata: dict[str, Any]
     ) -> FileRecord:
         """Keep a file. `share` says whose oldest file makes room for it."""
+        seconds, microseconds = await self._redis.time()
         record = FileRecord(
             id=str(uuid.uuid4()),
             owner=owner,
             name=upload.filename or "file",
             size_bytes=upload.size_bytes,
             sha256=upload.sha256,
-            created_at=time.time(),
+            created_at=seconds + microseconds / 1e6,
             metadata=metadata,
         )
         data = await to_thread.run_sync(upload.content.read)
@@ -71,26 +87,41 @@ class FileStore:
             redis_keys.stored_file(record.id), data, "application/octet-stream"
         )
         index = redis_keys.owner_files(share)
-        async with self._redis.pipeline() as pipeline:
-            pipeline.set(redis_keys.file(record.id), record.model_dump_json(), ex=LIFETIME_SECONDS)
-            pipeline.zadd(index, {record.id: record.created_at})
-            pipeline.expire(index, LIFETIME_SECONDS)
-            pipeline.zrange(index, 0, -MAX_FILES - 1)
-            *_, oldest = await pipeline.execute()
+        try:
+            oldest: Any = await self._save(
+                keys=[redis_keys.file(record.id), index],
+                args=[
+                    *(record.id, record.model_dump_json(), record.created_at),
+                    *(LIFETIME_SECONDS, MAX_FILES),
+                ],
+            )
+        except RedisError:
+            with suppress(RedisError, StorageError):
+                await self._erase(record.id, index)
+            raise
         for file_id in oldest:
             await self._erase(file_id, index)
         return record
 
     async def get(self, file_id: str, owner: str) -> FileRecord:
         """One file's record. Raises `NotFound`, also where it is another owner's."""
-        text: Any = await self._redis.get(redis_keys.file(file_id))
-        try:
-            record = None if text is None else FileRecord.model_validate_json(text)
-        except ValidationError:
-            record = None
+        record = await self._read(file_id)
         if record is None or record.owner != owner:
             raise NotFound("There is no such file, or it has expired")
         return record
+
+    async def _read(self, file_id: str) -> FileRecord | None:
+        """One file's record; `None` where there is none, or a damaged one."""
+        try:
+            text: Any = await self._redis.get(redis_keys.file(file_id))
+            record = None if text is None else FileRecord.model_validate_json(text)
+        except ValidationError:
+            return None
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            return None
+        return record if record is not None and record.id == file_id else None
 
     async def read(self, file_id: str, owner: str) -> bytes:
         """The bytes of a file. Raises as `get`."""
@@ -102,7 +133,12 @@ class FileStore:
 
     async def list(self, *, owner: str, share: str) -> list[FileRecord]:
         """All files of a caller, newest first."""
-        names: Any = await self._redis.zrevrange(redis_keys.owner_files(share), 0, -1)
+        try:
+            names: Any = await self._redis.zrevrange(redis_keys.owner_files(share), 0, -1)
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            names = []
         found = []
         for file_id in names:
             try:
@@ -112,12 +148,30 @@ class FileStore:
         return found
 
     async def delete(self, file_id: str, *, owner: str, share: str) -> None:
-        """Delete a file. Raises as `get`."""
-        await self._erase((await self.get(file_id, owner)).id, redis_keys.owner_files(share))
+        """Delete a file, also one whose record is damaged. Raises as `get`."""
+        index = redis_keys.owner_files(share)
+        try:
+            await self.get(file_id, owner)
+        except NotFound:
+            if await self._read(file_id) is not None or not await self._lists(index, file_id):
+                raise
+        await self._erase(file_id, index)
+
+    async def _lists(self, index: str, file_id: str) -> bool:
+        """Whether a caller's list has a file that is still kept."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.exists(redis_keys.file(file_id))
+            pipeline.zscore(index, file_id)
+            exists, listed = await pipeline.execute(raise_on_error=False)
+        return exists == 1 and isinstance(listed, float)
 
     async def _erase(self, file_id: str, index: str) -> None:
         await to_thread.run_sync(self._storage.delete, redis_keys.stored_file(file_id))
-        async with self._redis.pipeline() as pipeline:
+        # No transaction: a full Redis refuses those, even where they only delete.
+        async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.delete(redis_keys.file(file_id))
             pipeline.zrem(index, file_id)
-            await pipeline.execute()
+            answers = await pipeline.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception) and not is_wrong_type(answer):
+                raise answer

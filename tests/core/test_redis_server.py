@@ -89,6 +89,18 @@ def test_a_wrong_password_is_named_and_not_shown(tmp_path: Path) -> None:
     assert "sesame" not in wrong
 
 
+@pytest.mark.parametrize("denied", ["hset", "lpos"])
+def test_a_missing_permission_is_named_also_inside_a_script(tmp_path: Path, denied: str) -> None:
+    with redis_kinds.server(tmp_path) as port, Redis(port=port) as redis:
+        redis.execute_command("ACL", "SETUSER", "me", "on", ">pw", "~*", "+@all", f"-{denied}")
+        url = f"redis://me:pw@127.0.0.1:{port}"
+        script = f"return redis.call('{denied}', KEYS[1], 'a', 'b')"
+        assert "permission" in cause(url, lambda client: client.eval(script, 1, "k"))
+        assert "permission" in cause(
+            url, lambda client: client.execute_command(denied, "k", "a", "b")
+        )
+
+
 def test_tls_errors_are_named(tmp_path: Path) -> None:
     with redis_kinds.server(tmp_path, tls=True) as port:
         assert "self-signed certificate" in cause(f"rediss://127.0.0.1:{port}", write)

@@ -113,6 +113,28 @@ def test_files_of_later_requests_go_when_their_record_has(
     assert left == {kept, fresh}
 
 
+@pytest.mark.parametrize("damage", ["x", "nan", "inf", "1e300", "type", "index"])
+def test_a_damaged_record_stops_no_sweep(
+    redis: Redis, redis_url: str, storage: Storage, tmp_path: Path, damage: str
+) -> None:
+    ids = [str(uuid.uuid4()) for _ in range(4)]
+    storage.put(redis_keys.upload("fresh", "image-0.png"), b"x", "image/png")
+    for job_id in ids:
+        storage.put(redis_keys.upload(job_id, "image-0.png"), b"x", "image/png")
+        redis.hset(redis_keys.job(job_id), mapping={"status": "succeeded", "expires_at": "1.0"})
+    left = {ids[1], "fresh"}
+    if damage == "type":
+        redis.delete(redis_keys.job(ids[1]))
+        redis.set(redis_keys.job(ids[1]), "x")
+    elif damage == "index":
+        redis.set(redis_keys.owner_jobs("zz"), "x")
+        left = {"fresh"}
+    else:
+        redis.hset(redis_keys.job(ids[1]), "expires_at", damage)
+    sweep(redis_url, storage)
+    assert {path.name for path in (tmp_path / "storage" / "uploads").iterdir()} == left
+
+
 def test_a_bucket_is_left_to_its_own_rule(redis_url: str, bucket: Bucket) -> None:
     """Listing one would cost more than it frees; k8s/README.md names the rule."""
     storage = bucket.storage()

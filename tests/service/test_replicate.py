@@ -310,3 +310,20 @@ def test_a_webhook_that_would_never_be_sent_is_refused(api: Api, calls: Calls) -
     assert caught.value.status == 422
     assert "webhook_events_filter: " in caught.value.detail
     assert api.redis.keys(redis_keys.job("*")) == before
+
+
+def test_a_stream_continues_after_the_last_event_that_was_read(api: Api) -> None:
+    """As `GET /jobs/{id}/events` does: an EventSource reconnects until it is told to stop."""
+    job_id = api.job({"steps": 5})
+    api.finish(job_id)
+    path = f"/v1/predictions/{job_id}/stream"
+    ids = [
+        line.removeprefix("id: ")
+        for line in api.client.get(path).text.splitlines()
+        if line.startswith("id: ")
+    ]
+    assert ids
+    assert api.client.get(path, headers={"last-event-id": ids[-1]}).status_code == 204
+    assert api.client.get(path, headers={"last-event-id": "0-1"}).status_code == 200
+    problem(api.client.get(path, headers={"last-event-id": "x"}), 422)
+    assert api.client.delete(f"/jobs/{job_id}").status_code == 204

@@ -2,7 +2,8 @@
 -- KEYS: 1 the key's mark
 -- ARGV: 1 token of this request, 2 fingerprint of its body, 3 seconds until the mark ends by itself
 -- Returns 'begun', 'mismatch' (another body), 'pending' (another request has it), or the job's id.
-local known = redis.call('HMGET', KEYS[1], 'fingerprint', 'job', 'token')
+-- include heal
+local known = heal('HMGET', KEYS[1], 'fingerprint', 'job', 'token')
 if known[1] and known[1] ~= ARGV[2] then return 'mismatch' end
 if known[2] then return known[2] end
 if known[1] and known[3] ~= ARGV[1] then return 'pending' end

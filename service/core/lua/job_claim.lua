@@ -9,15 +9,15 @@ if not status then return 'missing' end
 if final then return ended_by(token) and ended(status) or status end
 -- Repeated after a lost answer: the fence is removed where a job ends or goes back to the queue.
 if redis.call('HGET', JOB, 'fence') == token then return 'claimed' end
-redis.call('ZREM', DEADLINES, ID)
-local deadline = redis.call('HGET', JOB, 'deadline_at')
+heal('ZREM', DEADLINES, ID)
+local deadline = tonumber(redis.call('HGET', JOB, 'deadline_at') or nil)
 -- The deadline limits the wait for a first worker; a job that was returned has had one.
 local started = redis.call('HEXISTS', JOB, 'started_at') == 1
-if not started and deadline and now > tonumber(deadline) then
+if not started and deadline and now > deadline then
   finish('expired', retention, tombstone, {error = ARGV[9], ended_by = token})
   return ended('expired')
 end
-if redis.call('HINCRBY', JOB, 'attempt', 1) > tonumber(ARGV[5]) then
+if count_attempt(1) > tonumber(ARGV[5]) then
   finish('failed', retention, tombstone, {error = ARGV[8], ended_by = token})
   return ended('failed')
 end

@@ -3,16 +3,20 @@
 --       active jobs, 4 deadlines of jobs that wait for a first worker, 5 webhook outbox,
 --       6 the job's tombstone
 -- ARGV: 1 job id, 2 most events kept in the stream; each file lists its own from 3 on
+-- include heal
 local JOB, EVENTS, ACTIVE, DEADLINES, OUTBOX, TOMBSTONE = unpack(KEYS)
 local ID, EVENTS_KEPT = ARGV[1], ARGV[2]
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local time_text = string.format('%.6f', now)
-local status = redis.call('HGET', JOB, 'status')
-local final = status and status ~= 'queued' and status ~= 'processing'
+local status = redis.pcall('HGET', JOB, 'status')
+if type(status) == 'table' then status = false end  -- a key of another type is no record
+-- A state that this release does not know is not final, so that its owner can always end the job.
+local final = status == 'succeeded' or status == 'failed' or status == 'canceled'
+  or status == 'expired'
 
 local function emit(name, data)
-  redis.call('XADD', EVENTS, 'MAXLEN', '~', EVENTS_KEPT, '*', 'event', name, 'data', data)
+  heal('XADD', EVENTS, 'MAXLEN', '~', EVENTS_KEPT, '*', 'event', name, 'data', data)
 end
 
 local function emit_status(value)
@@ -24,7 +28,7 @@ end
 -- and the last one is kept, so that no event gets the id of a preview that somebody has read.
 local function drop_previews()
   local kept, last = {}, nil
-  local entries = redis.call('XRANGE', EVENTS, '-', '+')
+  local entries = heal('XRANGE', EVENTS, '-', '+')
   for _, entry in ipairs(entries) do
     last = entry[1]
     if entry[2][2] ~= 'preview' then kept[#kept + 1] = entry end
@@ -33,6 +37,15 @@ local function drop_previews()
   redis.call('DEL', EVENTS)
   for _, entry in ipairs(kept) do redis.call('XADD', EVENTS, entry[1], unpack(entry[2])) end
   redis.call('XSETID', EVENTS, last)
+end
+
+-- Changes the attempt counter, and returns it; a damaged one begins anew.
+local function count_attempt(change)
+  local attempt = redis.pcall('HINCRBY', JOB, 'attempt', change)
+  if type(attempt) == 'number' then return attempt end
+  attempt = math.max(0, tonumber(change))
+  redis.call('HSET', JOB, 'attempt', attempt)
+  return attempt
 end
 
 -- The answer to the call that ends a job, with the job's model. No other call gets it, so each end
@@ -53,14 +66,14 @@ local function add_webhook(event)
   if redis.call('HEXISTS', JOB, 'webhook') == 0 then return end
   local wanted = redis.call('HGET', JOB, 'webhook_events') or 'completed'
   if not string.find(wanted, event, 1, true) then return end
-  redis.call('ZADD', OUTBOX, now, event == 'completed' and ID or ID .. ':' .. event)
+  heal('ZADD', OUTBOX, now, event == 'completed' and ID or ID .. ':' .. event)
 end
 
 -- A script that ends a job begins with a removal: Redis refuses a script's writes for lack of memory
 -- only until its first write, and what frees memory counts as one. So jobs also end on a full Redis.
 local function finish(final_status, retention_seconds, tombstone_seconds, fields)
   redis.call('HDEL', JOB, 'fence')
-  redis.call('ZREM', ACTIVE, ID)
+  heal('ZREM', ACTIVE, ID)
   drop_previews()
   redis.call('HSET', JOB, 'status', final_status, 'completed_at', time_text,
              'expires_at', string.format('%.6f', now + retention_seconds))

@@ -5,7 +5,7 @@
 -- include job_common
 if not status or final then return 'over' end
 if redis.call('HEXISTS', JOB, 'started_at') == 1 then
-  redis.call('ZREM', DEADLINES, ID)
+  heal('ZREM', DEADLINES, ID)
   return 'started'
 end
 finish('expired', tonumber(ARGV[3]), tonumber(ARGV[4]), {error = ARGV[5]})

@@ -3,6 +3,7 @@
 -- KEYS: 1 started jobs by the end of their lease, 2 RQ's executions of the worker, then keys to
 --       delete: those of the execution, and of the job if it is over
 -- ARGV: 1 member of the started jobs
-redis.call('ZREM', KEYS[1], ARGV[1])
-redis.call('SREM', KEYS[2], ARGV[1])
+-- include heal
+heal('ZREM', KEYS[1], ARGV[1])
+heal('SREM', KEYS[2], ARGV[1])
 redis.call('DEL', unpack(KEYS, 3))

@@ -2,12 +2,13 @@
 -- KEYS: 1 started jobs by the end of their lease, 2 waiting jobs, then RQ's record of each job
 -- ARGV: for each record the job id and the member of the started jobs
 -- Returns the ids of the jobs that were returned.
+-- include heal
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local expired = {}
 for index = 3, #KEYS do
   local id, member = ARGV[2 * index - 5], ARGV[2 * index - 4]
-  local until_time = redis.call('ZSCORE', KEYS[1], member)
+  local until_time = heal('ZSCORE', KEYS[1], member)
   if until_time and tonumber(until_time) <= now then
     redis.call('ZREM', KEYS[1], member)
     table.insert(expired, {id = id, record = KEYS[index]})
@@ -23,8 +24,8 @@ local returned = {}
 for _, job in ipairs(expired) do
   if not running[job.id] and redis.call('EXISTS', job.record) == 1 then
     running[job.id] = true
-    redis.call('HSET', job.record, 'status', 'queued')
-    redis.call('LPUSH', KEYS[2], job.id)
+    heal('HSET', job.record, 'status', 'queued')
+    heal('LPUSH', KEYS[2], job.id)
     table.insert(returned, job.id)
   end
 end

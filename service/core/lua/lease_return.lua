@@ -4,8 +4,9 @@
 -- ARGV: 1 job id, 2 LPUSH for the front of the queue or RPUSH for its end, 3 the command that
 --       removes it from KEYS[1], then that command's arguments
 -- Returns 1 where it was moved.
-if redis.call(ARGV[3], KEYS[1], unpack(ARGV, 4)) == 0 then return 0 end
+-- include heal
+if heal(ARGV[3], KEYS[1], unpack(ARGV, 4)) == 0 then return 0 end
 if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
-redis.call('HSET', KEYS[3], 'status', 'queued')
-redis.call(ARGV[2], KEYS[2], ARGV[1])
+heal('HSET', KEYS[3], 'status', 'queued')
+heal(ARGV[2], KEYS[2], ARGV[1])
 return 1

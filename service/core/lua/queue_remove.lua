@@ -2,6 +2,7 @@
 -- KEYS: 1 the list that holds its id: waiting or dequeued jobs, 2 RQ's record of the job,
 --       3 deadlines of jobs that wait for a first worker
 -- ARGV: 1 job id
-redis.call('LREM', KEYS[1], 0, ARGV[1])
+-- include heal
+heal('LREM', KEYS[1], 0, ARGV[1])
 redis.call('DEL', KEYS[2])
-redis.call('ZREM', KEYS[3], ARGV[1])
+heal('ZREM', KEYS[3], ARGV[1])

@@ -6,8 +6,11 @@
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local period, quota = 60000000, tonumber(ARGV[1])
-local due = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), now)
 local step = period / quota
+local kept = redis.pcall('GET', KEYS[1])
+local due = type(kept) == 'string' and tonumber(kept) or now
+-- Also where the key is damaged: no caller is ever further ahead than this.
+if not (due > now and due <= now + period + 2 * step) then due = now end
 local ahead = due - now
 if ahead + step > period + 1 then return {0, math.ceil(ahead + step - period), ahead} end
 -- A removal first, so that polls are answered on a full Redis as well (see job_common).

@@ -3,13 +3,15 @@
 -- ARGV: 1 id and 2 secret to store if one is needed, 3 seconds until the next one is made,
 --       4 seconds until one is removed
 -- Returns id, secret, id, secret, ..., the newest first.
+-- include heal
 local now = tonumber(redis.call('TIME')[1])
 local found, newest = {}, nil
-local all = redis.call('HGETALL', KEYS[1])
+local all = heal('HGETALL', KEYS[1])
 for at = 1, #all, 2 do
   local created, secret = string.match(all[at + 1], '^(%d+) (%x+)$')
   created = tonumber(created)
-  if not created or now - created > tonumber(ARGV[4]) then
+  -- One that is damaged goes as well: of another length, or of a time that is not near.
+  if not created or math.abs(now - created) > tonumber(ARGV[4]) or #secret ~= #ARGV[2] then
     redis.call('HDEL', KEYS[1], all[at])
   else
     found[#found + 1] = {all[at], secret, created}
