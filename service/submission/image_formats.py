@@ -24,8 +24,8 @@ MAX_SCANS: Final = 100
 MAX_TABLES: Final = 1000
 """Segments of a JPEG that are no metadata; encoders write a few for each scan."""
 MAX_READ: Final = 1000
-"""Segments of a JPEG that may hold its Exif block or its profile, which has 255 parts at most;
-further ones are ignored."""
+"""Segments of each code that may hold Exif, a part of the profile (255 at most) or how to read the
+samples of a JPEG; further ones are ignored."""
 MAX_PROFILE_BYTES: Final = 16 * 2**20
 """Of a colour profile once it is inflated; a larger one is ignored."""
 
@@ -245,10 +245,11 @@ def _colour_model(code: int, body: bytes) -> bytes | None:
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Code, begin and end of each segment and of the end marker; a scan's with its pixels."""
-    at, read = 2, 0
-    while marker := _MARKER.search(data, _behind_unread(data, at, any_read=read < MAX_READ)):
+    at, left = 2, dict.fromkeys(_READ, MAX_READ)
+    while marker := _MARKER.search(data, _behind_unread(data, at, left)):
         code, at = data[marker.end() - 1], marker.end()
-        read += code in _READ
+        if code in left:
+            left[code] -= 1
         if code == _END:
             yield code, marker.start(), at
             return
@@ -259,8 +260,11 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         yield code, marker.start(), at
 
 
-def _behind_unread(data: bytes, at: int, *, any_read: bool) -> int:
-    """Where segments end that nobody reads; a file may have millions of them."""
+def _behind_unread(data: bytes, at: int, left: Mapping[int, int]) -> int:
+    """Where segments end that nobody reads; a file may have millions of them.
+
+    `left` is how many of each code are still to be read.
+    """
     last = len(data) - 4
     while at <= last:
         if short := _SHORT.match(data, at):
@@ -268,7 +272,7 @@ def _behind_unread(data: bytes, at: int, *, any_read: bool) -> int:
         if at > last or data[at + 1] not in _UNREAD:
             break
         length = data[at + 2] << 8 | data[at + 3]
-        if any_read and data[at + 1] in _READ and length >= _SHORTEST_READ:
+        if left.get(data[at + 1]) and length >= _SHORTEST_READ:
             break
         at += 2 + length
     return at
