@@ -40,6 +40,8 @@ _VECTORS: Final = re.compile(r"\.bias$|\.(norm\w*|proj\.3|layers\.\d+\.1\.0)\.we
 """Biases, and weights of layer norms."""
 LEGACY_EOS: Final = 2
 """`eos_token_id` of old configurations, which stands for the largest token of a text."""
+_TIME_IDS: Final = 6
+"""Height and width of the original, of the crop's corner and of the target, in SDXL."""
 PLUS_LAYERS: Final = 4
 """Depth of the resampler; diffusers' loader takes no other."""
 
@@ -301,6 +303,15 @@ def check_text(
             raise ConfigurationError(
                 f"tokenizer {name} ends texts with the token {tokenizer.eos_token_id}, but its "
                 f"text encoder looks for {config.eos_token_id}: it belongs to another model"
+            )
+    if unet.config.addition_embed_type == "text_time":
+        pooled, number = encoders[-1].config.projection_dim, unet.config.addition_time_embed_dim
+        taken = unet.config.projection_class_embeddings_input_dim
+        if pooled + _TIME_IDS * number != taken:
+            raise ConfigurationError(
+                f"UNet {unet_name(unet)} takes added conditions of width {taken}, but the text "
+                f"encoder beside tokenizer {names[-1]} gives {pooled}, and its {_TIME_IDS} sizes "
+                f"{number} each"
             )
     widths = [encoder.config.hidden_size for encoder in encoders]
     if sum(widths) != unet.config.cross_attention_dim:
