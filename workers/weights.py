@@ -8,6 +8,7 @@ from typing import Final
 from huggingface_hub import try_to_load_from_cache
 
 from service.core.catalog import ModelEntry, Source, WeightsFile
+from service.core.errors import ConfigurationError
 
 _SAMPLES: Final = 16
 _SAMPLE_BYTES: Final = 64 * 1024
@@ -26,10 +27,15 @@ def _revision(source: Source) -> str:
     if source.path is None:
         return f"{source.repo}@{_commit(source)}"
     digest = hashlib.sha256()
-    for path in sorted(_files(source, source.path)):
-        digest.update(f"{path.relative_to(source.path)} {path.stat().st_size}\n".encode())
-        for sample in _samples(path):
-            digest.update(sample)
+    try:
+        for path in sorted(_files(source, source.path)):
+            digest.update(f"{path.relative_to(source.path)} {path.stat().st_size}\n".encode())
+            for sample in _samples(path):
+                digest.update(sample)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{error.filename or source.path} cannot be read: {error.strerror}"
+        ) from None
     return f"local-{digest.hexdigest()[:16]}"
 
 

@@ -180,6 +180,11 @@ class ModelEntry(_Strict):
             raise ValueError("defaults.steps is more than defaults.scheduler can make")
         if not self.allows(self.defaults.width, self.defaults.height):
             raise ValueError("the default size is outside the limits")
+        for width, height in self.warm_sizes:
+            if width % 8 or height % 8 or not self.allows(width, height):
+                raise ValueError(
+                    f"warm_sizes: {width} x {height} is outside the limits, or no multiple of 8"
+                )
         return self
 
     @property
@@ -259,7 +264,13 @@ def load_catalog(path: Path) -> Catalog:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError:
         raise ConfigurationError(f"IMAGEPROMPT_MODELS names {path}, which does not exist") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8: {error}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # ValueError of dates, and the like
         raise ConfigurationError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path} is empty, or no mapping with `default` and `models`")
@@ -280,7 +291,7 @@ def _resolve(catalog: Catalog, folder: Path) -> Catalog:
             case Source():
                 update = {field: absolute(one) for field, one in value}
                 if value.path is not None:
-                    update["path"] = (folder / value.path.expanduser()).resolve()
+                    update["path"] = _place(folder, value.path)
                 return value.model_copy(update=update)
             case dict():
                 return {key: absolute(one) for key, one in value.items()}
@@ -294,3 +305,10 @@ def _resolve(catalog: Catalog, folder: Path) -> Catalog:
         for name, entry in catalog.models.items()
     }
     return catalog.model_copy(update={"models": models})
+
+
+def _place(folder: Path, path: Path) -> Path:
+    try:
+        return (folder / path.expanduser()).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # NUL; a user who does not exist; a loop
+        raise ConfigurationError(f"models.yaml: `path` {str(path)!r}: {error}") from None

@@ -1,12 +1,13 @@
 """Colour conversion of uploads to sRGB, by what a file says about its colours.
 
-An ICC profile comes first, then what PNG's own chunks say. A profile that is broken, or made for
-another kind of pixels, is ignored, as browsers do.
+A description that is broken, or made for another kind of pixels, is passed over for the next one.
 """
 
 import io
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -26,22 +27,59 @@ _SRGB_CURVE: Final = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 Transform = ImageCms.ImageCmsTransform
 
 
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A transform to sRGB of pixels in `mode`."""
+
+    transform: Transform
+    mode: str
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """The picture in sRGB."""
+        converted: Image.Image = self.transform.apply(image.convert(self.mode))
+        return converted
+
+
+def to_srgb(
+    profile: bytes | None, chunks: Mapping[bytes, bytes], mode: str, *, code_points_first: bool
+) -> Conversion | None:
+    """How pixels in `mode` (RGB, L or CMYK) become sRGB; `None` where they are to stay as they are.
+
+    The first description that can be used counts: in a PNG cICP, the ICC profile, sRGB, and gAMA
+    with cHRM (third edition, section 4.3); elsewhere the profile and the code points.
+    """
+    embedded, code_points = (profile, mode), (code_points_profile(chunks.get(b"cICP", b"")), "RGB")
+    ways = [embedded, code_points, (measured_profile(chunks), "RGB")]
+    if code_points_first:
+        ways[:2] = code_points, embedded
+    for described, needed in ways:
+        if described:
+            with suppress(UnusableProfileError):
+                transform = srgb_transform(described, needed)
+                return None if transform is None else Conversion(transform, needed)
+    return None
+
+
+class UnusableProfileError(Exception):
+    """A profile is broken, or of another colour space than the pixels."""
+
+
 @lru_cache(maxsize=_CACHED)
 def srgb_transform(profile: bytes, mode: str) -> Transform | None:
     """The transform of pixels in `mode` (RGB, L or CMYK) with this ICC profile to sRGB.
 
-    `None` where the profile is broken or of another colour space, or where it is sRGB already.
+    `None` where it is sRGB already. Raises `UnusableProfileError`.
     """
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if source.profile.xcolor_space.strip() != _SPACES[mode]:
-            return None
+            raise UnusableProfileError
         transform = ImageCms.buildTransform(
             source, ImageCms.createProfile("sRGB"), mode, "RGB", Intent.PERCEPTUAL
         )
         return None if _changes_nothing(transform, mode) else transform
-    except (PyCMSError, OSError, ValueError, TypeError):
-        return None
+    except (PyCMSError, OSError, ValueError, TypeError) as error:
+        raise UnusableProfileError from error
 
 
 def _changes_nothing(transform: Transform, mode: str) -> bool:
@@ -58,30 +96,37 @@ def _changes_nothing(transform: Transform, mode: str) -> bool:
     return all(abs(a - b) <= _SAME for a, b in zip(before, after, strict=True))
 
 
-def described_profile(chunks: Mapping[bytes, bytes]) -> bytes | None:
-    """An ICC profile of what a file says by numbers (PNG, third edition, section 11.3.2).
+def code_points_profile(content: bytes) -> bytes | None:
+    """An ICC profile of a cICP chunk (PNG, third edition, section 11.3.2.6), or `None`.
 
-    cICP counts before sRGB, and that before gAMA and cHRM. `None` for sRGB and for what is
-    broken or cannot be said by primaries and a curve. A gAMA chunk of 1/2.2 alone means sRGB.
+    As of colours that primaries and a curve cannot say, and of samples that are not full-range RGB.
     """
-    if b"cICP" in chunks:
-        primaries, transfer, *_ = (*chunks[b"cICP"], 0, 0)
-        colours, curve = _CICP_PRIMARIES.get(primaries), _CICP_CURVES.get(transfer)
-        return rgb_profile(colours, curve) if colours and curve else None
-    if b"sRGB" in chunks:
+    primaries, transfer, *form = content if len(content) == 4 else (0, 0)  # noqa: PLR2004 - bytes
+    colours, curve = _CICP_PRIMARIES.get(primaries), _CICP_CURVES.get(transfer)
+    return rgb_profile(colours, curve) if colours and curve and form == [0, 1] else None
+
+
+def measured_profile(chunks: Mapping[bytes, bytes]) -> bytes | None:
+    """An ICC profile of gAMA and cHRM (section 11.3.2), where no sRGB chunk stands above them.
+
+    `None` for sRGB and for what is broken. A gAMA chunk of 1/2.2 alone means sRGB.
+    """
+    if chunks.get(b"sRGB") in _INTENTS or len(chunks.get(b"gAMA", b"")) != 4:  # noqa: PLR2004 - bytes
         return None
-    gamma = int.from_bytes(chunks.get(b"gAMA", b"")[:4]) / 100_000
-    colours = (*_D65, *_SRGB_PRIMARIES)
-    if len(chunks.get(b"cHRM", b"")) == 32:  # noqa: PLR2004 - eight numbers of four bytes
-        colours = tuple(value / 100_000 for value in struct.unpack(">8I", chunks[b"cHRM"]))
-    elif abs(gamma - _USUAL_GAMMA) < _USUAL_GAMMA_TOLERANCE:
-        return None
+    gamma = int.from_bytes(chunks[b"gAMA"]) / 100_000
     if not _MIN_GAMMA <= gamma <= _MAX_GAMMA:
         return None
-    curve = _SRGB_CURVE if abs(gamma - _USUAL_GAMMA) < _USUAL_GAMMA_TOLERANCE else (1 / gamma,)
-    return rgb_profile(colours, curve)
+    usual = abs(gamma - _USUAL_GAMMA) < _USUAL_GAMMA_TOLERANCE
+    curve = _SRGB_CURVE if usual else (1 / gamma,)
+    if len(chunks.get(b"cHRM", b"")) == 32:  # noqa: PLR2004 - eight numbers of four bytes
+        colours = [value / 100_000 for value in struct.unpack(">8I", chunks[b"cHRM"])]
+        if profile := rgb_profile(colours, curve):
+            return profile
+    return None if usual else rgb_profile((*_D65, *_SRGB_PRIMARIES), curve)
 
 
+_INTENTS: Final = tuple(bytes((intent,)) for intent in range(4))
+"""What an sRGB chunk may hold."""
 _USUAL_GAMMA: Final = 0.45455
 _USUAL_GAMMA_TOLERANCE: Final = 0.005
 _MIN_GAMMA, _MAX_GAMMA = 0.2, 2.0

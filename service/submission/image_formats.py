@@ -15,6 +15,7 @@ from typing import Final
 from service.core.errors import InvalidImage, UnsupportedMedia
 from service.core.png import SIGNATURE, chunk
 from service.core.upload_types import DAMAGED, Format
+from service.submission import other_formats
 
 SERVED: Final = "PNG, JPEG, WebP, AVIF and HEIC are served"
 ANIMATED: Final = "is animated; send a still picture"
@@ -22,6 +23,9 @@ MAX_SCANS: Final = 100
 """Of a progressive JPEG; encoders write some ten. Each costs as much as all pixels."""
 MAX_TABLES: Final = 1000
 """Segments of a JPEG that are no metadata; encoders write a few for each scan."""
+MAX_READ: Final = 1000
+"""Segments of each code that may hold Exif, a part of the profile (255 at most) or how to read the
+samples of a JPEG; further ones are ignored."""
 MAX_PROFILE_BYTES: Final = 16 * 2**20
 """Of a colour profile once it is inflated; a larger one is ignored."""
 
@@ -32,7 +36,7 @@ class Container:
 
     format: Format
     data: bytes
-    """The file without metadata; an AVIF or HEIC file as it is."""
+    """The file without metadata; in AVIF and HEIC it is there, but nothing says what it is."""
     size: tuple[int, int] | None = None
     """Width and height as the file claims them, `None` where only its decoder can tell."""
     profile: bytes | None = None
@@ -42,6 +46,8 @@ class Container:
     colour: Mapping[bytes, bytes] = field(default_factory=dict)
     """What a PNG's cICP, sRGB, cHRM and gAMA chunks hold; cICP of AVIF and HEIC likewise."""
     scans: int = 1
+    still: bool = True
+    """`False` for the only frame of an animation."""
     png: "PngFacts | None" = None
 
 
@@ -76,7 +82,7 @@ def read(data: bytes) -> Container:
         return _isobmff(data)
     if not data:
         raise InvalidImage("is empty")
-    kind = _other_kind(data[:512])
+    kind = other_formats.name(data[: other_formats.HEAD_BYTES])
     if kind is not None:
         raise UnsupportedMedia(f"is {kind}; {SERVED}")
     raise InvalidImage(f"is not a picture; {SERVED}")
@@ -84,30 +90,24 @@ def read(data: bytes) -> Container:
 
 def _png(data: bytes) -> Container:
     """Keep header, palette and pixels; their data become one chunk with a checked content."""
-    found: dict[bytes, bytes] = {}
-    pixels = bytearray()
-    view, at, end = memoryview(data), len(SIGNATURE), len(data)
-    while at + 12 <= end:
-        length = int.from_bytes(view[at : at + 4])
-        kind = data[at + 4 : at + 8]
-        body, at = at + 8, at + 12 + length
-        if kind == b"IDAT":
-            if at > end or zlib.crc32(view[body - 4 : at - 4]) != int.from_bytes(view[at - 4 : at]):
-                raise InvalidImage(DAMAGED)
-            pixels += view[body : at - 4]
-        elif kind == b"IEND":
-            break
-        elif kind in _PNG_CHUNKS and kind not in found and at <= end:
-            found[kind] = data[body : at - 4]
-    header = found.get(b"IHDR", b"")
+    if data[12:16] != b"IHDR":
+        raise InvalidImage(DAMAGED)
+    colour_type = data[25]
+    found, pixels = _png_chunks(data, has_palette=colour_type == PALETTE)
+    header, palette = found[b"IHDR"], found.get(b"PLTE", b"")
     if len(header) != 13 or not pixels:  # noqa: PLR2004 - section 11.2.1
         raise InvalidImage(DAMAGED)
     if b"acTL" in found and int.from_bytes(found[b"acTL"][:4]) > 1:
         raise InvalidImage(ANIMATED)
-    width, height, bit_depth, colour_type = struct.unpack(">IIBB", header[:10])
-    kept = [(b"IHDR", header), (b"IDAT", bytes(pixels)), (b"IEND", b"")]
-    if b"PLTE" in found:
-        kept.insert(1, (b"PLTE", found[b"PLTE"]))
+    kept = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
+    transparency = found.get(b"tRNS")
+    if colour_type == PALETTE:
+        if len(palette) not in _PALETTE_BYTES:
+            raise InvalidImage(DAMAGED)
+        kept.insert(1, (b"PLTE", palette))
+        if len(transparency or b"") > len(palette) // 3:
+            transparency = None
+    width, height, bit_depth = struct.unpack_from(">IIB", header)
     return Container(
         Format.PNG,
         SIGNATURE + b"".join([chunk(kind, body) for kind, body in kept]),
@@ -115,17 +115,54 @@ def _png(data: bytes) -> Container:
         profile=_inflated(found[b"iCCP"]) if b"iCCP" in found else None,
         exif=found.get(b"eXIf"),
         colour={kind: found[kind] for kind in _PNG_COLOUR if kind in found},
-        png=PngFacts(bit_depth, colour_type, found.get(b"tRNS")),
+        png=PngFacts(bit_depth, colour_type, transparency),
     )
 
 
-_PNG_COLOUR: Final = (b"cICP", b"sRGB", b"cHRM", b"gAMA")
-_PNG_CHUNKS: Final = {b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"acTL", *_PNG_COLOUR}
+def _png_chunks(data: bytes, *, has_palette: bool) -> tuple[dict[bytes, bytes], bytes]:
+    """The first sound chunk of each kind that is read, and all data of pixels.
+
+    As in libpng, a chunk that no pixel needs is passed over where it is in the wrong place or has a
+    wrong checksum.
+    """
+    found: dict[bytes, bytes] = {}
+    pixels = bytearray()
+    view, at, end = memoryview(data), len(SIGNATURE), len(data)
+    while at + 12 <= end:
+        length = int.from_bytes(view[at : at + 4])
+        kind = data[at + 4 : at + 8]
+        body, at = at + 8, at + 12 + length
+        if kind == b"IEND":
+            break
+        late = (pixels and kind in _PNG_BEFORE_PIXELS) or (b"PLTE" in found and kind in _PNG_COLOUR)
+        early = kind == b"tRNS" and has_palette and b"PLTE" not in found
+        if kind not in _PNG_CHUNKS or kind in found or late or early:
+            continue
+        if at > end or zlib.crc32(view[body - 4 : at - 4]) != int.from_bytes(view[at - 4 : at]):
+            if kind in _PNG_NEEDED:
+                raise InvalidImage(DAMAGED)
+        elif kind == b"IDAT":
+            pixels += view[body : at - 4]
+        else:
+            found[kind] = data[body : at - 4]
+    return found, bytes(pixels)
 
 
-def _inflated(profile: bytes) -> bytes | None:
-    """The content of an iCCP chunk: name, 0, method, deflated profile (section 11.3.2.3)."""
-    _, _, rest = profile.partition(b"\0")
+PALETTE: Final = 3
+"""A colour type (section 11.2.1)."""
+_PALETTE_BYTES: Final = range(3, 3 * 256 + 1, 3)
+_PNG_COLOUR: Final = frozenset((b"cICP", b"iCCP", b"sRGB", b"cHRM", b"gAMA"))
+"""Come before the palette."""
+_PNG_BEFORE_PIXELS: Final = _PNG_COLOUR | {b"PLTE", b"tRNS"}
+_PNG_NEEDED: Final = frozenset((b"IHDR", b"PLTE", b"IDAT"))
+_PNG_CHUNKS: Final = _PNG_BEFORE_PIXELS | _PNG_NEEDED | {b"eXIf", b"acTL"}
+
+
+def _inflated(content: bytes) -> bytes | None:
+    """The profile in an iCCP chunk: name, 0, method 0, deflated profile (section 11.3.2.3)."""
+    name, _, rest = content.partition(b"\0")
+    if len(name) not in range(1, 80) or rest[:1] != b"\0":
+        return None
     inflate = zlib.decompressobj()
     try:
         plain = inflate.decompress(rest[1:], MAX_PROFILE_BYTES)
@@ -136,16 +173,25 @@ def _inflated(profile: bytes) -> bytes | None:
 
 _MARKER: Final = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 """Of all but those without a length: stuffed bytes, TEM, restart markers and SOI."""
-_END, _SCAN, _APP1, _APP2 = 0xD9, 0xDA, 0xE1, 0xE2
-_COLOUR_MODELS: Final = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
-"""Segments that say how to read the samples, and how they begin."""
+_END, _SCAN, _APP0, _APP1, _APP2 = 0xD9, 0xDA, 0xE0, 0xE1, 0xE2
+_COLOUR_MODELS: Final = {_APP0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
+"""Segments that say how to read the samples, how they begin, and the length of their fields."""
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _TABLES: Final = frozenset((*range(0xC0, 0xD0), _END, _SCAN, 0xDB, 0xDD))
 """Frames, Huffman and arithmetic tables, the end, scans, quantisation tables, restart interval."""
-_METADATA: Final = frozenset((*range(0xE0, 0xF0), 0xFE))
-"""Segments of applications, and comments."""
 _READ: Final = frozenset((*_COLOUR_MODELS, _APP1, _APP2))
+_UNREAD: Final = frozenset(range(2, 0xFF)) - _TABLES - frozenset(range(0xD0, 0xD9))
+"""Metadata: segments of applications, comments, and codes that nothing in use has."""
 _SHORTEST_READ: Final = 10
+_SHORT: Final = re.compile(
+    rb"(?:[^\xff]++|\xff(?=[\x00\x01\xd0-\xd8\xff])|\xff[%s](?:(?=\x00\x00)|\x00(?:(?=\x01)|%s)))*+"
+    % (
+        b"".join(b"\\x%02x" % code for code in sorted(_UNREAD)),
+        b"|".join(b"\\x%02x.{%d}" % (size, size - 2) for size in range(2, _SHORTEST_READ)),
+    ),
+    re.DOTALL,
+)
+"""A run of metadata that is too short to be read, with what lies between."""
 _EXIF: Final = b"Exif\0\0"
 _PROFILE: Final = b"ICC_PROFILE\0"
 
@@ -175,8 +221,8 @@ def _jpeg(data: bytes) -> Container:
                 size = width, height
         elif scans == 0:
             body = data[start + 4 : end]
-            if body.startswith(_COLOUR_MODELS.get(code, b"\0\0")):
-                models[code] = data[start:end]
+            if model := _colour_model(code, body):
+                models[code] = model
             elif code == _APP1 and exif is None and body.startswith(_EXIF):
                 exif = body.removeprefix(_EXIF)
             elif code == _APP2 and body.startswith(_PROFILE) and len(body) > len(_PROFILE) + 2:
@@ -187,11 +233,23 @@ def _jpeg(data: bytes) -> Container:
     return Container(Format.JPEG, parts, size, _joined(profile), exif, scans=scans)
 
 
+def _colour_model(code: int, body: bytes) -> bytes | None:
+    """The fields of JFIF's or Adobe's segment as one; they may be followed by a thumbnail."""
+    name, length = _COLOUR_MODELS.get(code, (b"", 0))
+    if not name or not body.startswith(name) or len(body) < length:
+        return None
+    if code == _APP0:
+        body = body[: length - 2] + b"\0\0"  # its sides
+    return b"\xff" + bytes((code,)) + struct.pack(">H", 2 + length) + body[:length]
+
+
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Code, begin and end of each segment and of the end marker; a scan's with its pixels."""
-    at = 2
-    while marker := _MARKER.search(data, _behind_unread(data, at)):
+    at, left = 2, dict.fromkeys(_READ, MAX_READ)
+    while marker := _MARKER.search(data, _behind_unread(data, at, left)):
         code, at = data[marker.end() - 1], marker.end()
+        if code in left:
+            left[code] -= 1
         if code == _END:
             yield code, marker.start(), at
             return
@@ -202,12 +260,19 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         yield code, marker.start(), at
 
 
-def _behind_unread(data: bytes, at: int) -> int:
-    """Where segments end that nobody reads; a file may have millions of them."""
+def _behind_unread(data: bytes, at: int, left: Mapping[int, int]) -> int:
+    """Where segments end that nobody reads; a file may have millions of them.
+
+    `left` is how many of each code are still to be read.
+    """
     last = len(data) - 4
-    while at <= last and data[at] == 0xFF and data[at + 1] in _METADATA:  # noqa: PLR2004 - a marker
+    while at <= last:
+        if short := _SHORT.match(data, at):
+            at = short.end()
+        if at > last or data[at + 1] not in _UNREAD:
+            break
         length = data[at + 2] << 8 | data[at + 3]
-        if data[at + 1] in _READ and length >= _SHORTEST_READ:
+        if left.get(data[at + 1]) and length >= _SHORTEST_READ:
             break
         at += 2 + length
     return at
@@ -239,17 +304,19 @@ def _webp(data: bytes) -> Container:
     pixels = next((kind for kind in (b"VP8 ", b"VP8L") if kind in found), None)
     if frames or pixels is None:
         # A single frame of an animation: its decoder takes it out of the file.
-        size, kept = _canvas(found.get(b"VP8X", b"")), data
+        size, kept = _canvas(found.get(b"VP8X", b"")), _animation(found)
     else:
         size, kept = _frame(pixels, found[pixels]), _still(pixels, found)
     exif = found.get(b"EXIF")
     if exif is not None:
         exif = exif.removeprefix(_EXIF)
-    return Container(Format.WEBP, kept, size, profile=found.get(b"ICCP"), exif=exif)
+    return Container(
+        Format.WEBP, kept, size, profile=found.get(b"ICCP"), exif=exif, still=not frames
+    )
 
 
-_WEBP_CHUNKS: Final = {b"VP8X", b"ICCP", b"ALPH", b"VP8 ", b"VP8L", b"EXIF"}
-_HAS_ALPHA: Final = 0x10
+_WEBP_CHUNKS: Final = {b"VP8X", b"ICCP", b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L", b"EXIF"}
+_HAS_ALPHA, _IS_ANIMATED = 0x10, 0x02
 
 
 def _canvas(header: bytes) -> tuple[int, int]:
@@ -271,8 +338,20 @@ def _still(pixels: bytes, found: Mapping[bytes, bytes]) -> bytes:
     """A WebP file of one picture alone."""
     chunks = [(pixels, found[pixels])]
     if pixels == b"VP8 " and b"ALPH" in found and b"VP8X" in found:
-        header = bytes((_HAS_ALPHA,)) + found[b"VP8X"][1:]
+        header = bytes((_HAS_ALPHA,)) + found[b"VP8X"][1:10]
         chunks = [(b"VP8X", header), (b"ALPH", found[b"ALPH"]), *chunks]
+    return _webp_file(chunks)
+
+
+def _animation(found: Mapping[bytes, bytes]) -> bytes:
+    """A WebP file of one frame alone."""
+    header = found[b"VP8X"]
+    header = bytes((header[0] & (_HAS_ALPHA | _IS_ANIMATED),)) + header[1:10]
+    frame = [(kind, found[kind]) for kind in (b"ANIM", b"ANMF") if kind in found]
+    return _webp_file([(b"VP8X", header), *frame])
+
+
+def _webp_file(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
     content = b"WEBP" + b"".join(_riff_chunk(kind, body) for kind, body in chunks)
     return _riff_chunk(b"RIFF", content)
 
@@ -288,11 +367,18 @@ def _isobmff(data: bytes) -> Container:
     if data[8:12] in (b"avis", b"msf1", b"hevc", b"hevx") and not brands & {b"avif", b"mif1"}:
         raise InvalidImage(ANIMATED)
     if brands & {b"avif", b"avis"}:
-        return Container(Format.AVIF, data, colour=_code_points(data))
+        return Container(
+            Format.AVIF, _METADATA_ITEM.sub(rb"\1free", data), colour=_code_points(data)
+        )
     if brands & {b"heic", b"heix", b"heim", b"heis", b"mif1"}:
-        return Container(Format.HEIC, data, colour=_code_points(data))
-    named = (name for brand, name in _MOVIES.items() if data[8:12].startswith(brand))
-    raise UnsupportedMedia(f"is {next(named, 'an MP4 video')}; {SERVED}")
+        return Container(
+            Format.HEIC, _METADATA_ITEM.sub(rb"\1free", data), colour=_code_points(data)
+        )
+    raise UnsupportedMedia(f"is {other_formats.by_brand(data[8:12])}; {SERVED}")
+
+
+_METADATA_ITEM: Final = re.compile(rb"(infe(?:\x02.{5}|\x03.{7})..)(?:Exif|mime)", re.DOTALL)
+"""What says that an item is Exif or XMP (section 8.11.6); decoders pass over unknown types."""
 
 
 def _code_points(data: bytes) -> dict[bytes, bytes]:
@@ -305,73 +391,3 @@ def _code_points(data: bytes) -> dict[bytes, bytes]:
 
 
 _HEADER_BYTES: Final = 2**16
-
-_MOVIES: Final = {
-    b"qt": "a QuickTime video",
-    b"M4A": "MPEG-4 audio",
-    b"3g": "a 3GP video",
-    b"crx": "a Canon raw picture",
-    b"jp2": "JPEG 2000",
-    b"jpx": "JPEG 2000",
-    b"jxl": "JPEG XL",
-}
-
-_OTHER_KINDS: Final = {
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-    b"%PDF": "PDF",
-    b"%!PS": "PostScript",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"II+\0": "BigTIFF",
-    b"MM\0+": "BigTIFF",
-    b"IIRO": "an Olympus raw picture",
-    b"IIU\0": "a Panasonic raw picture",
-    b"FUJIFILMCCD-RAW": "a Fujifilm raw picture",
-    b"8BPS": "PSD",
-    b"gimp xcf": "XCF",
-    b"\x76\x2f\x31\x01": "OpenEXR",
-    b"#?RADIANCE": "Radiance HDR",
-    b"DDS ": "DDS",
-    b"qoif": "QOI",
-    b"icns": "ICNS",
-    b"\0\0\1\0": "ICO",
-    b"\0\0\2\0": "CUR",
-    b"\xff\x0a": "JPEG XL",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"\0\0\0\x0cJXL ": "JPEG XL",
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"BPG\xfb": "BPG",
-    b"P1\n": "PBM",
-    b"P4\n": "PBM",
-    b"P2\n": "PGM",
-    b"P5\n": "PGM",
-    b"P3\n": "PPM",
-    b"P6\n": "PPM",
-    b"\x1aE\xdf\xa3": "a WebM or Matroska video",
-    b"OggS": "Ogg",
-    b"ID3": "MP3",
-    b"PK\x03\x04": "ZIP",
-    b"7z\xbc\xaf\x27\x1c": "7-Zip",
-    b"Rar!": "RAR",
-    b"\x1f\x8b": "gzip",
-    b"\x7fELF": "an ELF program",
-}
-
-
-def _other_kind(head: bytes) -> str | None:
-    """The true name of a file that is not served, by its first bytes."""
-    if head[:4] == b"RIFF":
-        return {b"AVI ": "an AVI video", b"WAVE": "a WAV sound"}.get(head[8:12], "RIFF")
-    if (kind := _starting(head, _OTHER_KINDS.items())) is not None:
-        return kind
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if b"<svg" in text:
-        return "SVG"
-    if text.startswith((b"<!doctype html", b"<html", b"<script", b"<?xml")):
-        return "HTML or XML"
-    return None
-
-
-def _starting(head: bytes, kinds: Iterable[tuple[bytes, str]]) -> str | None:
-    return next((kind for magic, kind in kinds if head.startswith(magic)), None)

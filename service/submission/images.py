@@ -13,9 +13,9 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Final
+from typing import IO, Final, Literal
 
-from PIL import AvifImagePlugin, ExifTags, Image, ImageChops, ImageOps
+from PIL import AvifImagePlugin, Image, ImageChops
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -25,8 +25,8 @@ from service.core import png
 from service.core.errors import InvalidImage
 from service.core.upload_types import DAMAGED, Format, Picture, UploadKind
 from service.submission import image_formats
-from service.submission.colour import Transform, described_profile, srgb_transform
-from service.submission.image_formats import ANIMATED, Container, PngFacts
+from service.submission.colour import Conversion, to_srgb
+from service.submission.image_formats import ANIMATED, PALETTE, Container, PngFacts
 
 MAX_SIDE: Final = 65_535
 """Pixels; of a JPEG by its format. A PNG one pixel wide would take three times its pixels."""
@@ -91,8 +91,8 @@ def _normalise(
         on_size(opened.width * opened.height)
         size = opened.size
         look = _look(opened, container, kind)
-        turned = _is_turned(opened, container)
-        may_be_kept = not turned and _may_be_kept(container)
+        turn = _TURNS.get(_orientation(opened, container))
+        may_be_kept = turn is None and _may_be_kept(container)
         if may_be_kept and container.format is Format.JPEG and look.is_plain(opened):
             # Every coefficient is read, and so checked; none but the means become pixels.
             opened.draft(opened.mode, (1, 1))
@@ -104,9 +104,9 @@ def _normalise(
             digest = hashlib.sha256(container.data).hexdigest()
             return Picture(container.format, *size, digest, as_sent)
         image = look.rgb(opened)
-        image.info = {"exif": opened.info["exif"]} if turned else {}
         del opened  # what it holds is free before the next whole picture is made
-        ImageOps.exif_transpose(image, in_place=True)
+        if turn is not None:
+            image = image.transpose(turn)
     except _DECODE_ERRORS:
         raise InvalidImage(DAMAGED) from None
     written = hashlib.sha256()
@@ -163,20 +163,55 @@ def _may_be_kept(container: Container) -> bool:
     if container.png is not None and container.png.bit_depth > 8:  # noqa: PLR2004 - bits
         return False
     served = container.format in (Format.PNG, Format.JPEG, Format.WEBP)
-    return served and container.scans <= MAX_KEPT_SCANS
+    return served and container.still and container.scans <= MAX_KEPT_SCANS
 
 
-def _is_turned(opened: ImageFile, container: Container) -> bool:
-    """Whether Exif says that the camera was held another way; a damaged block says nothing."""
-    if container.format is Format.HEIC:
-        return False  # libheif has turned it
-    if container.exif is not None:
-        opened.info["exif"] = container.exif
-    try:
-        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    except _DECODE_ERRORS:
-        return False
-    return orientation in range(2, 9)
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture of each orientation upright (Exif 2.32, section 4.6.4)."""
+
+
+def _orientation(opened: ImageFile, container: Container) -> int:
+    """How the camera was held.
+
+    AVIF and HEIC say it outside of Exif: Pillow puts what AVIF says into a block of its own, and
+    libheif has turned HEIC.
+    """
+    own = opened.info.get("exif") if container.format is Format.AVIF else container.exif
+    return _exif_orientation(own or b"")
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """The first integer of the tag Orientation in the first directory (TIFF 6.0, section 2).
+
+    1, which is upright, where there is none, or nothing that can be read.
+    """
+    exif = exif.removeprefix(b"Exif\0\0")
+    order: Literal["little", "big"] = "little" if exif[:2] == b"II" else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(exif[at : at + size], order)
+
+    if exif[:2] not in (b"II", b"MM") or number(2, 2) != 42:  # noqa: PLR2004 - TIFF's number
+        return 1
+    start = number(4, 4)
+    for at in range(start + 2, min(start + 2 + 12 * number(start, 2), len(exif) - 11), 12):
+        size = _EXIF_INTEGERS.get(number(at + 2, 2))
+        if number(at, 2) == _ORIENTATION and size is not None:
+            return number(at + 8, size)
+    return 1
+
+
+_ORIENTATION: Final = 0x112
+_EXIF_INTEGERS: Final = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}
+"""Bytes of the integer types that lie in an entry itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +219,7 @@ class _Look:
     """How the pixels of one file are meant to be seen."""
 
     kind: UploadKind
-    transform: Transform | None = None
-    described: Transform | None = None
-    """As `transform`, of RGB whatever the mode."""
+    conversion: Conversion | None = None
     key: tuple[int, ...] | None = None
     """The samples of the transparent colour, of 8 bits each."""
     low: Image.Image | None = None
@@ -197,7 +230,7 @@ class _Look:
 
     def is_plain(self, opened: Image.Image) -> bool:
         """Whether Pillow's own conversion to RGB shows the same."""
-        if self.transform or self.described or self.key or self.alpha_table:
+        if self.conversion or self.key or self.alpha_table:
             return False
         return not _has_alpha(opened) or opened.getchannel("A").getextrema() == (255, 255)
 
@@ -228,10 +261,8 @@ class _Look:
             strip = strip.convert("L")
         elif strip.mode in ("P", "RGBA"):
             strip = strip.convert("RGB")
-        if self.transform is not None:
-            strip = self.transform.apply(strip)
-        elif self.described is not None:
-            strip = self.described.apply(strip.convert("RGB"))
+        if self.conversion is not None:
+            strip = self.conversion.apply(strip)
         strip = strip.convert("RGB")
         if alpha is None:
             return strip
@@ -275,25 +306,24 @@ def _look(opened: ImageFile, container: Container, kind: UploadKind) -> _Look:
     low_key: tuple[int, ...] = ()
     if facts is not None and facts.transparency is not None:
         key = _colour_key(facts)
-        if facts.colour_type == _PALETTE:
+        if facts.colour_type == PALETTE:
             alpha_table = facts.transparency[:256].ljust(256, b"\xff")
         elif key is not None and facts.bit_depth == 16:  # noqa: PLR2004 - bits
             low_key = tuple(sample & 255 for sample in key)
             key = tuple(sample >> 8 for sample in key)
             low = _open(container, low_bytes=True)
             low.load()
-    mode = {"1": "L", "LA": "L", "P": "RGB", "RGBA": "RGB"}.get(opened.mode, opened.mode)
-    transform = described = None
+    conversion = None
     if kind is UploadKind.PICTURE:
+        mode = {"1": "L", "LA": "L", "P": "RGB", "RGBA": "RGB"}.get(opened.mode, opened.mode)
         profile = container.profile or opened.info.get("icc_profile")
-        if profile:
-            transform = srgb_transform(profile, mode)
-        elif (profile := described_profile(container.colour)) and mode in ("L", "RGB"):
-            described = srgb_transform(profile, "RGB")
-    return _Look(kind, transform, described, key, low, low_key, alpha_table)
+        conversion = to_srgb(
+            profile, container.colour, mode, code_points_first=container.format is Format.PNG
+        )
+    return _Look(kind, conversion, key, low, low_key, alpha_table)
 
 
-_GREY, _RGB, _PALETTE = 0, 2, 3
+_GREY, _RGB = 0, 2
 """Colour types of a PNG (third edition, section 11.2.1)."""
 
 
@@ -301,7 +331,7 @@ def _colour_key(facts: PngFacts) -> tuple[int, ...] | None:
     """The transparent colour, in samples of 8 or 16 bits (section 11.3.1.1)."""
     samples = {_GREY: 1, _RGB: 3}.get(facts.colour_type, 0)
     content = facts.transparency or b""
-    if not samples or len(content) < 2 * samples:
+    if not samples or len(content) != 2 * samples:
         return None
     most = 2**facts.bit_depth - 1
     scale = max(1, 255 // most)

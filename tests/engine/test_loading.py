@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from tests.engine.conftest import Stepper, job, read, request
 from workers.engine.api import Options
 from workers.engine.engine import load_engine
 from workers.engine.models import hub
+from workers.weights import revisions
 
 Change = Callable[[Path], None]
 
@@ -323,3 +325,21 @@ def test_the_examples_in_comments_are_valid(file: str, models: int, tmp_path: Pa
         assert few == bool(entry.fused_loras or name == "turbo")
         spacing = entry.scheduler_config.timestep_spacing
         assert (spacing == "trailing") == (few and name != "lcm")
+
+
+@pytest.mark.parametrize("error", [IndexError("tuple index"), RecursionError(), KeyError("a")])
+def test_whatever_a_loader_raises_names_its_model(catalog: Catalog, error: Exception) -> None:
+    """So that the worker ends with status 2, and without a traceback."""
+
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    with pytest.raises(ConfigurationError, match=r"model tiny of models\.yaml"):
+        load_engine(catalog, Options(), device=Device.CPU, families={"sdxl": fail})
+
+
+def test_weights_that_cannot_be_read_are_named(catalog: Catalog, folder: Path) -> None:
+    entry = catalog.models["tiny"]
+    adapter = entry.adapters["base"].model_copy(update={"path": folder, "weight_name": "none"})
+    with pytest.raises(ConfigurationError, match=r"none cannot be read"):
+        revisions(entry.model_copy(update={"adapters": {"base": adapter}}))

@@ -138,6 +138,33 @@ def config(file: str, **values: object) -> Change:
     return spoil
 
 
+def refill(file: str, pattern: str, make: Callable[[Tensor], Tensor]) -> Change:
+    """Put something else in the place of each tensor with such a name."""
+
+    def change(content: dict[str, Tensor]) -> None:
+        keys = [key for key in content if re.search(pattern, key)]
+        assert keys
+        content.update({key: make(content[key]) for key in keys})
+
+    return tensors(file, change)
+
+
+def one(value: float) -> Callable[[Tensor], Tensor]:
+    """A tensor with one other value, its last."""
+
+    def change(tensor: Tensor) -> Tensor:
+        changed = tensor.clone()
+        changed.view(-1)[-1] = value
+        return changed
+
+    return change
+
+
+def text(file: str, content: str) -> Change:
+    """Replace a file."""
+    return lambda folder: (folder / file).write_text(content) and None
+
+
 def both(*changes: Change) -> Change:
     """One change after another."""
 
@@ -278,6 +305,90 @@ SPOILT: dict[str, tuple[Change, str]] = {
         "outline.*ControlNetUnionModel",
     ),
     "controlnet as adapter": (copy(OUTLINE, BASE), f"{BASE}.*base, Plus, full"),
+    # Numbers that are none.
+    **{
+        f"{file} {number}": (
+            refill(file, pattern, one(float(number))),
+            f"{file}.*1 tensors are no finite.*{pattern}",
+        )
+        for file, pattern in (
+            (UNET, "conv_out.weight"),
+            (VAE, "decoder.conv_out.bias"),
+            ("text_encoder/model.safetensors", "layers.0.mlp.fc1.weight"),
+            (ENCODER, "visual_projection.weight"),
+            (OUTLINE, "controlnet_mid_block.weight"),
+            ("t2i/diffusion_pytorch_model.safetensors", "conv_in.weight"),
+            (BASE, "image_proj.norm.weight"),
+        )
+        for number in ("nan", "inf", "-inf")
+    },
+    "unet int8": (refill(UNET, "", lambda t: t.to(torch.int8)), f"{UNET}.*no finite floating"),
+    "unet one int64": (refill(UNET, "conv_in.weight", Tensor.long), f"{UNET}.*conv_in.weight"),
+    "unet one bool": (refill(UNET, "conv_in.bias", Tensor.bool), f"{UNET}.*conv_in.bias"),
+    "adapter int32": (refill(BASE, "", Tensor.int), f"{BASE}.*no finite floating"),
+    # Tensors of another rank.
+    **{
+        f"rank of {pattern}": (refill(file, pattern, make), f"{file}.*{pattern}")
+        for file, pattern, make in (
+            (PLUS, "image_proj.latents", lambda t: torch.zeros(())),
+            (PLUS, "layers.0.0.to_q.weight", lambda t: torch.zeros(())),
+            (PLUS, "proj_in.weight", lambda t: t[0].clone()),
+            (PLUS, "norm_out.weight", lambda t: torch.zeros(())),
+            (BASE, "proj.weight", lambda t: t[0].clone()),
+            (BASE, "image_proj.norm.weight", lambda t: torch.zeros(())),
+            (BASE, "ip_adapter.1.to_k_ip.weight", lambda t: torch.zeros(())),
+        )
+    },
+    # Configurations that are none.
+    **{
+        f"{file} := {content[:4]}": (text(file, content), re.escape(file))
+        for file in (
+            "model_index.json",
+            "unet/config.json",
+            "vae/config.json",
+            "text_encoder/config.json",
+            "adapters/image_encoder/config.json",
+            "controlnets/outline/config.json",
+            "t2i/config.json",
+            "scheduler/scheduler_config.json",
+            "tokenizer/tokenizer_config.json",
+        )
+        for content in ("[" * 100_000, "[]", "null", '"x"', "5")
+    },
+    # Settings that nothing can be done with.
+    **{
+        f"scaling_factor {value!r}": (
+            config("vae/config.json", scaling_factor=value),
+            "vae: scaling_factor in config.json is",
+        )
+        for value in (None, 0, float("nan"), float("inf"), -1, "x", True, [0.18])
+    },
+    "latents_std": (
+        config("vae/config.json", latents_mean=[0] * 4, latents_std=[1, 1, 0, 1]),
+        "vae: latents_std",
+    ),
+    "latents_mean": (
+        config("vae/config.json", latents_mean=[0] * 3, latents_std=[1] * 4),
+        "vae: latents_mean",
+    ),
+    **{
+        f"scheduler {key}": (
+            config("scheduler/scheduler_config.json", **{key: value}),
+            f"scheduler .*{value}",
+        )
+        for key, value in {
+            "_class_name": "Nope",
+            "steps_offset": "x",
+            "num_train_timesteps": "1000",
+            "use_karras_sigmas": "x",
+            "beta_start": "x",
+        }.items()
+    },
+    "channel order": (
+        config("controlnets/outline/config.json", controlnet_conditioning_channel_order="nope"),
+        "outline.*nope",
+    ),
+    "time ids": (config("unet/config.json", addition_time_embed_dim=0), "added conditions"),
     # Configurations of something else.
     "config's depth": (config("text_encoder/config.json", num_hidden_layers=1), "text_encoder"),
     "config's width": (config("unet/config.json", block_out_channels=[16, 64]), UNET),

@@ -41,7 +41,7 @@ from workers.engine.decode import Decoder, Finisher
 from workers.engine.determinism import set_cudnn_benchmark
 from workers.engine.device import choose_device
 from workers.engine.inputs import JobPreparer
-from workers.engine.models import FAMILIES
+from workers.engine.models import FAMILIES, hub
 from workers.engine.models.base import Loader, Model
 from workers.engine.preview import Previews
 from workers.engine.rows import Work, now
@@ -287,8 +287,14 @@ def load_engine(
     if target.type == "cpu":
         malloc.keep_freed()
     models = {
-        name: _loader(name, entry, families)(
-            name, entry, device=target, kernel=kernel, on_stage=options.on_stage
+        name: hub.reading(
+            f"model {name} of models.yaml",
+            _loader(name, entry, families),
+            name,
+            entry,
+            device=target,
+            kernel=kernel,
+            on_stage=options.on_stage,
         )
         for name, entry in catalog.models.items()
     }

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Final
 
+import diffusers
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -110,6 +111,28 @@ def step(
         0
     ]
     return stepped
+
+
+def check_class(config: Mapping[str, Any], name: str) -> None:
+    """Raise `ConfigurationError` where the file of scheduler `name` says what none can take.
+
+    Its class need not be a served one; its settings are what counts.
+    """
+    declared = config.get("_class_name")
+    if declared is not None and not (isinstance(declared, str) and hasattr(diffusers, declared)):
+        raise ConfigurationError(
+            f"scheduler {name} is a {declared!r}, which diffusers does not have"
+        )
+    for kind in {*CLASSES.values()}:
+        for key, parameter in inspect.signature(kind.__init__).parameters.items():
+            value, default = config.get(key), parameter.default
+            wanted = {int: (int,), float: (int, float)}.get(type(default), (type(default),))
+            plain = isinstance(default, bool | int | float | str)
+            if plain and value is not None and type(value) not in wanted:
+                raise ConfigurationError(
+                    f"scheduler {name}: {key} in scheduler_config.json is {value!r}, where a value "
+                    f"such as {default!r} is needed"
+                )
 
 
 def check(config: Any, channels: int, name: str) -> None:

@@ -1,10 +1,12 @@
 """The same look is the same colour, whatever profile and format a file has."""
 
 import struct
+import zlib
 
 import pytest
 from PIL import Image
 
+from service.core.errors import InvalidImage
 from tests import corpus
 from tests import picture_files as files
 from tests.service.submission.normalised import near, pixel
@@ -127,3 +129,112 @@ def test_a_profile_over_a_mebibyte_counts_in_a_png_as_in_a_webp() -> None:
     for kind in ("PNG", "WEBP", "JPEG"):
         data = corpus.saved(image, kind, icc_profile=profile, quality=100)
         assert near(pixel(data), LOOK, 8), kind
+
+
+P3_CHUNKS = files.png_chunk(b"gAMA", struct.pack(">I", 45455)) + files.png_chunk(
+    b"cHRM", struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+)
+LINEAR = files.png_chunk(b"gAMA", struct.pack(">I", 100_000))
+
+
+def _iccp(profile: bytes, start: bytes = b"x\0\0") -> bytes:
+    return files.png_chunk(b"iCCP", start + zlib.compress(profile))
+
+
+@pytest.mark.parametrize(
+    "unusable",
+    [
+        _iccp(b"rubbish" * 30),
+        _iccp(files.grey_icc(1.0)),
+        _iccp(files.cmyk_icc()),
+        _iccp(files.icc(*files.ADOBE, 2.2)[:200]),
+        _iccp(files.icc(*files.PROPHOTO, 1.8), b"x\0\7"),
+        _iccp(files.icc(*files.PROPHOTO, 1.8), b"\0\0"),
+        files.png_chunk(b"iCCP", b"garbage"),
+        files.png_chunk(b"cICP", b"\1"),
+        files.png_chunk(b"cICP", bytes((2, 2, 0, 1))),
+        files.png_chunk(b"cICP", bytes((9, 16, 0, 1))),
+        files.png_chunk(b"cICP", bytes((9, 8, 9, 1))),
+        files.png_chunk(b"sRGB", b""),
+        files.png_chunk(b"sRGB", b"\x09"),
+    ],
+)
+@pytest.mark.parametrize("described", [P3_CHUNKS, LINEAR])
+def test_what_cannot_be_used_makes_way_for_the_next_description(
+    unusable: bytes, described: bytes
+) -> None:
+    plain = corpus.saved(Image.new("RGB", (8, 8), (200, 60, 30)), "PNG")
+    wanted = pixel(files.png_with(plain, described))
+    assert wanted != pixel(plain)
+    assert pixel(files.png_with(plain, unusable + described)) == wanted
+
+
+def test_the_descriptions_of_a_png_have_an_order() -> None:
+    """Of the specification, third edition: cICP, iCCP, sRGB, and gAMA with cHRM."""
+    plain = corpus.saved(Image.new("RGB", (8, 8), (200, 60, 30)), "PNG")
+    pieces = [
+        files.png_chunk(b"cICP", bytes((12, 13, 0, 1))),
+        _iccp(files.icc(*files.PROPHOTO, 1.8)),
+        files.png_chunk(b"sRGB", b"\0"),
+        LINEAR,
+    ]
+    for number, piece in enumerate(pieces):
+        wanted = pixel(files.png_with(plain, piece))
+        assert pixel(files.png_with(plain, b"".join(pieces[number:]))) == wanted
+        assert pixel(files.png_with(plain, b"".join(pieces[:number:-1]) + piece)) == wanted
+    srgb = files.png_chunk(b"cICP", bytes((1, 13, 0, 1)))
+    assert pixel(files.png_with(plain, srgb + pieces[1])) == pixel(plain)
+    same = _iccp(files.srgb_icc())
+    assert pixel(files.png_with(plain, same + LINEAR)) == pixel(plain)
+
+
+def test_a_broken_chrm_leaves_the_gamma() -> None:
+    plain = corpus.saved(Image.new("RGB", (8, 8), (200, 60, 30)), "PNG")
+    broken = files.png_chunk(b"cHRM", bytes(32))
+    assert pixel(files.png_with(plain, LINEAR + broken)) == pixel(files.png_with(plain, LINEAR))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        LINEAR,
+        P3_CHUNKS,
+        _iccp(files.icc(*files.PROPHOTO, 1.8)),
+        files.png_chunk(b"cICP", bytes((12, 13, 0, 1))),
+        files.png_chunk(b"tRNS", struct.pack(">3H", 200, 60, 30)),
+    ],
+)
+def test_a_chunk_behind_the_pixels_or_with_a_wrong_checksum_says_nothing(chunk: bytes) -> None:
+    plain = corpus.saved(Image.new("RGB", (8, 8), (200, 60, 30)), "PNG")
+    end = plain.rindex(b"IEND") - 4
+    assert pixel(files.png_with(plain, chunk)) != pixel(plain)
+    assert pixel(plain[:end] + chunk + plain[end:]) == pixel(plain)
+    if chunk is not P3_CHUNKS:
+        spoilt = chunk[:-1] + bytes((chunk[-1] ^ 1,))
+        assert pixel(files.png_with(plain, spoilt)) == pixel(plain)
+        assert pixel(files.png_with(plain, spoilt + chunk)) != pixel(plain)
+
+
+def test_what_belongs_before_or_behind_the_palette_counts_only_there() -> None:
+    rows = [[[0], [1]]] * 2
+    palette = files.png_chunk(b"PLTE", bytes((200, 60, 30, 0, 0, 0)))
+    clear = files.png_chunk(b"tRNS", b"\0")
+
+    def seen(chunks: bytes) -> tuple[int, ...]:
+        return pixel(
+            files.png_of_samples(rows, colour_type=files.PALETTE, bit_depth=8, chunks=chunks)
+        )
+
+    assert seen(palette) == seen(clear + palette) == seen(palette + LINEAR) == (200, 60, 30)
+    assert seen(palette + files.png_chunk(b"tRNS", bytes(3))) == (200, 60, 30)
+    assert seen(palette + clear) == seen(clear + palette + clear) == (255, 255, 255)
+    assert seen(LINEAR + palette) != (200, 60, 30)
+
+
+@pytest.mark.parametrize(
+    "chunks", [b"", files.png_chunk(b"PLTE", b"ab"), files.png_chunk(b"PLTE", bytes(3))[:-1] + b"x"]
+)
+def test_a_palette_picture_without_a_sound_palette_is_damaged(chunks: bytes) -> None:
+    data = files.png_of_samples([[[0]]], colour_type=files.PALETTE, bit_depth=8, chunks=chunks)
+    with pytest.raises(InvalidImage, match="damaged"):
+        pixel(data)

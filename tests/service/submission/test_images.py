@@ -3,8 +3,10 @@
 import hashlib
 import io
 import random
+import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -156,6 +158,151 @@ def test_metadata_never_decides_whether_a_picture_is_good(kind: str) -> None:
         picture, content = stored(data)
         assert picture == wanted, name
         assert len(content) < 3000, name
+
+
+# Orientation
+
+XMP_TURNED = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
+xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description
+xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
+TURNED = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)
+
+
+def _exif(*tags: bytes, extra: bytes = b"") -> bytes:
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(tags) + bytes(4) + extra
+
+
+def _with_exif(kind: str, exif: bytes) -> bytes:
+    plain = corpus.saved(Image.new("RGB", (8, 4), (200, 60, 30)), kind)
+    if kind == "PNG":
+        return files.png_with(plain, files.png_chunk(b"eXIf", exif))
+    if kind == "JPEG":
+        return files.jpeg_with(plain, files.segment(0xE1, b"Exif\0\0" + exif))
+    head = files.riff_chunk(b"VP8X", b"\x08\0\0\0" + b"\7\0\0\3\0\0")
+    return files.webp_with(plain, head + files.riff_chunk(b"EXIF", exif))
+
+
+ODD_TAGS = {
+    "XMP in ASCII": struct.pack("<HHI", 700, 2, 4) + b"a\xff\xfe\0",
+    "a negative resolution": struct.pack("<HHII", 0x11A, 10, 1, 40),
+    "a width of eight bytes": struct.pack("<HHII", 0x100, 16, 1, 40),
+    "an unknown type": struct.pack("<HHII", 0x100, 99, 2**32 - 1, 40),
+    "a directory outside": struct.pack("<HHII", 0x8769, 4, 1, 2**32 - 1),
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("name", ODD_TAGS)
+def test_tags_beside_the_orientation_do_not_matter(kind: str, name: str) -> None:
+    for tags in ((TURNED, ODD_TAGS[name]), (ODD_TAGS[name], TURNED)):
+        picture, _ = read(_with_exif(kind, _exif(*tags, extra=struct.pack("<ii", -5, 1) * 9)))
+        assert (picture.width, picture.height) == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("exif", "width"),
+    [
+        (b"Exif\0\0" + _exif(TURNED), 4),
+        (b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0), 4),
+        (_exif(struct.pack("<HHII", 0x112, 4, 1, 6)), 4),
+        (_exif(struct.pack("<HHII", 0x112, 3, 1, 9)), 8),
+        (_exif(struct.pack("<HHII", 0x112, 5, 1, 6)), 8),
+        (_exif(TURNED)[:-6], 8),
+        (b"II*\0\xff\xff\xff\xff" + _exif(TURNED), 8),
+        (b"II+\0" + _exif(TURNED)[4:], 8),
+        (b"", 8),
+    ],
+)
+def test_an_orientation_is_read_where_it_can_be(exif: bytes, width: int) -> None:
+    picture, _ = read(_with_exif("PNG", exif))
+    assert picture.width == width
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "HEIF"])
+def test_an_orientation_in_xmp_alone_says_nothing(kind: str) -> None:
+    image = Image.new("RGB", (64, 32), (200, 60, 30))
+    if kind == "HEIF":
+        upright = XMP_TURNED.replace(b'"6"', b'"1"')  # its encoder would turn the picture
+        data = files.heic(image, xmp=upright).replace(upright, XMP_TURNED)
+    elif kind == "PNG":
+        text = files.png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP_TURNED)
+        data = files.png_with(corpus.saved(image, kind), text)
+    else:
+        data = corpus.saved(image, kind, xmp=XMP_TURNED)
+    assert b"tiff:Orientation" in data
+    assert read(data)[1].size == (64, 32)
+
+
+@pytest.mark.parametrize("start", [b"XXXX", b"MM\0+", bytes(4), b"MM\0*\xff\xff\xff\xff\xff\xff"])
+@pytest.mark.parametrize("xmp", [b"", b"<x:xmpmeta", XMP_TURNED])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_damaged_metadata_of_an_avif_is_no_damage(
+    start: bytes, xmp: bytes, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "hello"
+    exif[0x0112] = orientation
+    image = Image.new("RGB", (64, 32), (200, 60, 30))
+    data = corpus.saved(image, "AVIF", exif=exif.tobytes(), **({"xmp": xmp} if xmp else {}))
+    at = data.index(b"MM\0*")
+    data = data[:at] + start + data[at + len(start) :]
+    assert read(data)[1].size == ((64, 32) if orientation == 1 else (32, 64))
+
+
+def test_metadata_of_a_single_frame_and_of_thumbnails_is_not_stored() -> None:
+    still = corpus.saved(Image.new("RGB", (16, 16), (200, 60, 30)), "WEBP", lossless=True)
+    chunk, side = files.riff_chunk, b"\x0f\0\0"
+    animation = (
+        chunk(b"VP8X", b"\x2e\0\0\0" + side * 2),
+        chunk(b"ICCP", b"SECRET"),
+        chunk(b"ANIM", bytes(6)),
+        chunk(
+            b"ANMF", bytes(6) + side * 2 + b"\x64\0\0\0" + still[12:] + chunk(b"abcd", b"SECRET")
+        ),
+        chunk(b"EXIF", b"II*\0SECRET"),
+        chunk(b"XMP ", b"SECRET"),
+    )
+    webp = chunk(b"RIFF", b"WEBP" + b"".join(animation))
+    plain = corpus.saved(corpus.picture(), "JPEG")
+    jfif = files.segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\x0a\x0a" + b"SECRET" * 50)
+    adobe = files.segment(0xEE, b"Adobe\0\x64\0\0\0\0\1SECRET")
+    palette = files.png_chunk(b"PLTE", b"SECRET")
+    pictures = {
+        "a single frame": webp,
+        "a thumbnail": plain[:2] + jfif + plain[20:],
+        "behind Adobe's fields": files.jpeg_with(plain, adobe),
+        "a palette of RGB": files.png_with(corpus.saved(corpus.picture(), "PNG"), palette),
+    }
+    for name, data in pictures.items():
+        assert b"SECRET" in data
+        picture, content = stored(data)
+        assert b"SECRET" not in content, name
+        assert not picture.as_sent, name
+        read(data)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *(bytes((0xFF, code, 0, 2)) for code in (0x02, 0xDC, 0xDE, 0xDF, 0xE0, 0xF0, 0xFD, 0xFE)),
+        b"\xff\xde\0\0",
+        b"\xff\xf0\0\1",
+        b"\xff\xde\0\2\xff",
+        b"\xff\xe3\0\4\xff\xda",
+        files.segment(0xE1, b"12345678"),
+        files.segment(0xE1, b"Exif\0\0"),
+        files.segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0"),
+        files.segment(0xE2, b"ICC_PROFILE\0\1\2x"),
+    ],
+)
+def test_millions_of_segments_cost_little(piece: bytes) -> None:
+    """A decoder has four seconds to open a file."""
+    plain = corpus.saved(corpus.picture(), "JPEG")
+    data = files.jpeg_with(plain, piece * (19 * 2**20 // len(piece)))
+    began = time.process_time()
+    picture, _ = stored(data)
+    assert picture == stored(plain)[0]
+    assert time.process_time() - began < 3
 
 
 def test_scans_that_hide_in_another_segment_do_not_reach_a_decoder() -> None:

@@ -141,7 +141,9 @@ class AdapterLoader:
         checks.check_adapter(header, widths, pipe.unet)
         # The loader uses an encoder that is there already, wherever the adapter's files are.
         pipe.register_modules(image_encoder=encoder.model, feature_extractor=encoder.processor)
-        pipe.load_ip_adapter(
+        hub.reading(
+            f"adapter file {name}",
+            pipe.load_ip_adapter,
             adapter.location,
             subfolder=subfolder,
             weight_name=adapter.weight_name,

@@ -4,6 +4,8 @@ Every mismatch is a `ConfigurationError` whose message names both files.
 """
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +36,12 @@ _KEYS: Final[Mapping[AdapterKind, frozenset[str]]] = {
 """What tells the kinds apart."""
 _NORMS: Final = {"base": "norm", "plus": "norm_out", "full": "proj.3"}
 """The layer norm of the tokens."""
+_VECTORS: Final = re.compile(r"\.bias$|\.(norm\w*|proj\.3|layers\.\d+\.1\.0)\.weight$")
+"""Biases, and weights of layer norms."""
 LEGACY_EOS: Final = 2
 """`eos_token_id` of old configurations, which stands for the largest token of a text."""
+_TIME_IDS: Final = 6
+"""Height and width of the original, of the crop's corner and of the target, in SDXL."""
 PLUS_LAYERS: Final = 4
 """Depth of the resampler; diffusers' loader takes no other."""
 
@@ -65,7 +71,9 @@ class AdapterFile:
         norm = self.shapes.get(f"image_proj.{_NORMS[self.kind]}.weight")
         if norm is not None:
             return norm[0]
-        return next((shape[-1] for key, shape in self.shapes.items() if "to_k_ip" in key), 0)
+        return next(
+            (shape[-1] for key, shape in self.shapes.items() if "to_k_ip" in key and shape), 0
+        )
 
     @property
     def tokens(self) -> int:
@@ -124,7 +132,24 @@ def read_adapter(path: Path, name: str) -> AdapterFile:
             f"adapter file {name} is no IP-Adapter of a kind that is served (base, Plus, full): "
             "it has neither image_proj.proj nor image_proj.latents"
         )
+    odd = [
+        f"{key} {shape}"
+        for key, shape in sorted(shapes.items())
+        if key.startswith("image_proj.") and len(shape) != _rank(key)
+    ]
+    if odd:
+        raise ConfigurationError(
+            f"adapter file {name} is damaged or of another kind: {len(odd)} tensors have another "
+            f"number of dimensions: {', '.join(odd[: hub.NAMED])}"
+        )
+    hub.check_files([path], f"adapter file {name}")
     return AdapterFile(name, kind, shapes)
+
+
+def _rank(key: str) -> int:
+    if key == "image_proj.latents":
+        return 3
+    return 1 if _VECTORS.search(key) else 2
 
 
 def check_encoder(adapter: AdapterFile, config: Any, encoder: str) -> None:
@@ -236,6 +261,27 @@ def check_unet(unet: Any, vae: Any) -> None:
         raise ConfigurationError(f"UNet {name} has parts that are not served")
 
 
+def check_vae(vae: Any) -> None:
+    """Check the numbers of a VAE's configuration that latents are scaled with."""
+    config, channels = vae.config, vae.config.latent_channels
+    scales = {"scaling_factor": [config.scaling_factor]}
+    if config.latents_mean is not None and config.latents_std is not None:
+        scales |= {"latents_mean": config.latents_mean, "latents_std": config.latents_std}
+    for name, values in scales.items():
+        several = name != "scaling_factor"
+        sound = (
+            isinstance(values, list | tuple)
+            and len(values) == (channels if several else 1)
+            and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+            and (name == "latents_mean" or all(value > 0 for value in values))
+        )
+        if not sound:
+            raise ConfigurationError(
+                f"VAE {config._name_or_path}: {name} in config.json is "  # noqa: SLF001 (as above)
+                f"{values if several else values[0]!r}, which no latents can be scaled with"
+            )
+
+
 def check_text(
     encoders: Sequence[Any], tokenizers: Sequence[Any], unet: Any, names: Sequence[str]
 ) -> None:
@@ -257,6 +303,15 @@ def check_text(
             raise ConfigurationError(
                 f"tokenizer {name} ends texts with the token {tokenizer.eos_token_id}, but its "
                 f"text encoder looks for {config.eos_token_id}: it belongs to another model"
+            )
+    if unet.config.addition_embed_type == "text_time":
+        pooled, number = encoders[-1].config.projection_dim, unet.config.addition_time_embed_dim
+        taken = unet.config.projection_class_embeddings_input_dim
+        if pooled + _TIME_IDS * number != taken:
+            raise ConfigurationError(
+                f"UNet {unet_name(unet)} takes added conditions of width {taken}, but the text "
+                f"encoder beside tokenizer {names[-1]} gives {pooled}, and its {_TIME_IDS} sizes "
+                f"{number} each"
             )
     widths = [encoder.config.hidden_size for encoder in encoders]
     if sum(widths) != unet.config.cross_attention_dim:
@@ -289,6 +344,12 @@ def check_controlnet(controlnet: Any, name: str, unet: Any) -> None:
     """Compare a ControlNet with the UNet that takes its residuals."""
     if controlnet.config.global_pool_conditions:
         raise ConfigurationError(f"ControlNet {name} pools its conditions, which is not served")
+    order = controlnet.config.controlnet_conditioning_channel_order
+    if order not in ("rgb", "bgr"):
+        raise ConfigurationError(
+            f"ControlNet {name}: controlnet_conditioning_channel_order is {order!r}, neither rgb "
+            "nor bgr"
+        )
     for field in (
         "in_channels",
         "block_out_channels",

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,6 +26,7 @@ PARTS: Final = ("unet", "text_encoder", "text_encoder_2")
 _DOWN_OR_UP: Final = re.compile(
     r"(?:[._]lora|\.lora_linear_layer)?\.(down|up)\.weight$|\.lora_(A|B)\.(?:default\.)?weight$"
 )
+_ALPHA: Final = re.compile(r"\.alpha$")
 _ONCE: Final = re.compile(r"attn2\.to_[kv]$|^time_embedding\.|^add_embedding\.")
 """Layers of a UNet that run once a job."""
 _TEXT_NAMES: Final = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
@@ -159,17 +159,17 @@ def _file(lora: Lora) -> tuple[Path, str]:
 
 def _read(path: Path, name: str, pipe: Any, pipeline: Any) -> Iterator[tuple[str, str, LowRank]]:
     """Part of the pipeline, path of the layer in it, and update, for each layer of a file."""
-    try:
-        tensors, alphas, metadata = pipeline.lora_state_dict(
-            str(path.parent),
-            weight_name=path.name,
-            unet_config=pipe.unet.config,
-            use_safetensors=True,
-            local_files_only=True,
-            return_lora_metadata=True,
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ConfigurationError(f"LoRA file {name} cannot be read: {error}") from error
+    tensors, alphas, metadata = hub.reading(
+        f"LoRA file {name}",
+        pipeline.lora_state_dict,
+        str(path.parent),
+        weight_name=path.name,
+        unet_config=pipe.unet.config,
+        use_safetensors=True,
+        local_files_only=True,
+        return_lora_metadata=True,
+    )
+    hub.check_files([path], f"LoRA file {name}", _ALPHA)
     pairs: dict[tuple[str, str], _Pair] = {}
     for key, tensor in tensors.items():
         found = _DOWN_OR_UP.search(key)

@@ -4,6 +4,7 @@ diffusers converts the tensors; which networks they belong to is read from the f
 since its converter takes what it finds and leaves the rest empty.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -46,6 +47,11 @@ INPAINTING_CHANNELS: Final = 9
 VELOCITY: Final = "v_pred"
 SETTINGS: Final = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 
+_UNREAD: Final = re.compile(
+    r"^(?!model\.diffusion_model\.|first_stage_model\.|cond_stage_model\.|conditioner\.)|position_ids$"
+)
+"""Tensors of no network that is served, such as those of a training state."""
+
 CONVERTERS: Final = {"unet": convert_ldm_unet_checkpoint, "vae": convert_ldm_vae_checkpoint}
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -83,6 +89,7 @@ def load(checkpoint: Checkpoint, pipeline: Any, arguments: dict[str, Any], parts
         network: nn.Module = getattr(pipe, part)
         missing = [key for key, tensor in network.state_dict().items() if tensor.is_meta]
         hub.check_tensors(f"checkpoint {name}, {part}", missing, ())
+    hub.check_files([path], f"checkpoint {name}", _UNREAD)
     pipe.unet.register_to_config(_name_or_path=name)  # for messages
     return pipe
 

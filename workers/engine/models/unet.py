@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from service.core.catalog import BlockScales, Checkpoint, ModelEntry
 from service.core.errors import ConfigurationError
 from service.core.param_types import IpTarget
+from workers.engine import schedulers
 from workers.engine.attention import Context, ImageContext, Kernel
 from workers.engine.cache import Embedding, Layout
 from workers.engine.models import (
@@ -264,6 +265,7 @@ class UNetModel:
         on_stage(f"loading {name}: base")
         pipe = cls._base(name, entry, dtype)
         checks.check_unet(pipe.unet, pipe.vae)
+        checks.check_vae(pipe.vae)
         encoders, tokenizers = cls.text_encoders(pipe)
         settings = entry.base.config if isinstance(entry.base, Checkpoint) else entry.base
         names = [hub.name_of(settings, part) for part in cls.tokenizers]
@@ -333,6 +335,8 @@ class UNetModel:
         hub.read_json(settings, "model_index.json")
         # Before anything is loaded: another family's pipeline class warns, or fails, on its own.
         cls.check(hub.read_json(settings, "unet", "config.json"), hub.name_of(settings, "unet"))
+        scheduler = hub.read_json(settings, "scheduler", "scheduler_config.json")
+        schedulers.check_class(scheduler, hub.name_of(settings, "scheduler"))
         for part in cls.tokenizers:
             arguments[part] = hub.tokenizer(settings, part)
         if isinstance(base, Checkpoint):
