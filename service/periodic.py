@@ -15,7 +15,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from service.core import redis_keys
 from service.core.errors import DependencyUnavailable
 from service.core.job import read_number
-from service.core.redis_server import ServerInfo, explain, is_wrong_type, warn
+from service.core.redis_server import ServerInfo, explain, is_wrong_type, readable, warn
 from service.core.storage import OWNER_MARK, Storage, StorageError
 from service.problems import UNAVAILABLE_RETRY_SECONDS
 
@@ -130,12 +130,8 @@ class StorageSweep:
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.hmget(redis_keys.job(job_id), "status", "expires_at")
             pipeline.time()
-            record, (seconds, _) = await pipeline.execute(raise_on_error=False)
-        if is_wrong_type(record):
-            return orphaned
-        if isinstance(record, Exception):
-            raise record
-        status, expires_at = record
+            record, (seconds, _) = readable(await pipeline.execute(raise_on_error=False))
+        status, expires_at = record or (None, None)
         if status is None:
             return orphaned
         ends_at = read_number(expires_at)  # a damaged record ends by its own time to live

@@ -155,10 +155,7 @@ class ProgressWriter(threading.Thread):
         with self._redis.pipeline(transaction=False) as pipeline:
             for job in jobs:
                 pipeline.hget(redis_keys.job(job.claim.job_id), "fence")
-            fences = pipeline.execute(raise_on_error=False)  # one that is no record is lost
-        for answer in fences:
-            if isinstance(answer, Exception) and not redis_server.is_wrong_type(answer):
-                raise answer
+            fences = redis_server.readable(pipeline.execute(raise_on_error=False))
         return {
             job
             for job, fence in zip(jobs, fences, strict=True)

@@ -5,7 +5,7 @@ with its cause, without secrets.
 """
 
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -83,7 +83,16 @@ def is_full(error: object) -> bool:
 
 def is_wrong_type(error: object) -> bool:
     """Whether a key holds another type than this service writes there."""
-    return "WRONGTYPE" in str(error)
+    return isinstance(error, errors.ResponseError) and "WRONGTYPE" in str(error)
+
+
+def readable(answers: Iterable[Any]) -> list[Any]:
+    """The answers of a pipeline; `None` for each key of another type. Raises any other error."""
+    found = [None if is_wrong_type(answer) else answer for answer in answers]
+    for answer in found:
+        if isinstance(answer, Exception):
+            raise answer
+    return found
 
 
 def is_read_only(error: object) -> bool:

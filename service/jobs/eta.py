@@ -20,6 +20,7 @@ from service.core.catalog import Catalog
 from service.core.job import Job, JobMetrics, Status, read_number
 from service.core.params import GenerateRequest
 from service.core.queue import list_key
+from service.core.redis_server import readable
 from service.core.worker_registry import WorkerInfo, read
 
 SNAPSHOT_SECONDS: Final = 0.5
@@ -40,8 +41,7 @@ _WARM_OVERHEAD_SECONDS: Final = 0.3
 _MAX_CORRECTION: Final = 3.0
 _UNREADABLE_ROWS: Final = 2.0
 _UNREADABLE_STEPS: Final = 30
-_MOST_ROWS: Final = 1e4
-_MOST_STEPS: Final = 10_000
+_MOST_WORK: Final = 10_000
 _MOST_OVERHEAD_SECONDS: Final = 600.0
 """What lies beyond these in a record is no measure of other jobs."""
 
@@ -269,10 +269,11 @@ class Estimates:
 
     async def presences(self) -> list[WorkerInfo]:
         """The workers with a recent heartbeat."""
-        names: Any = await self._redis.zrange(redis_keys.WORKERS, 0, -1)
-        if not names:
-            return []
-        return read(await self._redis.mget([redis_keys.worker(name) for name in names]))
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.zrange(redis_keys.WORKERS, 0, -1)
+            [names] = readable(await pipeline.execute(raise_on_error=False))
+        keys = [redis_keys.worker(name) for name in names or ()]
+        return read(await self._redis.mget(keys)) if keys else []
 
     async def _take(self, now: float) -> Snapshot:
         ready = [presence for presence in await self.presences() if presence.ready]
@@ -281,8 +282,9 @@ class Estimates:
             pipeline.llen(self._list)
             pipeline.lrange(self._dequeued, 0, -1)
             pipeline.zrange(self._running, 0, -1)
-            waiting, length, dequeued, running = await pipeline.execute()
-        listed = len(waiting)
+            found = readable(await pipeline.execute(raise_on_error=False))
+        waiting, dequeued, running = (found[at] or [] for at in (0, 2, 3))
+        listed, length = len(waiting), found[1] or 0
         held = list(dict.fromkeys([*(name.partition(":")[0] for name in running), *dequeued]))
         known = set(held)
         waiting = [job_id for job_id in waiting if job_id not in known]
@@ -317,32 +319,31 @@ class Estimates:
     async def _learn_works(self, job_ids: Sequence[str]) -> None:
         """The request of a job never changes, so it is read once and cached."""
         unknown = [job_id for job_id in job_ids if job_id not in self._works]
-        if unknown:
-            texts = await self._read_fields(unknown, "request")
-            for job_id, text in zip(unknown, texts, strict=True):
-                self._works[job_id] = self._work(job_id, text)
+        texts = await self._read_fields(unknown, "request")
+        for job_id, text in zip(unknown, texts, strict=True):
+            self._works[job_id] = self._work(job_id, text)
         for job_id in job_ids:
             self._works.move_to_end(job_id)
         while len(self._works) > max(_JOBS_CACHED, len(job_ids)):
             self._works.popitem(last=False)
 
     async def _read_fields(self, job_ids: Sequence[str], name: str) -> list[Any]:
-        """One field of each job's record; an error in place of one that is no record."""
+        """One field of each job's record; `None` for one that is no record."""
         if not job_ids:
             return []
         async with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
                 pipeline.hget(redis_keys.job(job_id), name)
-            return list(await pipeline.execute(raise_on_error=False))
+            return readable(await pipeline.execute(raise_on_error=False))
 
-    def _work(self, job_id: str, text: object) -> RemainingWork:
-        if not isinstance(text, str):
+    def _work(self, job_id: str, text: str | None) -> RemainingWork:
+        if text is None:
             return RemainingWork(job_id, 0.0, 0)
         # Of another release, or damaged: it counts as an ordinary job.
         ordinary = RemainingWork(job_id, _UNREADABLE_ROWS, _UNREADABLE_STEPS)
         try:
             request = GenerateRequest.model_validate_json(text)
-            if not 0 < request.steps <= _MOST_STEPS or request.num_images > _MOST_ROWS:
+            if min(request.steps, request.num_images) < 1 or request.steps > _MOST_WORK:
                 return ordinary
             entry = self._catalog.models.get(request.model)
             native = entry.defaults.width * entry.defaults.height if entry else 0
@@ -350,7 +351,7 @@ class Estimates:
             rows = area * request.row_steps / request.steps
         except (ValidationError, ArithmeticError):
             return ordinary
-        return RemainingWork(job_id, rows, request.steps) if 0 <= rows <= _MOST_ROWS else ordinary
+        return RemainingWork(job_id, rows, request.steps) if 0 <= rows <= _MOST_WORK else ordinary
 
     async def _steps(self, job_ids: list[str]) -> dict[str, int]:
         """Steps that each running job has done."""
@@ -366,14 +367,12 @@ class Estimates:
         ended = [name for name in self._checkpoints if name not in steps]
         for name, step in steps.items():
             checkpoint = self._checkpoints.get(name)
-            if checkpoint is None or step < checkpoint.step:
+            # Before its first step, a job may not have started.
+            if checkpoint is None or step < checkpoint.step or (step and not checkpoint.step):
                 self._checkpoints[name] = _Checkpoint(now, step, rows)
-            elif checkpoint.step and step - checkpoint.step >= STEPS_PER_OBSERVATION:
+            elif step - checkpoint.step >= STEPS_PER_OBSERVATION:
                 seconds = (now - checkpoint.at) / (step - checkpoint.step)
                 self._pace.observe_step((rows + checkpoint.rows) / 2, seconds)
-                self._checkpoints[name] = _Checkpoint(now, step, rows)
-            elif not checkpoint.step and step:
-                # Before it, the job may not have started.
                 self._checkpoints[name] = _Checkpoint(now, step, rows)
         for name in ended:
             del self._checkpoints[name]

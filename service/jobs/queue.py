@@ -16,7 +16,7 @@ from service.core import redis_keys
 from service.core.errors import DependencyUnavailable, QueueFull
 from service.core.job import Job
 from service.core.queue import enqueue, forget
-from service.core.redis_server import explain, is_full, is_read_only
+from service.core.redis_server import explain, is_full, is_read_only, readable
 from service.core.transitions import Transitions
 from service.jobs.eta import Estimates
 from service.jobs.store import FoundJob
@@ -72,7 +72,8 @@ class JobQueue:
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.llen(self._queue.key)
             pipeline.time()
-            waiting, (seconds, microseconds) = await pipeline.execute()
+            answers = readable(await pipeline.execute(raise_on_error=False))
+        waiting, (seconds, microseconds) = answers[0] or 0, answers[1]
         self._ahead_seconds = seconds + microseconds / 1e6 - time.monotonic()
         if waiting < self._max_jobs // 2 and waiting < self._max_jobs - LEAST_ROOM:
             self._roomy_until = time.monotonic() + COUNTED_SECONDS

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from service.core import redis_keys
 from service.core.metrics import ApiMetrics
+from service.core.redis_server import readable
 from service.dependencies import (
     UseEstimates,
     UseMetrics,
@@ -119,13 +120,15 @@ async def _read_redis(
     try:
         async with asyncio.timeout(SCRAPE_TIMEOUT_SECONDS):
             snapshot = await estimates.snapshot()
-            outbox = await redis.zcard(redis_keys.OUTBOX)
-            seconds, _ = await redis.time()
+            async with redis.pipeline(transaction=False) as pipeline:
+                pipeline.zcard(redis_keys.OUTBOX)
+                pipeline.time()
+                outbox, (seconds, _) = readable(await pipeline.execute(raise_on_error=False))
             info = await redis_monitor.info()
     except (RedisError, TimeoutError):
         return b""
     oldest = snapshot.oldest_created_at
-    figures.webhook_outbox.set(outbox)
+    figures.webhook_outbox.set(outbox or 0)
     figures.queue_depth.set(snapshot.waiting)
     figures.running_jobs.set(snapshot.running)
     figures.workers_ready.set(snapshot.workers_ready)

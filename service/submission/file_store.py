@@ -17,7 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 from service.core import redis_keys
 from service.core.errors import NotFound
 from service.core.job import Moment
-from service.core.redis_server import is_wrong_type
+from service.core.redis_server import is_wrong_type, readable
 from service.core.storage import ObjectMissing, Storage, StorageError
 from service.submission.form import Upload
 
@@ -162,8 +162,8 @@ class FileStore:
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.exists(redis_keys.file(file_id))
             pipeline.zscore(index, file_id)
-            exists, listed = await pipeline.execute(raise_on_error=False)
-        return exists == 1 and isinstance(listed, float)
+            exists, listed = readable(await pipeline.execute(raise_on_error=False))
+        return bool(exists) and listed is not None
 
     async def _erase(self, file_id: str, index: str) -> None:
         await to_thread.run_sync(self._storage.delete, redis_keys.stored_file(file_id))
@@ -171,7 +171,4 @@ class FileStore:
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.delete(redis_keys.file(file_id))
             pipeline.zrem(index, file_id)
-            answers = await pipeline.execute(raise_on_error=False)
-        for answer in answers:
-            if isinstance(answer, Exception) and not is_wrong_type(answer):
-                raise answer
+            readable(await pipeline.execute(raise_on_error=False))

@@ -310,18 +310,23 @@ def test_a_client_is_told_when_to_poll_again(eta: float | None) -> None:
         redis_keys.OUTBOX,
         redis_keys.OUTBOX_ATTEMPTS,
         redis_keys.WORKERS,
+        QUEUE,
+        f"{QUEUE}:intermediate",
+        RUNNING,
     ],
 )
 def test_an_index_of_another_type_is_written_anew(api: Api, key: str) -> None:
+    before = api.job()
     api.redis.delete(key)
     api.redis.set(key, "x")
-    announce_warm(api.redis, row_steps_per_second=20.0)  # as each worker does every few seconds
-    for path in ("/jobs", "/v1/predictions"):
+    for path in ("/jobs", "/v1/predictions", "/healthz/live", f"/jobs/{before}"):
         assert api.client.get(path).status_code == 200
+    assert "imageprompt_queue_jobs" in api.client.get("/metrics").text
     job_id = api.job()
     assert job_id in {job["id"] for job in api.client.get("/jobs").json()["jobs"]}
     api.finish(job_id)
-    assert api.client.delete(f"/jobs/{job_id}").status_code == 204
+    for made in (before, job_id):
+        assert api.client.delete(f"/jobs/{made}").status_code == 204
     api.redis.delete(key)
 
 

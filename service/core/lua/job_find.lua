@@ -16,9 +16,11 @@ for index = 2, #ARGV do
   if type(owner) == 'table' then owner = '' end
   local ahead = -1
   if redis.pcall('HGET', record, 'status') == 'queued' then
-    ahead = redis.call('LPOS', KEYS[1], id, 'MAXLEN', most)
-      or redis.call('LPOS', KEYS[1], id, 'RANK', -1, 'MAXLEN', most)
-    if not ahead then
+    ahead = redis.pcall('LPOS', KEYS[1], id, 'MAXLEN', most)
+      or redis.pcall('LPOS', KEYS[1], id, 'RANK', -1, 'MAXLEN', most)
+    if type(ahead) == 'table' then
+      ahead = 0  -- the queue is a key of another type, until the next job is queued
+    elseif not ahead then
       local waiting = redis.call('LLEN', KEYS[1])
       ahead = waiting > 2 * most and math.floor(waiting / 2) or 0
     end
