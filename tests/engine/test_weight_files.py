@@ -162,7 +162,11 @@ def one(value: float) -> Callable[[Tensor], Tensor]:
 
 def text(file: str, content: str) -> Change:
     """Replace a file."""
-    return lambda folder: (folder / file).write_text(content) and None
+
+    def spoil(folder: Path) -> None:
+        (folder / file).write_text(content)
+
+    return spoil
 
 
 def both(*changes: Change) -> Change:
