@@ -127,7 +127,7 @@ def test_told_to_stop_it_answers_who_waits_and_ends_with_0(api: RestartedApi, re
 def test_rubbish_in_redis_is_no_code_and_no_leak(
     api: RestartedApi, redis: Redis, tmp_path: Path
 ) -> None:
-    """A pickle where a record should be is an error of ours, without a word of it."""
+    """A pickle where a record should be costs this job alone, without a word of it."""
     trap = tmp_path / "owned"
     code = f"cos\nsystem\n(S'touch {trap}'\ntR.".encode()
     try:
@@ -144,9 +144,9 @@ def test_rubbish_in_redis_is_no_code_and_no_leak(
                 },
             )
             answer = httpx.get(f"{api.running.url}/jobs/{job_id}", timeout=60)
-            assert answer.status_code == 500
+            assert answer.status_code == 410
             assert answer.headers["content-type"] == "application/problem+json"
-            assert answer.json()["type"] == "urn:imageprompt:error:internal"
+            assert answer.json()["type"] == "urn:imageprompt:error:gone"
             for secret in ("secret", "system", "pydantic", "Error", "/", "validation"):
                 assert secret not in answer.json()["detail"]
         assert not trap.exists()
