@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
+from service.cli.processes import RedisServer
 from service.core.settings import ROOT
 from tests.stack import Service
 
@@ -54,17 +55,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def service(
-    fresh_redis_url: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service that `make serve` starts, with previews, shared by all browser tests.
 
-    A job outlives a worker that a test stops for a while.
+    A job outlives a worker that a test stops for a while. Redis is its own: the databases of the
+    shared one come round again, and this worker would take the jobs of later tests.
     """
     folder = tmp_path_factory.mktemp("service")
+    redis = RedisServer(folder / "redis")
+    redis.start()
     settings = {
         "models": ROOT / "models" / "shapes.yaml",
-        "redis_url": fresh_redis_url(),
+        "redis_url": redis.url,
         "storage_url": (folder / "storage").as_uri(),
         "preview_every_steps": 2,
         "lease_seconds": 300,
@@ -76,6 +78,7 @@ def service(
     running.wait_ready()
     yield running
     running.stop()
+    redis.stop()
 
 
 @pytest.fixture(scope="module")
