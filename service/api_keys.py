@@ -27,6 +27,7 @@ from redis.exceptions import RedisError
 from service.browser_access import BrowserAccess
 from service.core import redis_keys
 from service.core.errors import Unauthorized
+from service.core.job import Moment
 from service.core.settings import API_KEY, Settings
 from service.core.storage import ObjectMissing, Storage, StorageError
 
@@ -45,13 +46,7 @@ BOOTSTRAP: Final = "bootstrap"
 ANONYMOUS: Final = "anonymous"
 """Owner of the jobs of callers without a key."""
 
-LAST_MOMENT: Final = 253_402_300_800
-"""The year 10000, in seconds since the epoch: later times have no date."""
-
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-Moment = Annotated[float, Field(ge=0, lt=LAST_MOMENT)]
 
 
 class Scope(StrEnum):

@@ -17,7 +17,7 @@ from uuid import uuid4
 import structlog
 from opentelemetry.trace import Tracer
 from pydantic import ValidationError
-from redis import Redis, RedisError, ResponseError
+from redis import Redis, RedisError
 
 from service.core import redis_keys, redis_server, tracing
 from service.core.errors import EngineFault, JobFailed, StorageFailed, UnservableRequest
@@ -111,13 +111,10 @@ class _Generation:
         name = redis_keys.job(self._claim.job_id)
 
         def read() -> dict[bytes | str, bytes | str]:
-            try:
+            with redis_server.wrong_type_is_absent():
                 found: dict[bytes | str, bytes | str] = self._shared.redis.hgetall(name)
-            except ResponseError as error:
-                if not redis_server.is_wrong_type(error):
-                    raise
-                return {}
-            return found
+                return found
+            return {}
 
         return {_text(name): _text(value) for name, value in self._redis(read).items()}
 

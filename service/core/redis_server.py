@@ -6,6 +6,7 @@ with its cause, without secrets.
 
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -84,6 +85,16 @@ def is_full(error: object) -> bool:
 def is_wrong_type(error: object) -> bool:
     """Whether a key holds another type than this service writes there."""
     return isinstance(error, errors.ResponseError) and "WRONGTYPE" in str(error)
+
+
+@contextmanager
+def wrong_type_is_absent() -> Iterator[None]:
+    """Leave the context where a key holds another type, as if there were no key."""
+    try:
+        yield
+    except errors.ResponseError as error:
+        if not is_wrong_type(error):
+            raise
 
 
 def readable(answers: Iterable[Any]) -> list[Any]:

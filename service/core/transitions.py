@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from redis import Redis, ResponseError
+from redis import Redis
 
 from service.core import redis_keys
 from service.core.job import (
@@ -23,7 +23,7 @@ from service.core.job import (
     StoredImage,
     encode_field,
 )
-from service.core.redis_server import is_full, is_wrong_type
+from service.core.redis_server import is_full, wrong_type_is_absent
 
 EVENTS_KEPT: Final = 500
 CLAIMED: Final = "claimed"
@@ -241,13 +241,10 @@ class Transitions:
 
     def _owner(self, record: str) -> str:
         """The owner of a job, which never changes; empty where the key is no record."""
-        try:
-            owner: Any = self._redis.hget(record, "owner")
-        except ResponseError as error:
-            if not is_wrong_type(error):
-                raise
-            return ""
-        return _text(owner or b"")
+        owner: Any = b""
+        with wrong_type_is_absent():
+            owner = self._redis.hget(record, "owner") or b""
+        return _text(owner)
 
 
 def _text(answer: object) -> str:

@@ -24,7 +24,7 @@ from service.core import redis_keys
 from service.core.errors import FieldError, Gone, InvalidField, NotFound
 from service.core.job import Job, Status, UnreadableRecord, read_number
 from service.core.queue import list_key
-from service.core.redis_server import is_wrong_type
+from service.core.redis_server import is_wrong_type, wrong_type_is_absent
 
 POSITIONS_SEARCHED: Final = 5000
 """From each end of the queue; a search of so many takes Redis some 50 microseconds."""
@@ -139,12 +139,10 @@ class JobStore:
         raise NotFound
 
     async def _lists(self, owner: str, job_id: str) -> bool:
-        try:
-            return await self._redis.zscore(redis_keys.owner_jobs(owner), job_id) is not None
-        except ResponseError as error:
-            if is_wrong_type(error):
-                return False
-            raise
+        score: Any = None
+        with wrong_type_is_absent():
+            score = await self._redis.zscore(redis_keys.owner_jobs(owner), job_id)
+        return score is not None
 
     async def _read(self, job_id: str) -> "_Answer":
         """What Redis holds of one job, read together with others that are asked for meanwhile."""

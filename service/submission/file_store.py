@@ -12,12 +12,12 @@ from typing import Annotated, Any, Final
 import redis.asyncio as aioredis
 from anyio import to_thread
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from service.core import redis_keys
 from service.core.errors import NotFound
 from service.core.job import Moment
-from service.core.redis_server import is_wrong_type, readable
+from service.core.redis_server import readable, wrong_type_is_absent
 from service.core.storage import ObjectMissing, Storage, StorageError
 from service.submission.form import Upload
 
@@ -112,14 +112,12 @@ class FileStore:
 
     async def _read(self, file_id: str) -> FileRecord | None:
         """One file's record; `None` where there is none, or a damaged one."""
+        text: Any = None
+        with wrong_type_is_absent():
+            text = await self._redis.get(redis_keys.file(file_id))
         try:
-            text: Any = await self._redis.get(redis_keys.file(file_id))
             record = None if text is None else FileRecord.model_validate_json(text)
         except ValidationError:
-            return None
-        except ResponseError as error:
-            if not is_wrong_type(error):
-                raise
             return None
         return record if record is not None and record.id == file_id else None
 
@@ -133,12 +131,9 @@ class FileStore:
 
     async def list(self, *, owner: str, share: str) -> list[FileRecord]:
         """All files of a caller, newest first."""
-        try:
-            names: Any = await self._redis.zrevrange(redis_keys.owner_files(share), 0, -1)
-        except ResponseError as error:
-            if not is_wrong_type(error):
-                raise
-            names = []
+        names: Any = []
+        with wrong_type_is_absent():
+            names = await self._redis.zrevrange(redis_keys.owner_files(share), 0, -1)
         found = []
         for file_id in names:
             try:
