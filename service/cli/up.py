@@ -172,7 +172,10 @@ class AllInOne:
         self._api_url_file = data / API_URL
         self._api_url_file.write_text(self.url, encoding="utf-8")
         drain, grace = _graces(console)
+        # On a CPU, workers that use all cores each hold each other up.
+        shared = {"IMAGEPROMPT_WORKER_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
         environment = {
+            **(shared if workers > 1 else {}),
             **os.environ,
             "IMAGEPROMPT_HOST": HOST,
             "IMAGEPROMPT_PORT": str(port),

@@ -1,18 +1,22 @@
 """A job's inputs are read and encoded once, beside the steps, or refused with a reason."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
 from service.core.errors import EngineFault, InputLost, UnservableRequest
 from tests.engine.conftest import Stepper, job, read, request
 from tests.requests import changed
-from workers.engine.api import EngineJob
+from workers.engine.api import EngineJob, NullObserver
 from workers.engine.engine import Engine
 
 
@@ -157,3 +161,41 @@ def test_large_pictures_are_decoded_one_at_a_time(stepper: Stepper, side: int, m
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(gather, range(2)))
     assert max(seen) == most
+
+
+def test_only_the_engines_own_thread_computes_on_several_cores(
+    make_engine: Callable[..., Engine],
+) -> None:
+    """A second team of OpenMP threads in the process would slow every operator of both."""
+    seen: dict[str, int] = {}
+
+    def reading(key: str) -> Image.Image:
+        seen["inputs"] = torch.get_num_threads()
+        return read(key)
+
+    class Watching(NullObserver):
+        def on_forward(self, model: str, entries: int) -> None:
+            seen["engine"] = torch.get_num_threads()
+
+    engine = make_engine(threads=3, observer=Watching())
+    engine.start()
+    unknown = request().images[0].model_copy(update={"pixels_sha256": "4" * 64})
+    engine.submit(EngineJob("job", changed(request(), images=(unknown,)), reading)).result(60)
+    with ThreadPoolExecutor(1) as pool:
+        seen["a later thread"] = pool.submit(torch.get_num_threads).result()
+    seen["the caller of start"] = torch.get_num_threads()
+    assert seen == {"engine": 3, "inputs": 1, "a later thread": 1, "the caller of start": 1}
+
+
+def test_a_worker_bounds_how_long_openmp_waits_awake_unless_the_operator_does() -> None:
+    """It is set before torch, which reads it once."""
+    script = """
+import os, sys, workers.__main__
+assert "torch" not in sys.modules
+print(os.environ["GOMP_SPINCOUNT"])
+"""
+    for given, expected in (({}, "2000"), ({"GOMP_SPINCOUNT": "5"}, "5")):
+        variables = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, env=variables | given, capture_output=True, check=True)
+        assert done.stdout.decode().strip() == expected

@@ -18,7 +18,7 @@ from tests.stack import picture
 class Up:
     """A running `imageprompt up`."""
 
-    def __init__(self, folder: Path, catalog: Path) -> None:
+    def __init__(self, folder: Path, settings: dict[str, object], *options: str) -> None:
         self.port = processes.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "up.log"
@@ -26,9 +26,10 @@ class Up:
             [
                 *(sys.executable, "-m", "service.cli.main", "up"),
                 *("--port", str(self.port), "--data", str(folder / "data")),
+                *options,
             ],
             log=self.log,
-            environment=environment({"models": catalog, "device": "cpu", "worker_threads": 1}),
+            environment=environment(settings),
         )
 
     def wait(self) -> "Up":
@@ -56,8 +57,9 @@ class Up:
 def up(tmp_path, tiny_catalog):
     started = []
 
-    def start() -> Up:
-        started.append(Up(tmp_path, tiny_catalog))
+    def start(*options: str, **settings: object) -> Up:
+        settings = {"models": tiny_catalog, "device": "cpu", **settings}
+        started.append(Up(tmp_path, settings, *options))
         return started[-1].wait()
 
     yield start
@@ -92,7 +94,7 @@ def generate(running: Up, folder: Path, *options: str) -> subprocess.CompletedPr
 
 
 def test_one_command_runs_everything_and_leaves_nothing(up, tmp_path) -> None:
-    first = up()
+    first = up(worker_threads=1)
     children = first.children()
     assert len(children) == 3
 
@@ -115,7 +117,7 @@ def test_one_command_runs_everything_and_leaves_nothing(up, tmp_path) -> None:
     assert processes.end(first.process, grace_seconds=60) == 0
     assert alive(children) == []
 
-    second = up()
+    second = up(worker_threads=1)
     job = json.loads((tmp_path / "job.json").read_text())
     found = httpx.get(f"{second.url}/jobs/{job['id']}", timeout=60).json()
     assert (found["status"], found["images"][0]["sha256"]) == (
@@ -127,6 +129,19 @@ def test_one_command_runs_everything_and_leaves_nothing(up, tmp_path) -> None:
     children = second.children()
     second.process.kill()
     until(lambda: not alive(children), what="the end of a killed parent's children")
+
+
+@pytest.mark.parametrize(
+    ("settings", "threads"), [({}, max(1, os.cpu_count() // 2)), ({"worker_threads": 7}, 7)]
+)
+def test_two_workers_share_the_cores_unless_a_setting_says_otherwise(
+    up, settings, threads
+) -> None:
+    workers = up("--workers", "2", **settings).children()[2:]
+    assert len(workers) == 2
+    for pid in workers:
+        variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        assert f"IMAGEPROMPT_WORKER_THREADS={threads}" in variables
 
 
 def test_demo_leaves_pictures_and_their_jobs(tmp_path, tiny_catalog) -> None:

@@ -39,7 +39,7 @@ from workers.engine.compile import CompiledNetworks, Networks
 from workers.engine.conditioning import conditionings
 from workers.engine.decode import Decoder, Finisher
 from workers.engine.determinism import set_cudnn_benchmark
-from workers.engine.device import choose_device
+from workers.engine.device import choose_device, set_threads
 from workers.engine.inputs import JobPreparer
 from workers.engine.models import FAMILIES, hub
 from workers.engine.models.base import Loader, Model
@@ -282,9 +282,8 @@ def load_engine(
     """
     target = choose_device(device)
     kernel = choose_kernel(attention, target)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     if target.type == "cpu":
+        set_threads(1)  # the step loop's thread takes the others
         malloc.keep_freed()
     models = {
         name: hub.reading(

@@ -25,6 +25,7 @@ from workers.engine.batch import Batcher, Predictions
 from workers.engine.batch_policy import BatchCaps, BatchPolicy
 from workers.engine.decode import Decoder, Finisher
 from workers.engine.determinism import deterministic
+from workers.engine.device import CPU_THREADS, set_threads
 from workers.engine.inputs import JobPreparer
 from workers.engine.preview import Previews
 from workers.engine.rows import Row, Work, now
@@ -96,6 +97,7 @@ class StepLoop:
         self._step_seconds = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        self._has_threads = threading.Event()
         self.last_step_at = now()
 
     @property
@@ -119,8 +121,11 @@ class StepLoop:
         return tuple(self._decodes)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread. On a CPU, operators on any other thread use one core from then on."""
         self._thread.start()
+        self._has_threads.wait()
+        if self._device.type == "cpu":
+            set_threads(1)
 
     def stop(self) -> None:
         """End the thread after the step it is in."""
@@ -165,8 +170,8 @@ class StepLoop:
         self._stopping = True
 
     def _main(self) -> None:
-        if self._threads:
-            torch.set_num_threads(self._threads)
+        set_threads(self._threads or CPU_THREADS)
+        self._has_threads.set()
         try:
             while not self._stopping:
                 self.turn()
