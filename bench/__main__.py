@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
 
 from bench.engine import peak, report, service, subject
+from bench.engine.contenders import PlainProcess
 from bench.engine.gpu import CompiledPlain, GpuBench
 from bench.engine.measures import Bench, Results
 from bench.engine.plain import Plain
@@ -27,10 +28,10 @@ from bench.engine.subject import Subject
 from service.core.catalog import Catalog
 from service.core.settings import Device
 from workers.engine.api import NullObserver, Options
+from workers.engine.device import CPU_THREADS
 from workers.engine.engine import Engine, load_engine
 
 OUT: Final = Path("out/bench")
-Pipelines = TypeVar("Pipelines", bound=Plain)
 
 
 class Recompiles(NullObserver):
@@ -60,8 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if options.gpu and not options.tiny and not torch.cuda.is_available():
         sys.exit("bench: --gpu needs a CUDA device; add --tiny to try the command without one")
-    if options.threads:
-        torch.set_num_threads(options.threads)
     name = "gpu" if options.gpu else "engine"
     name += "-uncompiled" if options.no_compile else ""
     with tempfile.TemporaryDirectory(prefix="imageprompt-bench-") as scratch:
@@ -72,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             chosen,
             gpu=options.gpu,
             compiled=not options.no_compile,
+            threads=options.threads or CPU_THREADS,
             with_service=not options.no_service,
             only=options.only,
         ):
@@ -87,7 +87,13 @@ def _subject(gpu: bool, tiny: bool) -> Callable[[Path], Subject]:  # noqa: FBT00
 
 
 def run(
-    chosen: Subject, *, gpu: bool, compiled: bool, with_service: bool, only: Sequence[str] = ()
+    chosen: Subject,
+    *,
+    gpu: bool,
+    compiled: bool,
+    threads: int,
+    with_service: bool,
+    only: Sequence[str] = (),
 ) -> Iterator[tuple[Results, dict[str, Any]]]:
     """Measure everything on one subject.
 
@@ -98,16 +104,15 @@ def run(
     catalog = chosen.catalog
     recompiles = Recompiles()
     device = Device.AUTO if gpu else Device.CPU
-    engine = load_engine(
-        catalog, Options(observer=recompiles, on_stage=print), device=device, compile=compiled
-    )
+    options = Options(observer=recompiles, on_stage=print, threads=threads)
+    engine = load_engine(catalog, options, device=device, compile=compiled)
     loaded = time.perf_counter()
     engine.warm_up()
     warm = time.perf_counter()
     about: dict[str, Any] = {
         "subject": chosen.title,
         "device": _device(engine.device),
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} CPU threads",
+        "torch": f"{torch.__version__}, {threads} CPU threads",
         "compiled": "yes" if compiled and engine.device == "cuda" else "no",
         "one job alone": f"{_size(chosen.single)}, {chosen.steps} steps",
         "jobs at once": f"{_size(chosen.burst)}, {chosen.burst_steps} steps",
@@ -115,10 +120,12 @@ def run(
         "load and warm-up": f"{loaded - started:.1f} s and {warm - loaded:.1f} s",
         "rate at full batches": f"{engine.row_steps_per_second:.1f} row-steps/s",
     }
-    plain = _plain(catalog, engine)
-    bench = Bench(chosen, plain(Plain), engine)
+    plain = _plain(catalog, engine, threads)
+    processes = [plain(Plain)]
+    bench = Bench(chosen, processes[0], engine)
     if gpu:
-        bench = GpuBench(chosen, plain(Plain), engine, compiled_plain=plain(CompiledPlain))
+        processes.append(plain(CompiledPlain))
+        bench = GpuBench(chosen, processes[0], engine, compiled_plain=processes[1])
     for part in bench.run(only):
         print(f"measuring: {part}", flush=True)
         about["recompiles while serving"] = recompiles.count
@@ -126,6 +133,8 @@ def run(
         if bench.results.figures:
             yield bench.results, about
     engine.stop()
+    for process in processes:
+        process.stop()
     results = bench.results
     about["recompiles while serving"] = recompiles.count
     if (
@@ -146,13 +155,14 @@ def run(
     yield results, about
 
 
-def _plain(catalog: Catalog, engine: Engine) -> Callable[[type[Pipelines]], Pipelines]:
+def _plain(catalog: Catalog, engine: Engine, threads: int) -> Callable[[type[Plain]], PlainProcess]:
     """Makes pipelines over the engine's model, with what its `ip_target`s are for them."""
     entry = catalog.models[catalog.default]
     model: Any = engine.models[catalog.default]
     targets = {**model.ip_targets(model.unet), **entry.ip_targets}
     scales = {target: blocks.model_dump() for target, blocks in targets.items()}
-    return lambda kind: kind(entry, torch.device(engine.device), scales)
+    device = torch.device(engine.device)
+    return lambda kind: PlainProcess(kind, threads, entry, device, scales)
 
 
 def _device(kind: str) -> str:

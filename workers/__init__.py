@@ -6,4 +6,4 @@ import os
 # two operators, where libgomp's own 300,000 rounds are 3 to 15 ms. Beside a process that keeps a
 # core busy every operator may wait that long: a job of 1.3 s took over a minute. libgomp reads it
 # when torch is first imported. Measured in docs/engine.md.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -1,15 +1,21 @@
-"""Three ways to serve the same jobs: a plain loop, one at a time behind a queue, and the engine."""
+"""Two ways to serve the same jobs: plain pipelines one at a time behind a queue, and the engine."""
 
-import queue
+import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
-from typing import Protocol
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, Final, Protocol
+
+import torch
 
 from bench.engine.plain import Plain
 from workers.engine.api import EngineJob, Ticket
 from workers.engine.engine import Engine
+
+SPIN: Final = "GOMP_SPINCOUNT"
+LIBGOMPS_OWN: Final = "300000"
 
 
 class Contender(Protocol):
@@ -19,36 +25,51 @@ class Contender(Protocol):
         """Take a job; the future gives the time (`perf_counter`) at which its picture was there."""
 
 
-def run_plain(plain: Plain, job: EngineJob) -> None:
-    """Call the plain pipeline once, inputs to picture."""
-    plain.pictures(job.request, job.read, output_type="pil")
+class PlainProcess:
+    """Plain pipelines in a process of their own, as a script or a server like cog runs them.
 
+    It calls the pipeline for the oldest job, on all cores. In the engine's process the two would
+    slow each other (`workers.engine.device.set_threads`).
+    """
 
-class OneAtATime:
-    """What cog and the servers like it do: one thread calls the pipeline for the oldest job."""
-
-    def __init__(self, plain: Plain) -> None:
-        self._plain = plain
-        self._queue: queue.SimpleQueue[tuple[EngineJob, Future[float]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+    def __init__(self, kind: type[Plain], threads: int, *arguments: Any) -> None:
+        """Start the process; `kind(*arguments)` are its pipelines. `threads` 0: torch's choice."""
+        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        ours = os.environ.get(SPIN, LIBGOMPS_OWN)
+        os.environ[SPIN] = LIBGOMPS_OWN  # what `import workers` sets is the engine's advantage
+        try:
+            self._pool.submit(_load, kind, threads, arguments).result()
+        finally:
+            os.environ[SPIN] = ours
 
     def submit(self, job: EngineJob) -> "Future[float]":
         """See `Contender`."""
-        future: Future[float] = Future()
-        self._queue.put((job, future))
-        return future
+        return self._pool.submit(_run, (job,))
+
+    def loop(self, jobs: Sequence[EngineJob]) -> None:
+        """Run jobs one after the other, inputs to pictures, and wait for the last."""
+        self._pool.submit(_run, tuple(jobs)).result()
 
     def stop(self) -> None:
-        """End the thread once its jobs are done."""
-        self._queue.put(None)
-        self._thread.join()
+        """End the process."""
+        self._pool.shutdown()
 
-    def _serve(self) -> None:
-        while (taken := self._queue.get()) is not None:
-            job, future = taken
-            run_plain(self._plain, job)
-            future.set_result(time.perf_counter())
+
+_loaded: Plain
+"""The pipelines, in their process."""
+
+
+def _load(kind: type[Plain], threads: int, arguments: tuple[Any, ...]) -> None:
+    global _loaded  # noqa: PLW0603 (a process of a pool has no other place)
+    if threads:
+        torch.set_num_threads(threads)
+    _loaded = kind(*arguments)
+
+
+def _run(jobs: Sequence[EngineJob]) -> float:
+    for job in jobs:
+        _loaded.pictures(job.request, job.read, output_type="pil")
+    return time.perf_counter()
 
 
 class Batched:

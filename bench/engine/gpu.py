@@ -21,7 +21,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from bench.engine.contenders import run_plain
+from bench.engine.contenders import PlainProcess
 from bench.engine.measures import AT_ONCE, IN_A_LOOP, Bench, timed
 from bench.engine.plain import Plain
 from bench.engine.tasks import LORAS
@@ -57,7 +57,7 @@ def _backend() -> str:
 class GpuBench(Bench):
     """The bench of a GPU; `compiled_plain` are the compiled pipelines."""
 
-    def __init__(self, *args: Any, compiled_plain: CompiledPlain) -> None:
+    def __init__(self, *args: Any, compiled_plain: PlainProcess) -> None:
         super().__init__(*args)
         self._compiled = compiled_plain
 
@@ -103,8 +103,8 @@ class GpuBench(Bench):
                 ticket.result()
 
         runs: dict[str, Callable[[], object]] = {
-            "plain": lambda: run_plain(self._plain, job()),
-            "compiled": lambda: run_plain(self._compiled, job()),
+            "plain": lambda: self._plain.loop([job()]),
+            "compiled": lambda: self._compiled.loop([job()]),
             **{str(count): partial(together, count) for count in counts},
         }
         seconds = self._interleaved(runs, warm=True)

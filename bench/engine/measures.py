@@ -12,8 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from bench.engine.contenders import Batched, OneAtATime, at_once, over_time, run_plain
-from bench.engine.plain import Plain
+from bench.engine.contenders import Batched, Contender, PlainProcess, at_once, over_time
 from bench.engine.subject import Subject
 from bench.engine.tasks import LORAS
 from workers.engine.api import EngineJob
@@ -21,7 +20,7 @@ from workers.engine.engine import Engine
 
 AT_ONCE = (1, 4, 8, 16)
 IN_A_LOOP = 8
-"""Jobs of a plain loop and of the queue; their rate does not depend on the number."""
+"""Jobs of a plain loop, whose rate does not depend on their number."""
 PRESSURE = 0.6
 """Jobs of the mixed load come this share of their mean time alone apart: too fast for a queue."""
 
@@ -42,7 +41,7 @@ class Results:
 class Bench:
     """Runs the measurements on one subject."""
 
-    def __init__(self, subject: Subject, plain: Plain, engine: Engine) -> None:
+    def __init__(self, subject: Subject, plain: PlainProcess, engine: Engine) -> None:
         self._subject = subject
         self._plain = plain
         self._engine = engine
@@ -75,43 +74,32 @@ class Bench:
             subject = self._subject
             return subject.job(next(self._seeds), size=subject.single, steps=subject.steps)
 
-        queued = OneAtATime(self._plain)
         seconds = self._interleaved(
             {
-                "plain": lambda: run_plain(self._plain, job()),
-                "one at a time": lambda: at_once(queued, [job()]),
+                "plain": lambda: self._plain.loop([job()]),
                 "engine": lambda: at_once(self._batched, [job()]),
             },
             warm=True,
         )
-        queued.stop()
         self.results.add("one job alone", "s", seconds)
 
     def _bursts(self) -> None:
-        queued = OneAtATime(self._plain)
-        runs: dict[str, Callable[[], object]] = {
-            f"plain, {IN_A_LOOP}": self._loop,
-            f"queue, {IN_A_LOOP}": lambda: at_once(queued, self._burst(IN_A_LOOP)),
-        }
+        runs: dict[str, Callable[[], object]] = {"plain": self._loop}
         for count in AT_ONCE:
             runs[f"engine, {count}"] = partial(self._together, count)
         short = self._subject.short
         runs["plain, short"] = partial(self._loop, short)
         runs["engine, short"] = partial(self._together, IN_A_LOOP, short)
         seconds = self._interleaved(runs)
-        queued.stop()
-        plain = IN_A_LOOP / seconds[f"plain, {IN_A_LOOP}"]
-        one = IN_A_LOOP / seconds[f"queue, {IN_A_LOOP}"]
         for count in AT_ONCE:
-            rates = {"plain": plain, "one at a time": one}
+            rates = {"plain": IN_A_LOOP / seconds["plain"]}
             rates["engine"] = count / seconds[f"engine, {count}"]
             self.results.add(f"{count} jobs at once", "pictures/s", rates)
         rates = {who: IN_A_LOOP / seconds[f"{who}, short"] for who in ("plain", "engine")}
         self.results.add(f"{IN_A_LOOP} jobs of {short} steps at once", "pictures/s", rates)
 
     def _loop(self, steps: int = 0) -> None:
-        for job in self._burst(IN_A_LOOP, steps):
-            run_plain(self._plain, job)
+        self._plain.loop(self._burst(IN_A_LOOP, steps))
 
     def _together(self, count: int, steps: int = 0) -> None:
         at_once(self._batched, self._burst(count, steps))
@@ -123,12 +111,12 @@ class Bench:
             seed = next(self._seeds)
             return self._subject.tasks(1_000_000 + 100 * seed)
 
-        def loop() -> None:
-            for job in jobs():
-                run_plain(self._plain, job)
-
         seconds = self._interleaved(
-            {"plain": loop, "engine": lambda: at_once(self._batched, jobs())}, warm=True
+            {
+                "plain": lambda: self._plain.loop(jobs()),
+                "engine": lambda: at_once(self._batched, jobs()),
+            },
+            warm=True,
         )
         rates = {who: len(jobs()) / spent for who, spent in seconds.items()}
         self.results.add("jobs of nine tasks at once", "pictures/s", rates)
@@ -162,15 +150,13 @@ class Bench:
 
     def _mixed(self) -> None:
         jobs = self._subject.mixed()
-        alone = statistics.median(timed(lambda: run_plain(self._plain, jobs[0])) for _ in range(2))
+        alone = statistics.median(timed(lambda: self._plain.loop(jobs[:1])) for _ in range(2))
         work = statistics.mean(job.request.steps for job in jobs) / jobs[0].request.steps
         gap = PRESSURE * alone * work
-        queued = OneAtATime(self._plain)
         latencies: dict[str, list[float]] = {"one at a time": [], "engine": []}
         for _ in range(max(1, self._subject.repeats - 1)):
-            latencies["one at a time"] += over_time(queued, jobs, gap)
+            latencies["one at a time"] += over_time(self._plain, jobs, gap)
             latencies["engine"] += over_time(self._batched, jobs, gap)
-        queued.stop()
         for name, share in (("p50", 50), ("p95", 95)):
             self.results.add(
                 f"mixed load, {name} latency",
@@ -187,11 +173,11 @@ class Bench:
 
         alone = self._interleaved(
             {
-                "one at a time": lambda: run_plain(self._plain, short()),
+                "one at a time": lambda: at_once(self._plain, [short()]),
                 "engine": lambda: at_once(self._batched, [short()]),
             }
         )
-        behind = {"one at a time": self._behind(OneAtATime(self._plain), short())}
+        behind = {"one at a time": self._behind(self._plain, short())}
         behind["engine"] = statistics.median(
             self._behind(self._batched, short()) for _ in range(subject.repeats)
         )
@@ -201,7 +187,7 @@ class Bench:
             "its time against alone", "x", {name: behind[name] / alone[name] for name in alone}
         )
 
-    def _behind(self, contender: OneAtATime | Batched, short: EngineJob) -> float:
+    def _behind(self, contender: Contender, short: EngineJob) -> float:
         """Latency of a short job that comes when seven long ones are on their way."""
         subject = self._subject
         long = [
@@ -212,8 +198,6 @@ class Bench:
         latency = at_once(contender, [short])
         for future in long:
             future.result()
-        if isinstance(contender, OneAtATime):
-            contender.stop()
         return latency
 
     def _cache(self) -> None:

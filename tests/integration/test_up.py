@@ -134,9 +134,7 @@ def test_one_command_runs_everything_and_leaves_nothing(up, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("settings", "threads"), [({}, max(1, os.cpu_count() // 2)), ({"worker_threads": 7}, 7)]
 )
-def test_two_workers_share_the_cores_unless_a_setting_says_otherwise(
-    up, settings, threads
-) -> None:
+def test_two_workers_share_the_cores_unless_a_setting_says_otherwise(up, settings, threads) -> None:
     workers = up("--workers", "2", **settings).children()[2:]
     assert len(workers) == 2
     for pid in workers:
