@@ -5,6 +5,7 @@ their own, bounded in number, so that they never block requests that poll.
 """
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ from service.limits import FairShare
 BLOCK_SECONDS: Final = 2.0
 HEARTBEAT_SECONDS: Final = 1.5
 """With `service.api_keys.RECHECK_SECONDS`, a revoked key's waits end in less than two seconds."""
-WAIT_PAUSE_SECONDS: Final = 0.1
-"""A request that waits for the end of a job does not read each of its steps by itself."""
+LONGEST_PAUSE_SECONDS: Final = 0.2
+"""Between two reads for a request that waits for the end of a job (`Pace`)."""
 LEAST_SLOTS: Final = 2
 """Of one owner and of one job, as long as any are free."""
 FIRST: Final = "0-0"
@@ -46,6 +47,35 @@ class Event:
     id: str
     name: str
     data: str
+
+
+class Pace:
+    """How long a request that waits for the end of a job can leave its steps unread.
+
+    That is half the time that the steps left will take, going by those done: few reads, and none
+    of them late.
+    """
+
+    def __init__(self) -> None:
+        self.pause_seconds = 0.0
+        self._first = 0.0, 0
+
+    def observe(self, event: Event) -> None:
+        """Take in an event; only progress tells anything. A damaged one tells nothing."""
+        if event.name != EventName.PROGRESS:
+            return
+        try:
+            progress = json.loads(event.data)
+            at, step = int(event.id.partition("-")[0]) / 1000, int(progress["step"])
+            left = int(progress["total"]) - step
+        except (ValueError, TypeError, KeyError, OverflowError):
+            return
+        began, first = self._first
+        if not first or step <= first:  # the first one, or another attempt's
+            self._first = began, first = at, step
+        done = step - first
+        half = max(0.0, at - began) / done * left / 2 if done else 0.0
+        self.pause_seconds = min(max(half, 0.0), LONGEST_PAUSE_SECONDS)
 
 
 class EventStreams:
@@ -114,15 +144,15 @@ class EventStreams:
             return False
 
     async def events(
-        self, job_id: str, after: str = FIRST, *, pause_seconds: float = 0.0
+        self, job_id: str, after: str = FIRST, *, all_at_once: bool = True
     ) -> AsyncIterator[Event | None]:
         """Every event after the one with id `after`, up to `done`; `None` as a heartbeat.
 
-        After some events there is a pause, so that those of the meantime are read together.
+        Unless all are wanted at once, those of several steps are read together.
         Ends without `done` where that is not to come (`is_over`), and when the process shuts down;
         reconnects while Redis is unavailable.
         """
-        key, last = redis_keys.events(job_id), after
+        key, last, pace = redis_keys.events(job_id), after, Pace()
         while not self.stopping:
             try:
                 answer = await self._redis.xread(
@@ -139,10 +169,12 @@ class EventStreams:
                 yield None
             for event_id, fields in _entries(answer):
                 last = event_id
-                yield Event(event_id, fields["event"], fields["data"])
-                if fields["event"] == EventName.DONE:
+                event = Event(event_id, fields["event"], fields["data"])
+                pace.observe(event)
+                yield event
+                if event.name == EventName.DONE:
                     return
-            await asyncio.sleep(pause_seconds)
+            await asyncio.sleep(0 if all_at_once else pace.pause_seconds)
 
     async def wait(self, job_id: str, seconds: float, *, owner: str, check: Check) -> bool | None:
         """Wait at most `seconds` for the end of the job; whether it came.
@@ -174,8 +206,7 @@ class EventStreams:
                 async with asyncio.timeout(seconds):
                     if await is_over(None):
                         return True
-                    pause = WAIT_PAUSE_SECONDS
-                    async for event in self.events(job_id, after, pause_seconds=pause):
+                    async for event in self.events(job_id, after, all_at_once=False):
                         await check()
                         if await is_over(event):
                             return True

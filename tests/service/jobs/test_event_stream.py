@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import httpx
 
 from service.core import redis_keys
 from service.core.transitions import Step
-from service.jobs.event_stream import EventStreams
+from service.jobs.event_stream import LONGEST_PAUSE_SECONDS, Event, EventStreams, Pace
 from tests.running import KEEP, Running, until
 from tests.service.conftest import Api, problem, sse
 
@@ -105,6 +106,51 @@ def test_a_stream_after_an_event_that_never_was_ends_with_its_job(api: Api) -> N
         lines = (line for line in answer.iter_lines() if line.startswith("event: "))
         api.finish(job_id)
         assert list(lines) == ["event: done"]
+
+
+def test_a_wait_leaves_steps_unread_for_half_of_what_they_still_take() -> None:
+    def progress(at_ms: int, step: int, total: int = 30) -> Event:
+        return Event(f"{at_ms}-0", "progress", json.dumps({"step": step, "total": total}))
+
+    pace, pauses = Pace(), []
+    for event in (
+        Event("5000-0", "status", '{"status": "running"}'),
+        progress(5000, 1),  # nothing is known of its speed
+        progress(5100, 2),
+        progress(7600, 27),
+        Event("7600-1", "progress", '{"step": Infinity, "total": []}'),
+        progress(7800, 29),
+        progress(7900, 30),
+        progress(9000, 1),  # a second attempt
+        progress(9010, 2),
+    ):
+        pace.observe(event)
+        pauses.append(round(pace.pause_seconds, 3))
+    longest = LONGEST_PAUSE_SECONDS
+    assert pauses == [0, 0, longest, 0.15, 0.15, 0.05, 0, 0, 0.14]
+
+
+def test_a_wait_reads_far_fewer_times_than_there_are_steps(api: Api) -> None:
+    steps = 100
+    job_id = api.job({"steps": steps})
+    claim = api.claim(job_id)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(
+            api.client.get, f"/jobs/{job_id}", headers={"prefer": "wait=60"}, timeout=90
+        )
+        until(lambda: _reads(api) >= 1)
+        before = _reads(api)
+        for step in range(1, steps + 1):
+            api.transitions.progress([Step(claim, step, steps)])
+            time.sleep(0.01)
+        api.finish(job_id)
+        assert waiting.result().json()["status"] == "succeeded"
+    assert 0 < _reads(api) - before < 0.6 * steps
+
+
+def _reads(api: Api) -> int:
+    """How often an event stream of the whole Redis was read so far."""
+    return int(api.redis.info("commandstats").get("cmdstat_xread", {"calls": 0})["calls"])
 
 
 def test_who_waits_for_a_job_that_was_deleted_is_told(api: Api) -> None:
