@@ -1,6 +1,7 @@
 """`python -m service`: runs the API process, configured by environment variables only."""
 
 import asyncio
+import gc
 import signal
 import sys
 from functools import partial
@@ -97,6 +98,9 @@ async def _serve(settings: Settings, *, shares_port: bool) -> bool:
             listening = False
             stop()
 
+    # A full collection of what stays anyway would hold every request up for 20 to 40 ms.
+    gc.collect()
+    gc.freeze()
     opening = asyncio.create_task(listen_publicly()) if loopback_only else None
     await asyncio.gather(*(serve(server) for server in servers))
     if opening is not None:

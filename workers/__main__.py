@@ -3,6 +3,7 @@
 A worker that cannot reach Redis or the storage logs it and keeps trying.
 """
 
+import gc
 import os
 import secrets
 import signal
@@ -175,6 +176,9 @@ class Worker:
             compile=settings.compile,
         )
         engine.warm_up()
+        # A full collection of what stays anyway would hold every thread up for some 0.2 s.
+        gc.collect()
+        gc.freeze()
         logging.mute_library_warnings("diffusers", "transformers")
         watch_memory(self._metrics, engine.device)
         logger.info("engine warm", seconds=round(time.monotonic() - began, 2), device=engine.device)
