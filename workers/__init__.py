@@ -2,8 +2,8 @@
 
 import os
 
-# How long an idle OpenMP thread of torch stays awake: about 0.1 ms, longer than what lies between
-# two operators, where libgomp's own 300,000 rounds are 3 to 15 ms. Beside a process that keeps a
-# core busy every operator may wait that long: a job of 1.3 s took over a minute. libgomp reads it
-# when torch is first imported. Measured in docs/engine.md.
+# How many rounds an idle OpenMP thread of torch stays awake: about half a millisecond, longer than
+# what lies between two operators. libgomp's own bound is 300,000 rounds, some 15 ms, which every
+# operator may wait beside a process that keeps a core busy: eight jobs that take 1.5 s together did
+# not end in 100 s. libgomp reads it when torch is first imported. Measured in docs/engine.md.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
