@@ -26,7 +26,7 @@ BLOCK_SECONDS: Final = 2.0
 HEARTBEAT_SECONDS: Final = 1.5
 """With `service.api_keys.RECHECK_SECONDS`, a revoked key's waits end in less than two seconds."""
 LONGEST_PAUSE_SECONDS: Final = 0.2
-"""Between two reads for a request that waits for the end of a job (`Pace`)."""
+"""Between two reads for a request that waits for the end of a job (`WaitPace`)."""
 LEAST_SLOTS: Final = 2
 """Of one owner and of one job, as long as any are free."""
 FIRST: Final = "0-0"
@@ -49,7 +49,7 @@ class Event:
     data: str
 
 
-class Pace:
+class WaitPace:
     """How long a request that waits for the end of a job can leave its steps unread.
 
     That is half the time that the steps left will take, going by those done: few reads, and none
@@ -152,7 +152,7 @@ class EventStreams:
         Ends without `done` where that is not to come (`is_over`), and when the process shuts down;
         reconnects while Redis is unavailable.
         """
-        key, last, pace = redis_keys.events(job_id), after, Pace()
+        key, last, pace = redis_keys.events(job_id), after, WaitPace()
         while not self.stopping:
             try:
                 answer = await self._redis.xread(

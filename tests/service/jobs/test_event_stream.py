@@ -16,7 +16,7 @@ import httpx
 
 from service.core import redis_keys
 from service.core.transitions import Step
-from service.jobs.event_stream import LONGEST_PAUSE_SECONDS, Event, EventStreams, Pace
+from service.jobs.event_stream import LONGEST_PAUSE_SECONDS, Event, EventStreams, WaitPace
 from tests.running import KEEP, Running, until
 from tests.service.conftest import Api, problem, sse
 
@@ -112,7 +112,7 @@ def test_a_wait_leaves_steps_unread_for_half_of_what_they_still_take() -> None:
     def progress(at_ms: int, step: int, total: int = 30) -> Event:
         return Event(f"{at_ms}-0", "progress", json.dumps({"step": step, "total": total}))
 
-    pace, pauses = Pace(), []
+    pace, pauses = WaitPace(), []
     for event in (
         Event("5000-0", "status", '{"status": "running"}'),
         progress(5000, 1),  # nothing is known of its speed
