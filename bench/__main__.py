@@ -121,11 +121,8 @@ def run(
         "rate at full batches": f"{engine.row_steps_per_second:.1f} row-steps/s",
     }
     plain = _plain(catalog, engine, threads)
-    processes = [plain(Plain)]
-    bench = Bench(chosen, processes[0], engine)
-    if gpu:
-        processes.append(plain(CompiledPlain))
-        bench = GpuBench(chosen, processes[0], engine, compiled_plain=processes[1])
+    processes = [plain(kind) for kind in ((Plain, CompiledPlain) if gpu else (Plain,))]
+    bench = (GpuBench if gpu else Bench)(chosen, engine, *processes)
     for part in bench.run(only):
         print(f"measuring: {part}", flush=True)
         about["recompiles while serving"] = recompiles.count

@@ -33,9 +33,9 @@ class PlainProcess:
     """
 
     def __init__(self, kind: type[Plain], threads: int, *arguments: Any) -> None:
-        """Start the process; `kind(*arguments)` are its pipelines. `threads` 0: torch's choice."""
+        """Start the process; `kind(*arguments)` are its pipelines."""
         self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        ours = os.environ.get(SPIN, LIBGOMPS_OWN)
+        ours = os.environ[SPIN]
         os.environ[SPIN] = LIBGOMPS_OWN  # what `import workers` sets is the engine's advantage
         try:
             self._pool.submit(_load, kind, threads, arguments).result()
@@ -44,11 +44,7 @@ class PlainProcess:
 
     def submit(self, job: EngineJob) -> "Future[float]":
         """See `Contender`."""
-        return self._pool.submit(_run, (job,))
-
-    def loop(self, jobs: Sequence[EngineJob]) -> None:
-        """Run jobs one after the other, inputs to pictures, and wait for the last."""
-        self._pool.submit(_run, tuple(jobs)).result()
+        return self._pool.submit(_run, job)
 
     def stop(self) -> None:
         """End the process."""
@@ -61,14 +57,12 @@ _loaded: Plain
 
 def _load(kind: type[Plain], threads: int, arguments: tuple[Any, ...]) -> None:
     global _loaded  # noqa: PLW0603 (a process of a pool has no other place)
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     _loaded = kind(*arguments)
 
 
-def _run(jobs: Sequence[EngineJob]) -> float:
-    for job in jobs:
-        _loaded.pictures(job.request, job.read, output_type="pil")
+def _run(job: EngineJob) -> float:
+    _loaded.pictures(job.request, job.read, output_type="pil")
     return time.perf_counter()
 
 

@@ -21,12 +21,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from bench.engine.contenders import PlainProcess
+from bench.engine.contenders import Contender, PlainProcess, at_once
 from bench.engine.measures import AT_ONCE, IN_A_LOOP, Bench, timed
 from bench.engine.plain import Plain
+from bench.engine.subject import Subject
 from bench.engine.tasks import LORAS
-from workers.engine.api import EngineJob
 from workers.engine.attention import KERNELS, measure_kernel
+from workers.engine.engine import Engine
 from workers.engine.models.hub import loader_arguments
 
 STEADY: Final = 5
@@ -57,8 +58,10 @@ def _backend() -> str:
 class GpuBench(Bench):
     """The bench of a GPU; `compiled_plain` are the compiled pipelines."""
 
-    def __init__(self, *args: Any, compiled_plain: PlainProcess) -> None:
-        super().__init__(*args)
+    def __init__(
+        self, subject: Subject, engine: Engine, plain: PlainProcess, compiled_plain: PlainProcess
+    ) -> None:
+        super().__init__(subject, engine, plain)
         self._compiled = compiled_plain
 
     @property
@@ -95,17 +98,14 @@ class GpuBench(Bench):
     ) -> dict[int, dict[str, float]]:
         """Pictures a second by number of jobs; pipelines run one at a time whatever it is."""
 
-        def job() -> EngineJob:
-            return self._subject.job(next(self._seeds), **fields)
-
-        def together(count: int) -> None:
-            for ticket in [self._engine.submit(job()) for _ in range(count)]:
-                ticket.result()
+        def together(contender: Contender, count: int) -> None:
+            jobs = [self._subject.job(next(self._seeds), **fields) for _ in range(count)]
+            at_once(contender, jobs)
 
         runs: dict[str, Callable[[], object]] = {
-            "plain": lambda: self._plain.loop([job()]),
-            "compiled": lambda: self._compiled.loop([job()]),
-            **{str(count): partial(together, count) for count in counts},
+            "plain": partial(together, self._plain, 1),
+            "compiled": partial(together, self._compiled, 1),
+            **{str(count): partial(together, self._batched, count) for count in counts},
         }
         seconds = self._interleaved(runs, warm=True)
         alone = {who: 1 / seconds[who] for who in ("plain", "compiled")}

@@ -20,7 +20,7 @@ from workers.engine.engine import Engine
 
 AT_ONCE = (1, 4, 8, 16)
 IN_A_LOOP = 8
-"""Jobs of a plain loop, whose rate does not depend on their number."""
+"""Jobs of the plain pipelines, whose rate does not depend on their number."""
 PRESSURE = 0.6
 """Jobs of the mixed load come this share of their mean time alone apart: too fast for a queue."""
 
@@ -41,7 +41,7 @@ class Results:
 class Bench:
     """Runs the measurements on one subject."""
 
-    def __init__(self, subject: Subject, plain: PlainProcess, engine: Engine) -> None:
+    def __init__(self, subject: Subject, engine: Engine, plain: PlainProcess) -> None:
         self._subject = subject
         self._plain = plain
         self._engine = engine
@@ -76,7 +76,7 @@ class Bench:
 
         seconds = self._interleaved(
             {
-                "plain": lambda: self._plain.loop([job()]),
+                "plain": lambda: at_once(self._plain, [job()]),
                 "engine": lambda: at_once(self._batched, [job()]),
             },
             warm=True,
@@ -84,12 +84,16 @@ class Bench:
         self.results.add("one job alone", "s", seconds)
 
     def _bursts(self) -> None:
-        runs: dict[str, Callable[[], object]] = {"plain": self._loop}
-        for count in AT_ONCE:
-            runs[f"engine, {count}"] = partial(self._together, count)
         short = self._subject.short
-        runs["plain, short"] = partial(self._loop, short)
-        runs["engine, short"] = partial(self._together, IN_A_LOOP, short)
+
+        def together(contender: Contender, count: int, steps: int = 0) -> None:
+            at_once(contender, self._burst(count, steps))
+
+        runs: dict[str, Callable[[], object]] = {"plain": partial(together, self._plain, IN_A_LOOP)}
+        for count in AT_ONCE:
+            runs[f"engine, {count}"] = partial(together, self._batched, count)
+        runs["plain, short"] = partial(together, self._plain, IN_A_LOOP, short)
+        runs["engine, short"] = partial(together, self._batched, IN_A_LOOP, short)
         seconds = self._interleaved(runs)
         for count in AT_ONCE:
             rates = {"plain": IN_A_LOOP / seconds["plain"]}
@@ -97,12 +101,6 @@ class Bench:
             self.results.add(f"{count} jobs at once", "pictures/s", rates)
         rates = {who: IN_A_LOOP / seconds[f"{who}, short"] for who in ("plain", "engine")}
         self.results.add(f"{IN_A_LOOP} jobs of {short} steps at once", "pictures/s", rates)
-
-    def _loop(self, steps: int = 0) -> None:
-        self._plain.loop(self._burst(IN_A_LOOP, steps))
-
-    def _together(self, count: int, steps: int = 0) -> None:
-        at_once(self._batched, self._burst(count, steps))
 
     def _tasks(self) -> None:
         """Jobs of nine tasks; a picture a second of plain pipelines that are all loaded."""
@@ -113,7 +111,7 @@ class Bench:
 
         seconds = self._interleaved(
             {
-                "plain": lambda: self._plain.loop(jobs()),
+                "plain": lambda: at_once(self._plain, jobs()),
                 "engine": lambda: at_once(self._batched, jobs()),
             },
             warm=True,
@@ -150,7 +148,7 @@ class Bench:
 
     def _mixed(self) -> None:
         jobs = self._subject.mixed()
-        alone = statistics.median(timed(lambda: self._plain.loop(jobs[:1])) for _ in range(2))
+        alone = statistics.median(at_once(self._plain, jobs[:1]) for _ in range(2))
         work = statistics.mean(job.request.steps for job in jobs) / jobs[0].request.steps
         gap = PRESSURE * alone * work
         latencies: dict[str, list[float]] = {"one at a time": [], "engine": []}

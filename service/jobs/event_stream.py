@@ -67,14 +67,13 @@ class WaitPace:
         try:
             progress = json.loads(event.data)
             at, step = int(event.id.partition("-")[0]) / 1000, int(progress["step"])
-            left = int(progress["total"]) - step
-        except (ValueError, TypeError, KeyError, OverflowError):
+            began, first = self._first
+            if not first or step <= first:  # the first one, or another attempt's
+                self._first = began, first = at, step
+            done, left = step - first, int(progress["total"]) - step
+            half = (at - began) / done * left / 2 if done else 0.0
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return
-        began, first = self._first
-        if not first or step <= first:  # the first one, or another attempt's
-            self._first = began, first = at, step
-        done = step - first
-        half = max(0.0, at - began) / done * left / 2 if done else 0.0
         self.pause_seconds = min(max(half, 0.0), LONGEST_PAUSE_SECONDS)
 
 
@@ -144,15 +143,15 @@ class EventStreams:
             return False
 
     async def events(
-        self, job_id: str, after: str = FIRST, *, all_at_once: bool = True
+        self, job_id: str, after: str = FIRST, *, pace: WaitPace | None = None
     ) -> AsyncIterator[Event | None]:
         """Every event after the one with id `after`, up to `done`; `None` as a heartbeat.
 
-        Unless all are wanted at once, those of several steps are read together.
+        With a `pace` those of several steps are read together.
         Ends without `done` where that is not to come (`is_over`), and when the process shuts down;
         reconnects while Redis is unavailable.
         """
-        key, last, pace = redis_keys.events(job_id), after, WaitPace()
+        key, last = redis_keys.events(job_id), after
         while not self.stopping:
             try:
                 answer = await self._redis.xread(
@@ -170,11 +169,12 @@ class EventStreams:
             for event_id, fields in _entries(answer):
                 last = event_id
                 event = Event(event_id, fields["event"], fields["data"])
-                pace.observe(event)
+                if pace is not None:
+                    pace.observe(event)
                 yield event
                 if event.name == EventName.DONE:
                     return
-            await asyncio.sleep(0 if all_at_once else pace.pause_seconds)
+            await asyncio.sleep(0 if pace is None else pace.pause_seconds)
 
     async def wait(self, job_id: str, seconds: float, *, owner: str, check: Check) -> bool | None:
         """Wait at most `seconds` for the end of the job; whether it came.
@@ -206,7 +206,7 @@ class EventStreams:
                 async with asyncio.timeout(seconds):
                     if await is_over(None):
                         return True
-                    async for event in self.events(job_id, after, all_at_once=False):
+                    async for event in self.events(job_id, after, pace=WaitPace()):
                         await check()
                         if await is_over(event):
                             return True

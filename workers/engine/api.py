@@ -181,10 +181,10 @@ class Options:
     """Settings of an engine that do not depend on its models.
 
     `slots` is the most jobs held at once and bounds the batches; `threads` is the number of CPU
-    threads of torch (0: torch's default); a job that computes for longer than
-    `job_timeout_seconds` fails; `store` is a shared second level of the embedding cache, whose
-    first level keeps `cache_entries`. `on_stage` is called with a description of each stage of
-    start-up.
+    threads of torch (0: torch's default), on a CPU of the engine's own thread alone; a job that
+    computes for longer than `job_timeout_seconds` fails; `store` is a shared second level of the
+    embedding cache, whose first level keeps `cache_entries`. `on_stage` is called with a
+    description of each stage of start-up.
     """
 
     slots: int = 16

@@ -39,7 +39,7 @@ from workers.engine.compile import CompiledNetworks, Networks
 from workers.engine.conditioning import conditionings
 from workers.engine.decode import Decoder, Finisher
 from workers.engine.determinism import set_cudnn_benchmark
-from workers.engine.device import choose_device, set_threads
+from workers.engine.device import CPU_THREADS, choose_device, set_threads
 from workers.engine.inputs import JobPreparer
 from workers.engine.models import FAMILIES, hub
 from workers.engine.models.base import Loader, Model
@@ -282,8 +282,9 @@ def load_engine(
     """
     target = choose_device(device)
     kernel = choose_kernel(attention, target)
+    # On a CPU the step loop's thread alone uses more than one.
+    set_threads(1 if target.type == "cpu" else options.threads or CPU_THREADS)
     if target.type == "cpu":
-        set_threads(1)  # the step loop's thread takes the others
         malloc.keep_freed()
     models = {
         name: hub.reading(
